@@ -1,0 +1,129 @@
+"""The shape of an encoder: Hugging Face's BERT and ALBERT configurations behind one dataclass."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import transformers
+
+from pabee_jax.activations import ACTIVATIONS
+from pabee_jax.errors import InputError
+
+FAMILIES = ("bert", "albert")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of an early-exit encoder; the field names are Hugging Face's.
+
+    BERT is the case `num_hidden_groups == num_hidden_layers`, `inner_group_num == 1` and
+    `embedding_size == hidden_size`.
+
+    Attributes:
+        family: "bert" or "albert".
+        num_labels: width C of every internal classifier; 1 means regression.
+        classifier_dropout: rate of the dropout in front of the classifiers, training only
+            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT).
+    """
+
+    family: str
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_hidden_groups: int
+    inner_group_num: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    classifier_dropout: float
+    initializer_range: float
+    num_labels: int
+
+    def __post_init__(self):
+        if self.family not in FAMILIES:
+            raise InputError(
+                f"the model type is {self.family!r}; only bert and albert are supported"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"hidden_act {self.hidden_act!r} is not one of {', '.join(sorted(ACTIVATIONS))}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+
+    @property
+    def is_regression(self) -> bool:
+        return self.num_labels == 1
+
+    def group(self, layer: int) -> int:
+        """The parameter group that layer `layer` (from 0) uses, in floating point as ALBERT has it."""
+        return int(layer / (self.num_hidden_layers / self.num_hidden_groups))
+
+    @property
+    def layer_groups(self) -> tuple[int, ...]:
+        """`group(i)` of every layer i."""
+        return tuple(self.group(layer) for layer in range(self.num_hidden_layers))
+
+    @classmethod
+    def from_hugging_face(cls, values: Mapping[str, Any], num_labels: int) -> Self:
+        """Reads the fields of a `config.json`; absent ones take Hugging Face's defaults.
+
+        Raises:
+            InputError: another architecture, or relative position embeddings.
+        """
+        family = values.get("model_type", "")
+        if family not in FAMILIES:
+            raise InputError(f"the model type is {family!r}; only bert and albert are supported")
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError("only absolute position embeddings are supported")
+        full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
+        common = (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+            "hidden_act max_position_embeddings type_vocab_size layer_norm_eps hidden_dropout_prob "
+            "attention_probs_dropout_prob initializer_range"
+        ).split()
+        fields = {name: getattr(full, name) for name in common}
+        if family == "bert":
+            fields |= dict(
+                embedding_size=full.hidden_size,
+                num_hidden_groups=full.num_hidden_layers,
+                inner_group_num=1,
+                classifier_dropout=full.hidden_dropout_prob,
+            )
+        else:
+            fields |= dict(
+                embedding_size=full.embedding_size,
+                num_hidden_groups=full.num_hidden_groups,
+                inner_group_num=full.inner_group_num,
+                classifier_dropout=full.classifier_dropout_prob,
+            )
+        return cls(family=family, num_labels=num_labels, **fields)
+
+
+def read_config_json(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint directory.
+
+    Raises:
+        InputError: the file is absent or is not a JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{directory} is not a checkpoint: it has no config.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    return values

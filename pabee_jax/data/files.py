@@ -1,0 +1,301 @@
+"""A user's own CSV, TSV, JSON-lines or Parquet file as a task; also the table that GLUE's files use."""
+
+import codecs
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pabee_jax.data.task import Examples, Task
+from pabee_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Some columns of a file, with each row's place in it. Its methods raise InputError.
+
+    Attributes:
+        path: the file.
+        columns: every column name in the file, also of columns that were not read.
+        cells: the values of the columns that were read, by column name.
+        places: each row's number in the file, from 1.
+        unit: what `places` counts, "line" or "row".
+    """
+
+    path: Path
+    columns: Sequence[str]
+    cells: Mapping[str, Sequence[object]]
+    places: Sequence[int]
+    unit: str = "line"
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def error(self, row: int, message: str) -> InputError:
+        return InputError(f"{self.path}, {self.unit} {self.places[row]}: {message}.")
+
+    def texts(self, column: str) -> list[str]:
+        """A column of strings; empty ones are allowed, null and other types are not."""
+        texts: list[str] = []
+        for row, value in enumerate(self.cells[column]):
+            if not isinstance(value, str):
+                found = "missing or null" if value is None else f"{value!r}, which is not a string"
+                raise self.error(row, f"the text in column {column!r} is {found}")
+            try:
+                value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+            except UnicodeEncodeError:
+                message = f"the text in column {column!r} holds a broken Unicode escape"
+                raise self.error(row, message) from None
+            texts.append(value)
+        return texts
+
+    def labels(self, column: str) -> list[str]:
+        """A column of class labels as strings: 1 and 1.0 become "1", true becomes "true"."""
+        labels: list[str] = []
+        for row, value in enumerate(self.cells[column]):
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)  # a writer of nullable integers turns them into floats
+            if value is not None and not isinstance(value, str | int | float):
+                raise self.error(row, f"label {value!r} is neither a string nor a number")
+            label = str(value).lower() if isinstance(value, bool) else str(value).strip()
+            if value is None or not label:
+                raise self.error(row, f"the label in column {column!r} is empty")
+            labels.append(label)
+        return labels
+
+    def class_ids(self, column: str, names: Sequence[str]) -> np.ndarray:
+        """Each label's position in `names`, int32."""
+        ids = {name: class_id for class_id, name in enumerate(names)}
+        labels = self.labels(column)
+        for row, label in enumerate(labels):
+            if label not in ids:
+                raise self.error(row, f"label {label!r} is not one of {', '.join(names)}")
+        return np.asarray([ids[label] for label in labels], np.int32)
+
+    def scores(self, column: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+        """A column of finite numbers from `low` to `high`, float32."""
+        limit = float(np.finfo(np.float32).max)
+        low, high = max(low, -limit), min(high, limit)
+        wanted = "a finite number" if high == limit else f"a number from {low:g} to {high:g}"
+        scores: list[float] = []
+        for row, value in enumerate(self.cells[column]):
+            try:
+                score = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+            except (TypeError, ValueError, OverflowError):
+                score = math.nan
+            if not low <= score <= high:
+                raise self.error(row, f"score {value!r} in column {column!r} is not {wanted}")
+            scores.append(score)
+        return np.asarray(scores, np.float32)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 file's text without its byte-order mark; InputError if it cannot be had."""
+    try:
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        text = data.decode()
+    except OSError as error:
+        raise InputError(f"cannot read {path.absolute()}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
+    if not text.strip():
+        raise InputError(f"{path} is empty.")
+    return text
+
+
+def tsv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The line number and cells of every line of a tab-separated file; quotes mean nothing."""
+    # str.splitlines would also split at \x85 and \u2028, which occur inside sentences.
+    lines = read_text(path).removesuffix("\n").split("\n")
+    rows = [(n, line.removesuffix("\r").split("\t")) for n, line in enumerate(lines, 1)]
+    return _without_trailing_blanks(rows)
+
+
+def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The first line number and the cells of every RFC 4180 record."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        for cells in reader:
+            rows.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line}: malformed CSV: {error}.") from None
+    return _without_trailing_blanks(rows)
+
+
+def _without_trailing_blanks(rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    # In a file of one column a blank line is a row with an empty text.
+    while len(rows[0][1]) > 1 and rows[-1][1] in ([], [""]):
+        rows.pop()
+    return rows
+
+
+def _read_delimited(path: Path, wanted: Sequence[str]) -> Table:
+    (_, header), *rows = _csv_rows(path) if path.suffix.lower() == ".csv" else tsv_rows(path)
+    for line, cells in rows:
+        if len(cells) != len(header):
+            found = f"{len(cells)} cells where the header has {len(header)}"
+            raise InputError(f"{path}, line {line}: {found}.")
+    cells = {
+        name: [row[header.index(name)] for _, row in rows] for name in wanted if name in header
+    }
+    return Table(path, header, cells, [line for line, _ in rows])
+
+
+def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
+    records: list[dict[str, object]] = []
+    for line, text in enumerate(read_text(path).rstrip().split("\n"), 1):
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {line}: malformed JSON: {error}.") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {line}: not a JSON object; write one object per line.")
+        records.append(record)
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    cells = {name: [record.get(name) for record in records] for name in wanted if name in columns}
+    return Table(path, columns, cells, range(1, len(records) + 1))
+
+
+def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"reading {path} needs pyarrow: pip install pyarrow.") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = list(file.schema_arrow.names)
+            table = file.read(columns=[name for name in wanted if name in columns])
+    except (pyarrow.ArrowException, OSError) as error:
+        message = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} is not a readable Parquet file: {message}.") from None
+    # Zipped, because a column name that occurs twice cannot be asked for by name.
+    cells = {
+        name: column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return Table(path, columns, cells, range(1, table.num_rows + 1), unit="row")
+
+
+_READERS = {
+    ".csv": _read_delimited,
+    ".tsv": _read_delimited,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".parquet": _read_parquet,
+}
+
+
+def _checked_path(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.suffix.lower() not in _READERS:
+        raise InputError(f"{path} has none of the known extensions {', '.join(_READERS)}.")
+    if not path.is_file():
+        raise InputError(f"there is no file {path} (looked for {path.absolute()}).")
+    return path
+
+
+def _read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Table:
+    """The columns `wanted`, and those of `optional` that the file has."""
+    table = _READERS[path.suffix.lower()](path, [*wanted, *optional])
+    found = f"it has {', '.join(map(repr, table.columns))}"
+    for name in wanted:
+        if name not in table.columns:
+            raise InputError(f"{path} has no column {name!r}: {found}.")
+    for name in (*wanted, *optional):
+        if table.columns.count(name) > 1:
+            raise InputError(f"{path} has more than one column {name!r}: {found}.")
+    if not table:
+        raise InputError(f"{path} has no rows.")
+    return table
+
+
+def _class_names(path: Path, label: str) -> tuple[str, ...]:
+    """The distinct labels of the training file: in numerical order if all are integers."""
+    names = set(_read_table(path, [label]).labels(label))
+    if len(names) < 2:
+        raise InputError(f"{path} has only one label, {names.pop()!r}: two or more are needed.")
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads one split when it is asked for; a task's `read`."""
+
+    paths: Mapping[str, Path]
+    text: str
+    text_pair: str
+    label: str
+    label_names: tuple[str, ...]
+
+    def __call__(self, split: str) -> dict[str, Examples]:
+        if split not in self.paths:
+            given = ", ".join(self.paths)
+            raise InputError(f"no file was given for the {split!r} split (given: {given}).")
+        wanted = [name for name in (self.text, self.text_pair) if name]
+        if split == "test":
+            table = _read_table(self.paths[split], wanted, optional=[self.label])
+        else:
+            table = _read_table(self.paths[split], [*wanted, self.label])
+        examples = Examples(
+            texts=table.texts(self.text),
+            pairs=table.texts(self.text_pair) if self.text_pair else None,
+            labels=self._labels(table) if self.label in table.columns else None,
+            ids=[str(row) for row in range(len(table))],
+        )
+        return {split: examples}
+
+    def _labels(self, table: Table) -> np.ndarray:
+        if self.label_names:
+            return table.class_ids(self.label, self.label_names)
+        return table.scores(self.label)
+
+
+def task(
+    *,
+    train: str = "",
+    dev: str = "",
+    test: str = "",
+    text: str = "text",
+    text_pair: str = "",
+    label: str = "label",
+    regression: bool = False,
+    label_names: Sequence[str] = (),
+) -> Task:
+    """A task from the files given; each is read when its split is asked for.
+
+    The kind of file follows from its extension: .csv, .tsv, .jsonl, .json (one object per line)
+    or .parquet. Class names are the training file's labels unless `label_names` gives them.
+    Only the test file may lack the label column. Raises InputError.
+    """
+    given = {"train": train, "dev": dev, "test": test}
+    paths = {split: _checked_path(name) for split, name in given.items() if name}
+    names = tuple(label_names)
+    if not paths:
+        raise InputError("no data files: give a train, dev or test file.")
+    if regression and names:
+        raise InputError("label_names are for classification: leave them out with regression.")
+    if not regression and not names:
+        if "train" not in paths:
+            raise InputError("the class names are unknown: give the train file or label_names.")
+        names = _class_names(paths["train"], label)
+    if len(set(names)) < len(names) or len(names) == 1:
+        raise InputError(f"label_names must be two or more different names, not {names}.")
+    if regression:
+        metrics = ("pearson", "spearman")
+    else:
+        metrics = ("accuracy", "f1" if len(names) == 2 else "macro_f1")
+    read = _Reader(paths, text, text_pair, label, names)
+    return Task("files", names, metrics, read, submission_labels=names)

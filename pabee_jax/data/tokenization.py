@@ -1,0 +1,102 @@
+"""Text -> arrays of token ids, through Hugging Face tokenizers."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from pabee_jax.data.task import Examples
+from pabee_jax.errors import InputError
+
+Tokenizer = Any
+VOCABULARY_FILES = ("vocab.txt", "spiece.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Tokenised rows in memory, padded to the longest of them.
+
+    Attributes:
+        input_ids: (N, S) int32.
+        attention_mask: (N, S) int8, 1 where there is a token.
+        token_type_ids: (N, S) int8, 1 in the second text of a pair.
+        labels: (N,) int32 class ids or float32 scores; None when they are hidden.
+    """
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    token_type_ids: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) one more than the last position that may be attended to; a mask may have holes."""
+        width = self.attention_mask.shape[1]
+        return width - np.argmax(self.attention_mask[:, ::-1] != 0, axis=1)
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint directory.
+
+    Raises:
+        InputError: its files are missing or cannot be read.
+    """
+    known = ("tokenizer.json", *VOCABULARY_FILES)
+    if not any((directory / name).is_file() for name in known):
+        raise InputError(f"{directory} holds no tokenizer: none of {', '.join(known)} is there")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # The tokenizer libraries have no common exception.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the tokenizer of {directory} cannot be loaded: {reason}") from None
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
+    """Writes `tokenizer.json`, its configuration, and the plain vocabulary older libraries read."""
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(directory)
+    if any((directory / name).is_file() for name in VOCABULARY_FILES):
+        return
+    source = getattr(tokenizer, "vocab_file", None)
+    if source and Path(source).is_file() and Path(source).name in VOCABULARY_FILES:
+        (directory / Path(source).name).write_bytes(Path(source).read_bytes())
+        return
+    kind = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"]
+    if kind == "WordPiece":
+        vocabulary = tokenizer.get_vocab()
+        words = sorted(vocabulary, key=vocabulary.__getitem__)
+        (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+def tokenize(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Dataset:
+    """Encodes every row once; longer ones are cut (the longer text of a pair first)."""
+    encoded = encode(tokenizer, examples.texts, examples.pairs, max_length)
+    return dataclasses.replace(encoded, labels=examples.labels)
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> Dataset:
+    """Token ids of single texts, or of pairs when `pairs` is given."""
+    encoded = tokenizer(
+        list(texts),
+        None if pairs is None else list(pairs),
+        truncation=True,
+        max_length=max_length,
+        padding="longest",
+        return_token_type_ids=True,  # ALBERT's tokenizer leaves them out unless asked.
+        return_attention_mask=True,
+        return_tensors="np",
+    )
+    return Dataset(
+        encoded["input_ids"].astype(np.int32),
+        encoded["attention_mask"].astype(np.int8),
+        encoded["token_type_ids"].astype(np.int8),
+    )

@@ -1,0 +1,282 @@
+"""One encoder for BERT and ALBERT that can be run a layer at a time, with a classifier per layer.
+
+The three methods that drivers call are `embed`, `layer` and `exit_logits`. Modules here only hold
+parameters: they are pytrees, so plain `jax.jit`, `jax.grad` and `jax.lax.scan` take them as they are.
+Randomness is an argument: `key=None` means inference, a key means training with dropout.
+"""
+
+import contextlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from pabee_jax.activations import ACTIVATIONS
+from pabee_jax.config import ModelConfig
+
+Batch = Mapping[str, Array]
+Hidden = Float[Array, "batch seq hidden"]
+Mask = Bool[Array, "batch seq"]
+
+
+def full_precision(dtype: jnp.dtype):
+    """A context in which float32 matrix products are float32.
+
+    TPUs and recent GPUs otherwise round the operands to bfloat16 or TF32, which moves exits.
+    """
+    if jnp.dtype(dtype) == jnp.float32:
+        return jax.default_matmul_precision("float32")
+    return contextlib.nullcontext()
+
+
+def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
+    """Inverted dropout; the identity without a key."""
+    return nnx.Dropout(rate)(x, deterministic=key is None, rngs=key)
+
+
+def _keys(key: Key[Array, ""] | None, count: int):
+    return [None] * count if key is None else jax.random.split(key, count)
+
+
+class _Builder:
+    """Makes submodules with one initialiser and one compute dtype."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.init = jax.nn.initializers.normal(config.initializer_range)
+        self.eps, self.dtype, self.rngs = config.layer_norm_eps, dtype, rngs
+
+    def linear(self, features_in: int, features_out: int, dtype=None) -> nnx.Linear:
+        return nnx.Linear(
+            features_in,
+            features_out,
+            kernel_init=self.init,
+            dtype=dtype or self.dtype,
+            rngs=self.rngs,
+        )
+
+    def embed(self, rows: int, features: int) -> nnx.Embed:
+        return nnx.Embed(rows, features, embedding_init=self.init, dtype=self.dtype, rngs=self.rngs)
+
+    def norm(self, features: int) -> nnx.LayerNorm:
+        # The fast variance E[x^2] - E[x]^2 cancels badly at the reference's epsilon of 1e-12.
+        return nnx.LayerNorm(
+            features,
+            epsilon=self.eps,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
+
+
+class Embeddings(nnx.Module):
+    """Word, position and segment embeddings; ALBERT also maps them to the hidden size."""
+
+    def __init__(self, config: ModelConfig, build: _Builder):
+        size = config.embedding_size
+        self.word = build.embed(config.vocab_size, size)
+        self.position = build.embed(config.max_position_embeddings, size)
+        self.token_type = build.embed(config.type_vocab_size, size)
+        self.norm = build.norm(size)
+        # BERT has no such mapping, ALBERT has one even where the two sizes are equal.
+        albert = config.family == "albert"
+        self.projection = nnx.data(build.linear(size, config.hidden_size) if albert else None)
+        self.dropout_rate = config.hidden_dropout_prob
+
+    def __call__(self, batch: Batch, key: Key[Array, ""] | None = None) -> Hidden:
+        positions = jnp.arange(batch["input_ids"].shape[1])
+        summed = (
+            self.word(batch["input_ids"])
+            + self.position(positions)[None]
+            + self.token_type(batch["token_type_ids"])
+        )
+        embedded = dropout(self.norm(summed), self.dropout_rate, key)
+        return embedded if self.projection is None else self.projection(embedded)
+
+
+class TransformerLayer(nnx.Module):
+    """Self-attention and feed-forward, each followed by dropout, residual sum and LayerNorm."""
+
+    def __init__(self, config: ModelConfig, build: _Builder):
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.query = build.linear(hidden, hidden)
+        self.key = build.linear(hidden, hidden)
+        self.value = build.linear(hidden, hidden)
+        self.attention_output = build.linear(hidden, hidden)
+        self.attention_norm = build.norm(hidden)
+        self.intermediate = build.linear(hidden, inner)
+        self.output = build.linear(inner, hidden)
+        self.output_norm = build.norm(hidden)
+        self.num_heads = config.num_attention_heads
+        self.activation = config.hidden_act
+        self.dropout_rate = config.hidden_dropout_prob
+        self.attention_dropout_rate = config.attention_probs_dropout_prob
+
+    def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
+        attention_key, first_key, second_key = _keys(key, 3)
+        context = self.attention_output(self._attend(hidden, mask, attention_key))
+        hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, first_key))
+        expanded = ACTIVATIONS[self.activation](self.intermediate(hidden))
+        expanded = dropout(self.output(expanded), self.dropout_rate, second_key)
+        return self.output_norm(hidden + expanded)
+
+    def _attend(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None) -> Hidden:
+        heads = (*hidden.shape[:2], self.num_heads, hidden.shape[2] // self.num_heads)
+        query, keys, values = (
+            project(hidden).reshape(heads) for project in (self.query, self.key, self.value)
+        )
+        mask = mask[:, None, None, :]
+        if key is None:
+            context = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        else:
+            context = _attention_with_dropout(
+                query, keys, values, mask, self.attention_dropout_rate, key
+            )
+        return context.reshape(hidden.shape)
+
+
+def _attention_with_dropout(query, keys, values, mask, rate, key):
+    """Attention with dropout on the probabilities, which `dot_product_attention` does not have."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores / query.shape[-1] ** 0.5, jnp.finfo(jnp.float32).min)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1).astype(values.dtype), rate, key)
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities, values)
+
+
+class LayerGroup(nnx.Module):
+    """The parameters of one "layer": `inner_group_num` transformer layers (BERT: one)."""
+
+    def __init__(self, config: ModelConfig, build: _Builder):
+        self.inner = nnx.List(
+            [TransformerLayer(config, build) for _ in range(config.inner_group_num)]
+        )
+
+    def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
+        for layer, layer_key in zip(self.inner, _keys(key, len(self.inner)), strict=True):
+            hidden = layer(hidden, mask, layer_key)
+        return hidden
+
+
+class Classifiers(nnx.Module):
+    """One linear classifier per exit, kept as one array so that an exit can be picked by index."""
+
+    def __init__(self, config: ModelConfig, build: _Builder):
+        exits, labels = config.num_hidden_layers, config.num_labels
+        shape = (exits, config.hidden_size, labels)
+        self.kernel = nnx.Param(build.init(build.rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((exits, labels), jnp.float32))
+
+
+class EarlyExitModel(nnx.Module):
+    """A BERT or ALBERT encoder with a shared pooler and an internal classifier on every layer.
+
+    Attributes:
+        config: the architecture (static: part of a compiled program's identity).
+        groups: the distinct layer parameters. A list of `LayerGroup`s, each owning its arrays
+            (inference), or one `LayerGroup` whose arrays have a leading group axis (training: see
+            `stacked`).
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
+        """Random parameters in float32; `dtype` ("float32" or "bfloat16") is the compute type."""
+        build = _Builder(config, jnp.dtype(dtype), rngs)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.embeddings = Embeddings(config, build)
+        self.groups = nnx.List([LayerGroup(config, build) for _ in range(config.num_hidden_groups)])
+        self.pooler = build.linear(config.hidden_size, config.hidden_size, dtype=jnp.float32)
+        self.classifiers = Classifiers(config, build)
+
+    def embed(self, batch: Batch, key: Key[Array, ""] | None = None) -> tuple[Hidden, Mask]:
+        """Hidden states that enter the first layer, and which positions may be attended to.
+
+        `batch` holds `input_ids`, `attention_mask` and `token_type_ids`, each (batch, seq) int.
+        """
+        with full_precision(self.dtype):
+            return self.embeddings(batch, key), batch["attention_mask"].astype(bool)
+
+    def layer(
+        self,
+        parameters: LayerGroup,
+        hidden: Hidden,
+        mask: Mask,
+        key: Key[Array, ""] | None = None,
+    ) -> Hidden:
+        """One encoder layer. No index inside: the caller picks the parameters."""
+        with full_precision(self.dtype):
+            return parameters(hidden, mask, key)
+
+    def exit_logits(
+        self,
+        exit_index: int | Int[Array, ""],
+        hidden: Hidden,
+        mask: Mask,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Logits of exit `exit_index` (from 0, possibly traced), always in float32."""
+        del mask  # The first token is always there.
+        with full_precision(jnp.float32):
+            pooled = jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32)))
+            pooled = dropout(pooled, self.config.classifier_dropout, key)
+            kernel, bias = self.classifiers.kernel[...], self.classifiers.bias[...]
+            return pooled @ kernel[exit_index] + bias[exit_index]
+
+    @property
+    def is_stacked(self) -> bool:
+        return isinstance(self.groups, LayerGroup)
+
+
+def split(model: EarlyExitModel) -> tuple[nnx.GraphDef, dict[str, Array]]:
+    """The model's structure and its parameters by name, such as "pooler.kernel".
+
+    Checkpoints, the optimiser and the table of checkpoint names all work on these names.
+    """
+    graph, parameters = nnx.split(model)
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(parameters))
+    return graph, {".".join(map(str, path)): value for path, value in flat.items()}
+
+
+def merge(graph: nnx.GraphDef, parameters: Mapping[str, Array]) -> EarlyExitModel:
+    """The inverse of `split`."""
+    paths = {
+        tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
+        for name, value in parameters.items()
+    }
+    return nnx.merge(graph, traverse_util.unflatten_dict(paths))
+
+
+def stacked(model: EarlyExitModel) -> EarlyExitModel:
+    """The same model with its groups' arrays stacked on a leading axis, for `scan` in training."""
+    result = nnx.merge(*nnx.split(model))
+    result.groups = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.groups)
+    return result
+
+
+def unstacked(model: EarlyExitModel) -> EarlyExitModel:
+    """The inverse of `stacked`: every group owns its arrays, so no loop copies weights."""
+    result = nnx.merge(*nnx.split(model))
+    result.groups = nnx.List(
+        [
+            jax.tree.map(lambda leaf, index=index: leaf[index], model.groups)
+            for index in range(model.config.num_hidden_groups)
+        ]
+    )
+    return result
+
+
+def in_compute_dtype(model: EarlyExitModel) -> EarlyExitModel:
+    """The model with its encoder stored in the compute type, for inference.
+
+    Pooler and classifiers stay in float32.
+    """
+    graph, parameters = split(model)
+    return merge(
+        graph,
+        {
+            name: value
+            if name.startswith(("pooler.", "classifiers."))
+            else value.astype(model.dtype)
+            for name, value in parameters.items()
+        },
+    )
