@@ -1,4 +1,4 @@
-"""Finds and reads the files of a Hugging Face checkpoint: hub or directory, three weight formats."""
+"""Finds and reads the files of a Hugging Face checkpoint: hub or directory, three formats."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def _read_safetensors(path: Path) -> Tensors:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _read_flax(path: Path) -> Tensors:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import transformers
 
@@ -24,8 +24,9 @@ class ModelConfig:
     Attributes:
         family: "bert" or "albert".
         num_labels: width C of every internal classifier; 1 means regression.
-        classifier_dropout: rate of the dropout in front of the classifiers, training only
-            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT).
+        exit_dropout_prob: rate of the dropout in front of the classifiers, training only
+            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT; Hugging Face's newer
+            `classifier_dropout` is not used, as in the reference).
     """
 
     family: str
@@ -43,7 +44,7 @@ class ModelConfig:
     layer_norm_eps: float
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
-    classifier_dropout: float
+    exit_dropout_prob: float
     initializer_range: float
     num_labels: int
 
@@ -67,7 +68,7 @@ class ModelConfig:
         return self.num_labels == 1
 
     def group(self, layer: int) -> int:
-        """The parameter group that layer `layer` (from 0) uses, in floating point as ALBERT has it."""
+        """The parameter group of layer `layer` (from 0), in floating point as ALBERT has it."""
         return int(layer / (self.num_hidden_layers / self.num_hidden_groups))
 
     @property
@@ -76,7 +77,7 @@ class ModelConfig:
         return tuple(self.group(layer) for layer in range(self.num_hidden_layers))
 
     @classmethod
-    def from_hugging_face(cls, values: Mapping[str, Any], num_labels: int) -> Self:
+    def from_hugging_face(cls, values: Mapping[str, Any], num_labels: int) -> "ModelConfig":
         """Reads the fields of a `config.json`; absent ones take Hugging Face's defaults.
 
         Raises:
@@ -88,27 +89,21 @@ class ModelConfig:
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("only absolute position embeddings are supported")
         full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
-        common = (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-            "hidden_act max_position_embeddings type_vocab_size layer_norm_eps hidden_dropout_prob "
-            "attention_probs_dropout_prob initializer_range"
-        ).split()
-        fields = {name: getattr(full, name) for name in common}
+        fields = {
+            field.name: field.type(getattr(full, field.name))  # JSON may have 0 for 0.0.
+            for field in dataclasses.fields(cls)
+            if hasattr(full, field.name)
+        }
         if family == "bert":
             fields |= dict(
                 embedding_size=full.hidden_size,
                 num_hidden_groups=full.num_hidden_layers,
                 inner_group_num=1,
-                classifier_dropout=full.hidden_dropout_prob,
+                exit_dropout_prob=full.hidden_dropout_prob,
             )
         else:
-            fields |= dict(
-                embedding_size=full.embedding_size,
-                num_hidden_groups=full.num_hidden_groups,
-                inner_group_num=full.inner_group_num,
-                classifier_dropout=full.classifier_dropout_prob,
-            )
-        return cls(family=family, num_labels=num_labels, **fields)
+            fields["exit_dropout_prob"] = full.classifier_dropout_prob
+        return cls(**{**fields, "family": family, "num_labels": num_labels})
 
 
 def read_config_json(directory: Path) -> dict[str, Any]:

@@ -1,27 +1,29 @@
 """One encoder for BERT and ALBERT that can be run a layer at a time, with a classifier per layer.
 
 The three methods that drivers call are `embed`, `layer` and `exit_logits`. Modules here only hold
-parameters: they are pytrees, so plain `jax.jit`, `jax.grad` and `jax.lax.scan` take them as they are.
-Randomness is an argument: `key=None` means inference, a key means training with dropout.
+parameters: they are pytrees, so plain `jax.jit`, `jax.grad` and `jax.lax.scan` take them as they
+are. Randomness is an argument: `key=None` means inference, a key means training with dropout.
 """
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from pabee_jax.activations import ACTIVATIONS
 from pabee_jax.config import ModelConfig
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | np.ndarray]
 Hidden = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
 
 
-def full_precision(dtype: jnp.dtype):
+def full_precision(dtype: str | np.dtype = "float32"):
     """A context in which float32 matrix products are float32.
 
     TPUs and recent GPUs otherwise round the operands to bfloat16 or TF32, which moves exits.
@@ -43,7 +45,7 @@ def _keys(key: Key[Array, ""] | None, count: int):
 class _Builder:
     """Makes submodules with one initialiser and one compute dtype."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: np.dtype, rngs: nnx.Rngs):
         self.init = jax.nn.initializers.normal(config.initializer_range)
         self.eps, self.dtype, self.rngs = config.layer_norm_eps, dtype, rngs
 
@@ -194,7 +196,7 @@ class EarlyExitModel(nnx.Module):
         `batch` holds `input_ids`, `attention_mask` and `token_type_ids`, each (batch, seq) int.
         """
         with full_precision(self.dtype):
-            return self.embeddings(batch, key), batch["attention_mask"].astype(bool)
+            return self.embeddings(batch, key), jnp.asarray(batch["attention_mask"], bool)
 
     def layer(
         self,
@@ -216,9 +218,9 @@ class EarlyExitModel(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits of exit `exit_index` (from 0, possibly traced), always in float32."""
         del mask  # The first token is always there.
-        with full_precision(jnp.float32):
+        with full_precision():
             pooled = jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32)))
-            pooled = dropout(pooled, self.config.classifier_dropout, key)
+            pooled = dropout(pooled, self.config.exit_dropout_prob, key)
             kernel, bias = self.classifiers.kernel[...], self.classifiers.bias[...]
             return pooled @ kernel[exit_index] + bias[exit_index]
 
@@ -227,7 +229,7 @@ class EarlyExitModel(nnx.Module):
         return isinstance(self.groups, LayerGroup)
 
 
-def split(model: EarlyExitModel) -> tuple[nnx.GraphDef, dict[str, Array]]:
+def split(model: EarlyExitModel) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """The model's structure and its parameters by name, such as "pooler.kernel".
 
     Checkpoints, the optimiser and the table of checkpoint names all work on these names.
@@ -237,7 +239,7 @@ def split(model: EarlyExitModel) -> tuple[nnx.GraphDef, dict[str, Array]]:
     return graph, {".".join(map(str, path)): value for path, value in flat.items()}
 
 
-def merge(graph: nnx.GraphDef, parameters: Mapping[str, Array]) -> EarlyExitModel:
+def merge(graph: nnx.GraphDef, parameters: Mapping[str, Any]) -> EarlyExitModel:
     """The inverse of `split`."""
     paths = {
         tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
@@ -271,12 +273,7 @@ def in_compute_dtype(model: EarlyExitModel) -> EarlyExitModel:
     Pooler and classifiers stay in float32.
     """
     graph, parameters = split(model)
-    return merge(
-        graph,
-        {
-            name: value
-            if name.startswith(("pooler.", "classifiers."))
-            else value.astype(model.dtype)
-            for name, value in parameters.items()
-        },
-    )
+    for name, value in parameters.items():
+        if not name.startswith(("pooler.", "classifiers.")):
+            parameters[name] = value.astype(model.dtype)
+    return merge(graph, parameters)

@@ -1,4 +1,4 @@
-"""A user's own CSV, TSV, JSON-lines or Parquet file as a task; also the table that GLUE's files use."""
+"""A user's own CSV, TSV, JSON-lines or Parquet file as a task; the table that GLUE shares."""
 
 import codecs
 import csv
@@ -59,8 +59,8 @@ class Table:
         """A column of class labels as strings: 1 and 1.0 become "1", true becomes "true"."""
         labels: list[str] = []
         for row, value in enumerate(self.cells[column]):
-            if isinstance(value, float) and value.is_integer():
-                value = int(value)  # a writer of nullable integers turns them into floats
+            if isinstance(value, float):  # how some writers store integers among which are nulls
+                value = None if math.isnan(value) else int(value) if value.is_integer() else value
             if value is not None and not isinstance(value, str | int | float):
                 raise self.error(row, f"label {value!r} is neither a string nor a number")
             label = str(value).lower() if isinstance(value, bool) else str(value).strip()
@@ -145,9 +145,8 @@ def _read_delimited(path: Path, wanted: Sequence[str]) -> Table:
         if len(cells) != len(header):
             found = f"{len(cells)} cells where the header has {len(header)}"
             raise InputError(f"{path}, line {line}: {found}.")
-    cells = {
-        name: [row[header.index(name)] for _, row in rows] for name in wanted if name in header
-    }
+    known = [name for name in wanted if name in header]
+    cells = {name: [row[header.index(name)] for _, row in rows] for name in known}
     return Table(path, header, cells, [line for line, _ in rows])
 
 
@@ -157,7 +156,8 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {line}: malformed JSON: {error}.") from None
+            reason = getattr(error, "msg", error)  # without json's own line, which is always 1
+            raise InputError(f"{path}, line {line}: malformed JSON: {reason}.") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {line}: not a JSON object; write one object per line.")
         records.append(record)
@@ -180,10 +180,8 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
         message = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"{path} is not a readable Parquet file: {message}.") from None
     # Zipped, because a column name that occurs twice cannot be asked for by name.
-    cells = {
-        name: column.to_pylist()
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
+    named = zip(table.column_names, table.columns, strict=True)
+    cells = {name: column.to_pylist() for name, column in named}
     return Table(path, columns, cells, range(1, table.num_rows + 1), unit="row")
 
 

@@ -15,7 +15,7 @@ from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError
 
 _HUB_ID = "nyu-mll/glue"
-_PROBE_SECONDS = 3.0
+_PROBE_SECONDS = 5.0
 _USE_FILES = "use the original TSV files with --config.data_dir=DIR"
 _BINARY = ("0", "1")
 _MATCH = ("_matched", "_mismatched")
@@ -171,10 +171,10 @@ def _tsv_table(layout: _Layout, path: Path, hidden: bool) -> Table:
 
 def _read_hub(layout: _Layout, load: Callable[[], Any], part: str) -> Examples:
     rows = load()[part.replace("dev", "validation")]
-    texts = [list(rows[column]) for column in layout.hub_columns]
+    texts = [list(rows[column][:]) for column in layout.hub_columns]
     labels = None
     if not part.startswith("test"):
-        labels = np.asarray(rows["label"], np.int32 if layout.label_names else np.float32)
+        labels = np.asarray(rows["label"][:], np.int32 if layout.label_names else np.float32)
     ids = [str(index) for index in rows["idx"]]
     return Examples(texts[0], texts[1] if texts[1:] else None, labels, ids)
 
@@ -186,28 +186,36 @@ def _load_hub(name: str) -> Any:
     except ImportError:
         message = f"GLUE from the hub needs `pip install datasets`; or {_USE_FILES}."
         raise InputError(message) from None
+    reachable = True
     try:
-        with _offline_if_unreachable():
+        with _offline_if_unreachable() as reachable:
             return datasets.load_dataset(_HUB_ID, name)
     except Exception as error:  # datasets, the hub client and its HTTP library share no base class
-        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        reason = "it cannot be reached and nothing is cached"
+        if reachable:
+            reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         message = f"cannot load GLUE's {name} from the hub ({reason}): {_USE_FILES}."
         raise InputError(message) from error
 
 
 @contextlib.contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
-    """Without this, a machine with no network retries noisily for over 20 s before it gives up."""
-    import datasets
+def _offline_if_unreachable() -> Iterator[bool]:
+    """Whether the hub answers; if not, only the cache is used.
+
+    Offline, the hub's own client retries noisily for over 20 s before it gives up.
+    """
+    from datasets import config
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
-    except Exception:  # whatever the reason, only the local cache is left
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        reachable = True
+    except Exception:  # the class depends on which HTTP library the hub client uses
+        reachable = False
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
-        yield
+        yield reachable
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before

@@ -1,0 +1,151 @@
+"""A checkpoint directory as a whole: model, tokenizer, labels and criterion, read and written."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from pabee_jax import checkpoint_files, criteria, weights
+from pabee_jax.config import ModelConfig, read_config_json
+from pabee_jax.criteria import ExitCriterion
+from pabee_jax.data.tokenization import Tokenizer, load_tokenizer, save_tokenizer
+from pabee_jax.errors import InputError
+from pabee_jax.model import EarlyExitModel
+
+# Beyond this a tokenizer's `model_max_length` means "not known".
+_UNKNOWN_LENGTH = 1_000_000
+_ARCHITECTURES = {
+    "bert": "BertForSequenceClassificationWithPabee",
+    "albert": "AlbertForSequenceClassificationWithPabee",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What a checkpoint directory holds.
+
+    Attributes:
+        model: unstacked, parameters in float32.
+        tokenizer: Hugging Face's.
+        hugging_face_config: the values of `config.json`.
+        label_names: class names by class id; empty for regression.
+        max_length: tokens to which texts are cut.
+        criterion: the exit criterion chosen for this model; None if none was.
+    """
+
+    model: EarlyExitModel
+    tokenizer: Tokenizer
+    hugging_face_config: dict[str, Any]
+    label_names: tuple[str, ...]
+    max_length: int
+    criterion: ExitCriterion | None = None
+
+    def labeled(self, label_names: Sequence[str]) -> "Pretrained":
+        """The same with other class names (empty: regression)."""
+        return dataclasses.replace(self, label_names=tuple(label_names))
+
+
+def load_pretrained(
+    path_or_hub_id: str, *, num_labels: int | None = None, dtype: str = "float32", seed: int = 0
+) -> Pretrained:
+    """Reads a checkpoint from the hub or a directory.
+
+    Args:
+        num_labels: needed when the checkpoint has no internal classifiers; 1 means regression.
+        seed: initialises what the checkpoint lacks (classifiers, perhaps the pooler).
+
+    Raises:
+        InputError: not a BERT or ALBERT checkpoint, damaged, of the wrong shape, out of reach, or
+            without classifiers and `num_labels`.
+    """
+    directory = checkpoint_files.resolve(path_or_hub_id)
+    values = read_config_json(directory)
+    if num_labels is not None and num_labels < 1:
+        raise InputError(f"num_labels must be at least 1, not {num_labels}")
+    tokenizer = load_tokenizer(directory)
+    tensors = checkpoint_files.read_tensors(directory)
+    if num_labels is None:
+        num_labels = _num_labels(tensors, path_or_hub_id)
+    config = ModelConfig.from_hugging_face(values, num_labels)
+    model, report = weights.from_tensors(
+        tensors, config, dtype=dtype, seed=seed, source=path_or_hub_id
+    )
+    weights.log_report(report, path_or_hub_id)
+    chosen = values.get("early_exit")
+    return Pretrained(
+        model=model,
+        tokenizer=tokenizer,
+        hugging_face_config=values,
+        label_names=_label_names(values, num_labels),
+        max_length=_max_length(tokenizer, config),
+        criterion=None if chosen is None else criteria.from_config(chosen),
+    )
+
+
+def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
+    """Writes a Hugging Face style checkpoint that PyTorch PABEE can load too.
+
+    The weights come last and appear by a rename: a directory with `model.safetensors` is complete.
+    """
+    model, labels = pretrained.model, pretrained.label_names
+    directory.mkdir(parents=True, exist_ok=True)
+    values = {
+        **pretrained.hugging_face_config,
+        "architectures": [_ARCHITECTURES[model.config.family]],
+        "num_labels": model.config.num_labels,
+        "id2label": {str(index): name for index, name in enumerate(labels or ("score",))},
+        "label2id": {name: index for index, name in enumerate(labels or ("score",))},
+        "problem_type": "single_label_classification" if labels else "regression",
+    }
+    values.pop("early_exit", None)
+    if pretrained.criterion is not None:
+        values["early_exit"] = criteria.to_config(pretrained.criterion)
+    save_tokenizer(pretrained.tokenizer, directory, pretrained.max_length)
+    _write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
+    tensors = {
+        name: np.ascontiguousarray(value) for name, value in weights.to_tensors(model).items()
+    }
+    _write_atomically(
+        directory / "model.safetensors",
+        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+    )
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _write_atomically(path: Path, write) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _num_labels(tensors: weights.Tensors, source: str) -> int:
+    for name, tensor in tensors.items():
+        if weights.canonical_name(name) == "classifiers.0.weight":
+            return tensor.shape[0]
+    raise InputError(
+        f"{source} has no internal classifiers yet: give num_labels= to start them from scratch "
+        "(1 means regression), or train them with train.py"
+    )
+
+
+def _label_names(values: dict[str, Any], num_labels: int) -> tuple[str, ...]:
+    if num_labels == 1:
+        return ()
+    names = values.get("id2label") or {}
+    if len(names) != num_labels:
+        return tuple(f"LABEL_{index}" for index in range(num_labels))
+    return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(num_labels))
+
+
+def _max_length(tokenizer: Tokenizer, config: ModelConfig) -> int:
+    told = tokenizer.model_max_length
+    positions = config.max_position_embeddings
+    return min(told, positions) if told < _UNKNOWN_LENGTH else positions

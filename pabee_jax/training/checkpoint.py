@@ -1,0 +1,94 @@
+"""Training checkpoints with orbax: the last ones and the best on dev, as plain arrays by name."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from orbax.checkpoint import v1 as ocp
+
+from pabee_jax.training.step import Parameters, TrainState
+
+_KEEP_LAST = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder: the last two, and the best on dev.
+
+    A step holds `parameters`, and under `optimizer` the step and AdamW's moments `mu` and `nu`, all
+    by parameter name, so that a stored run does not depend on optax's classes. A step's folder
+    appears by a rename once it is complete: a run that is killed while saving leaves nothing that
+    could be mistaken for a checkpoint.
+    """
+
+    def __init__(self, directory: Path):
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(_KEEP_LAST),
+                    # Its default keeps every checkpoint that has no metrics, for ever.
+                    policies.BestN(
+                        get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Every kept step, ascending."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best(self) -> int | None:
+        """The step with the best dev score, the later one of two equals; None without scores."""
+        scored = [kept for kept in self._checkpointer.checkpoints if kept.metrics]
+        return max(scored, key=lambda kept: (_score(kept.metrics), kept.step)).step if scored else None
+
+    def save(self, state: TrainState, score: float | None) -> None:
+        """Stores the state under its step; `score` is the dev metric, if it was evaluated there."""
+        metrics = None if score is None else {"score": score}
+        self._checkpointer.save_checkpointables(int(state.step), _parts(state), metrics=metrics)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of `step`, with `like`'s shapes, types and shardings."""
+        parts = self._checkpointer.load_checkpointables(step, _abstract(_parts(like)))
+        mu, nu, count = (parts["optimizer"][name] for name in ("mu", "nu", "step"))
+        optimizer = optax.tree.set(like.optimizer, mu=mu, nu=nu, count=count)
+        # The count now stands in several places; a donated buffer may stand in one only.
+        optimizer = jax.tree.map(lambda leaf: leaf.copy() if leaf is count else leaf, optimizer)
+        return TrainState(count, parts["parameters"], optimizer)
+
+    def parameters(self, step: int, like: Parameters) -> Parameters:
+        """Only the parameters of `step`; the optimiser's moments are not read."""
+        wanted = {"parameters": _abstract(like)}
+        return self._checkpointer.load_checkpointables(step, wanted)["parameters"]
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+
+def _score(metrics: Any) -> float:
+    # NaN (a correlation of constant predictions) would make the order of checkpoints random.
+    value = (metrics or {}).get("score", math.nan)
+    return -math.inf if math.isnan(value) else value
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    moments = {name: optax.tree.get(state.optimizer, name) for name in ("mu", "nu")}
+    return {"parameters": state.parameters, "optimizer": {"step": state.step, **moments}}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree
+    )

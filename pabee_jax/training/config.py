@@ -1,0 +1,142 @@
+"""Everything a training run can be told, as one typed dataclass."""
+
+import dataclasses
+from typing import Any
+
+from pabee_jax.errors import InputError
+
+
+@dataclasses.dataclass
+class FilesConfig:
+    """A user's own files (task "files").
+
+    Attributes:
+        train, dev, test: paths (.csv, .tsv, .jsonl, .json, .parquet), relative to `data_dir`.
+        text, text_pair, label: column names; `text_pair` empty for single texts.
+        regression: the label is a score, not a class.
+    """
+
+    train: str = ""
+    dev: str = ""
+    test: str = ""
+    text: str = "text"
+    text_pair: str = ""
+    label: str = "label"
+    regression: bool = False
+
+
+@dataclasses.dataclass
+class ScratchConfig:
+    """The small ALBERT that is trained from scratch when `model` is empty (the demo)."""
+
+    num_hidden_layers: int = 6
+    embedding_size: int = 64
+    hidden_size: int = 64
+    num_attention_heads: int = 4
+    intermediate_size: int = 256
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    """Attributes:
+    data: devices over which a batch is split; -1 takes all.
+    """
+
+    data: int = -1
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """Attributes:
+    weights: "linear" (exit i counts i times: the paper), "uniform", or "last" (only the last).
+    """
+
+    weights: str = "linear"
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        task: "demo", "files" or one of GLUE's nine.
+        model: Hugging Face hub id or local directory of the encoder; empty: from scratch.
+        data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`.
+        max_seq_length: in tokens; longer texts are cut.
+        batch_size: rows per step, over all devices together.
+        learning_rate: its peak; it falls linearly to 0 at the last step.
+        max_steps: optimiser steps; 0 derives them from `num_epochs`.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        weight_decay: AdamW's; biases and LayerNorm parameters are exempt.
+        max_grad_norm: global norm to which gradients are clipped; 0 switches clipping off.
+        seed: of the data order, the dropout and the new parameters.
+        dtype: compute type, "float32" or "bfloat16"; parameters and reductions stay float32.
+        eval_every: steps between evaluations on dev; 0 means every epoch.
+        save_every: steps between checkpoints; 0 means at every evaluation.
+        export: which parameters the finished run directory holds: "last", or "best" on dev.
+    """
+
+    task: str = ""
+    model: str = ""
+    data_dir: str = ""
+    files: FilesConfig = dataclasses.field(default_factory=FilesConfig)
+    scratch: ScratchConfig = dataclasses.field(default_factory=ScratchConfig)
+    max_seq_length: int = 128
+    batch_size: int = 32
+    learning_rate: float = 2e-5
+    num_epochs: int = 5
+    max_steps: int = 0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    dtype: str = "float32"
+    eval_every: int = 0
+    save_every: int = 0
+    export: str = "last"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+
+_CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "export": ("last", "best"),
+    "loss.weights": ("linear", "uniform", "last"),
+}
+_AT_LEAST = {
+    "max_seq_length": 8,
+    "batch_size": 1,
+    "num_epochs": 1,
+    "max_steps": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "eval_every": 0,
+    "save_every": 0,
+    "seed": 0,
+    "scratch.num_hidden_layers": 1,
+}
+
+
+def check(config: TrainConfig) -> None:
+    """Raises InputError for the first value that no run could use."""
+    for name, choices in _CHOICES.items():
+        value = _get(config, name)
+        if value not in choices:
+            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(choices)}")
+    for name, least in _AT_LEAST.items():
+        value = _get(config, name)
+        if not value >= least:
+            raise InputError(f"config.{name} is {value}; it must be at least {least}")
+    for name in ("learning_rate", "adam_epsilon"):
+        value = _get(config, name)
+        if not 0 < value < float("inf"):
+            raise InputError(f"config.{name} is {value}; it must be a positive number")
+
+
+def _get(config: TrainConfig, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config

@@ -1,0 +1,67 @@
+"""A run's log: `metrics.jsonl` always, TensorBoard if it is installed."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """One JSON object per line, each with its `step`, written at once.
+
+    A run that goes on from step n drops what the killed run had logged beyond n, so that the log
+    has neither gaps nor doubles.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path, step: int):
+        _cut_back(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._tensorboard = _tensorboard_writer(tensorboard)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Logs nested dicts of numbers and lists of numbers."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            for tag, value in _flat(values):
+                self._tensorboard.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What follows the last newline was being written when the run was killed.
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _cut_back(path: Path, step: int) -> None:
+    kept = [line for line in read(path) if line["step"] <= step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _flat(values: Any, name: str = ""):
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _flat(value, f"{name}/{key}" if name else key)
+    elif isinstance(values, list):
+        for index, value in enumerate(values, start=1):
+            yield from _flat(value, f"{name}/exit_{index}")
+    elif math.isfinite(values):
+        yield name, values
+
+
+def _tensorboard_writer(directory: Path):
+    try:
+        from tensorboard.summary import Writer
+    except ImportError:
+        return None
+    return Writer(str(directory))

@@ -1,0 +1,266 @@
+"""The training run: start or go on, step, evaluate, save, export."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from tqdm import tqdm
+
+from pabee_jax import parallel
+from pabee_jax.config import ModelConfig
+from pabee_jax.data import demo
+from pabee_jax.data.batching import (
+    assemble,
+    length_grouped,
+    sequence_buckets,
+    steps_per_epoch,
+    training_batch,
+)
+from pabee_jax.data.load import load_task
+from pabee_jax.data.task import Task
+from pabee_jax.data.tokenization import Dataset, tokenize
+from pabee_jax.errors import InputError
+from pabee_jax.evaluation import metrics
+from pabee_jax.model import EarlyExitModel, merge, split, stacked, unstacked
+from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+from pabee_jax.training import run_directory
+from pabee_jax.training.checkpoint import Checkpoints
+from pabee_jax.training.config import TrainConfig, check
+from pabee_jax.training.log import MetricsLog
+from pabee_jax.training.step import (
+    Parameters,
+    StepMetrics,
+    TrainState,
+    initial_state,
+    make_eval_step,
+    make_train_step,
+)
+
+
+class TrainingDiverged(InputError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> None:
+    """Trains, or goes on training, and leaves a finished checkpoint in `workdir`.
+
+    The rules for going on: a folder with the same config and a checkpoint goes on from the latest
+    one; with the same config and none, it starts anew; with another config it is refused.
+
+    Raises:
+        InputError: anything the user can mend; nothing in `workdir` is lost.
+        TrainingDiverged: a non-finite loss, with the step and the last good checkpoint.
+    """
+    check(config)
+    mesh = parallel.make_mesh(config.mesh.data)
+    parallel.check_batch_size(config.batch_size, mesh)
+    task = load_task(config)
+    start = starting_point(config, task)
+    data = {split: _tokenized(task, split, start, config) for split in ("train", "dev")}
+    run_directory.prepare(workdir, config, overwrite=overwrite)
+    _Run(config, workdir, mesh, task, start, data).run()
+
+
+def starting_point(config: TrainConfig, task: Task) -> Pretrained:
+    """The model that training starts from: a pretrained encoder, or a small ALBERT from scratch."""
+    if config.model:
+        start = load_pretrained(
+            config.model, num_labels=task.num_labels, dtype=config.dtype, seed=config.seed
+        )
+    elif config.task == "demo":
+        start = _from_scratch(config, task)
+    else:
+        raise InputError("config.model is empty: give a Hugging Face hub id or a local directory")
+    positions = start.model.config.max_position_embeddings
+    if config.max_seq_length > positions:
+        raise InputError(
+            f"config.max_seq_length is {config.max_seq_length}, but the model has {positions} "
+            "positions"
+        )
+    return dataclasses.replace(
+        start, label_names=task.label_names, max_length=config.max_seq_length, criterion=None
+    )
+
+
+def _from_scratch(config: TrainConfig, task: Task) -> Pretrained:
+    scratch = dataclasses.asdict(config.scratch)
+    rate = scratch.pop("dropout")
+    tokenizer = demo.tokenizer()
+    values = {
+        "model_type": "albert",
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": config.max_seq_length,
+        "hidden_dropout_prob": rate,
+        "attention_probs_dropout_prob": rate,
+        "classifier_dropout_prob": rate,
+        **scratch,
+    }
+    shape = ModelConfig.from_hugging_face(values, task.num_labels)
+    model = EarlyExitModel(shape, dtype=config.dtype, rngs=nnx.Rngs(config.seed))
+    return Pretrained(model, tokenizer, values, task.label_names, config.max_seq_length)
+
+
+def _tokenized(
+    task: Task, split: str, start: Pretrained, config: TrainConfig
+) -> Mapping[str, Dataset]:
+    """Every part of a split as arrays, all with labels."""
+    parts = {}
+    for name, examples in task.read(split).items():
+        if examples.labels is None:
+            raise InputError(f"the {name} rows of task {task.name} have no labels")
+        parts[name] = tokenize(start.tokenizer, examples, config.max_seq_length)
+        highest = int(parts[name].input_ids.max())
+        if highest >= start.model.config.vocab_size:
+            raise InputError(
+                f"the tokenizer gives id {highest}, but the model knows only "
+                f"{start.model.config.vocab_size} tokens: they do not belong together"
+            )
+    return parts
+
+
+class _Run:
+    """One process's view of a run; `run` reads like the story."""
+
+    def __init__(self, config, workdir, mesh, task, start: Pretrained, data):
+        self.config, self.workdir, self.mesh, self.task, self.start = (
+            config,
+            workdir,
+            mesh,
+            task,
+            start,
+        )
+        (self.training_data,) = data["train"].values()
+        self.dev_data: Mapping[str, Dataset] = data["dev"]
+        self.buckets = sequence_buckets(config.max_seq_length)
+        self.epoch_steps = steps_per_epoch(len(self.training_data), config.batch_size)
+        self.total_steps = config.max_steps or config.num_epochs * self.epoch_steps
+        self.eval_every = config.eval_every or self.epoch_steps
+        self.save_every = config.save_every or self.eval_every
+        self.graph, parameters = split(stacked(start.model))
+        self.state = self._on_mesh(parameters)
+        self.train_step = make_train_step(self.graph, config, self.total_steps)
+        self.eval_step = make_eval_step(self.graph)
+
+    def run(self) -> None:
+        self.checkpoints = Checkpoints(self.workdir / run_directory.CHECKPOINTS)
+        self._resume()
+        self.log = MetricsLog(
+            self.workdir / run_directory.METRICS_FILE, self.workdir / "tensorboard", self.step
+        )
+        try:
+            self._steps()
+            self._export()
+        finally:
+            self.log.close()
+            self.checkpoints.close()
+
+    def _on_mesh(self, parameters: Parameters) -> TrainState:
+        state = initial_state(parameters, self.config, self.total_steps)
+        return parallel.replicate(state, self.mesh)
+
+    def _resume(self) -> None:
+        self.step = self.checkpoints.latest or 0
+        if self.step:
+            self.state = self.checkpoints.restore(self.step, self.state)
+            logging.warning("going on from step %d of %d", self.step, self.total_steps)
+
+    def _steps(self) -> None:
+        pending: tuple[int, StepMetrics, float] | None = None
+        with tqdm(total=self.total_steps, initial=self.step, unit="step", desc="train") as bar:
+            while self.step < self.total_steps:
+                started = time.perf_counter()
+                batch = training_batch(
+                    self.training_data,
+                    self.config.batch_size,
+                    self.buckets,
+                    self.config.seed,
+                    self.step,
+                )
+                self.state, step_metrics = self.train_step(
+                    self.state, parallel.shard_batch(batch, self.mesh)
+                )
+                self.step += 1
+                # The device is at work on this step while the host reads the one before.
+                if pending:
+                    self._record(pending, bar)
+                pending = (self.step, step_metrics, started)
+                if self._is_due(self.eval_every) or self._is_due(self.save_every):
+                    self._record(pending, bar)
+                    pending = None
+                    score = self._evaluate(bar) if self._is_due(self.eval_every) else None
+                    if self._is_due(self.save_every):
+                        self.checkpoints.save(self.state, score)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.total_steps
+
+    def _record(self, pending: tuple[int, StepMetrics, float], bar: tqdm) -> None:
+        step, values, started = pending
+        values = jax.device_get(values)
+        self._refuse_divergence(step, values)
+        self.log.write(
+            step,
+            {
+                "loss": float(values.loss),
+                "exit_losses": [float(loss) for loss in values.exit_losses],
+                "gradient_norm": float(values.gradient_norm),
+                "learning_rate": float(values.learning_rate),
+                "seconds": round(time.perf_counter() - started, 4),
+            },
+        )
+        bar.set_postfix(loss=f"{values.loss:.3f}", refresh=False)
+        bar.update(step - bar.n)
+
+    def _refuse_divergence(self, step: int, values: StepMetrics) -> None:
+        if math.isfinite(values.loss) and math.isfinite(values.gradient_norm):
+            return
+        kept = self.checkpoints.latest
+        good = (
+            f"the last good checkpoint is {self.workdir / run_directory.CHECKPOINTS / str(kept)}"
+            if kept
+            else "there is no checkpoint yet"
+        )
+        raise TrainingDiverged(
+            f"at step {step} the loss is {values.loss} and the gradient norm "
+            f"{values.gradient_norm}: training stopped; {good}. A smaller learning_rate may help"
+        )
+
+    def _evaluate(self, bar: tqdm) -> float:
+        """Every exit on dev; returns the last exit's primary metric on the first part."""
+        results = {}
+        for name, dataset in self.dev_data.items():
+            logits = self.all_exit_logits(dataset)
+            exits = [metrics.compute(self.task.metrics, exit, dataset.labels) for exit in logits]
+            results[name] = {
+                metric: [values[metric] for values in exits] for metric in self.task.metrics
+            }
+        self.log.write(self.step, results)
+        score = next(iter(results.values()))[self.task.metrics[0]][-1]
+        bar.write(f"step {self.step}: dev {self.task.metrics[0]} {score:.4f} at the last exit")
+        return score
+
+    def all_exit_logits(self, dataset: Dataset) -> np.ndarray:
+        """(L, N, C) logits of every row in input order; padding rows are left out."""
+        size = self.config.batch_size
+        shape = self.start.model.config
+        result = np.empty((shape.num_hidden_layers, len(dataset), shape.num_labels), np.float32)
+        for rows, length in length_grouped(dataset.lengths, size, self.buckets):
+            batch = parallel.shard_batch(assemble(dataset, rows, size, length), self.mesh)
+            result[:, rows] = self.eval_step(self.state.parameters, batch)[:, : len(rows)]
+        return result
+
+    def _export(self) -> None:
+        """The finished run directory: a Hugging Face style checkpoint."""
+        parameters, step = self.state.parameters, self.step
+        if self.config.export == "best" and self.checkpoints.best is not None:
+            step = self.checkpoints.best
+            parameters = self.checkpoints.parameters(step, parameters)
+        model = unstacked(merge(self.graph, jax.device_get(parameters)))
+        save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
+        logging.warning("exported the parameters of step %d to %s", step, self.workdir)

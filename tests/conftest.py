@@ -1,0 +1,14 @@
+"""Eight CPU devices for every test, so that meshes can be tested on any machine."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jaxtyping
+
+# Shapes in signatures are checked while tests run. The package is imported after this line.
+jaxtyping.install_import_hook("pabee_jax", "beartype.beartype")

@@ -1,0 +1,40 @@
+"""What several tests need: small random models, batches, and the recorded references."""
+
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from pabee_jax.config import ModelConfig
+from pabee_jax.model import EarlyExitModel
+
+REFERENCES = Path(__file__).parent / "references"
+SHARED = Path(__file__).parents[2] / "shared"
+
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "embedding_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+    # Wide enough that exits disagree: at the usual 0.02 every exit of a random model says the same.
+    "initializer_range": 0.3,
+}
+
+
+def tiny_model(family: str = "albert", labels: int = 3, seed: int = 0, **overrides):
+    """A random model of a few layers whose exits disagree often."""
+    values = {"model_type": family, "num_hidden_layers": 6, **TINY, **overrides}
+    config = ModelConfig.from_hugging_face(values, labels)
+    return EarlyExitModel(config, rngs=nnx.Rngs(seed))
+
+
+def random_batch(rows: int, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+    """Token ids of random lengths, padded, with two segments."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(2, length + 1, rows)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    ids = random.integers(1, TINY["vocab_size"], (rows, length), dtype=np.int32) * mask
+    segments = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}

@@ -1,0 +1,170 @@
+"""The encoder computes what PyTorch computes, and a checkpoint survives the round trip."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import REFERENCES, random_batch, tiny_model
+from safetensors.numpy import load_file
+
+from pabee_jax import checkpoint_files, weights
+from pabee_jax.config import ModelConfig, read_config_json
+from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.model import in_compute_dtype, merge, split, stacked, unstacked
+
+# Both sides round; a wrong GELU moves the logits by 2e-4 or more.
+TOLERANCE = 2e-5
+MODELS = sorted(path.name for path in (REFERENCES / "models").iterdir())
+
+
+def load(directory, labels=3):
+    config = ModelConfig.from_hugging_face(read_config_json(directory), labels)
+    return weights.from_tensors(checkpoint_files.read_tensors(directory), config)
+
+
+def reference_batch(expected):
+    return {name: expected[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def assert_close(ours, theirs, what):
+    difference = np.abs(np.asarray(ours) - theirs).max()
+    assert difference < TOLERANCE, f"{what} differ from PyTorch's by {difference:.1e}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_every_layer_and_every_exit_equal_pytorch(name):
+    model, report = load(REFERENCES / "models" / name)
+    assert report == weights.LoadReport((), ())
+    expected = np.load(REFERENCES / "models" / name / "expected.npz")
+    batch = reference_batch(expected)
+    hidden, mask = model.embed(batch)
+    assert_close(hidden, expected["embeddings"], "embeddings")
+    for layer, group in enumerate(model.config.layer_groups):
+        hidden = model.layer(model.groups[group], hidden, mask)
+        assert_close(hidden, expected["hidden_states"][layer], f"hidden states of layer {layer}")
+        logits = model.exit_logits(layer, hidden, mask)
+        assert_close(logits, expected["logits"][layer], f"logits of exit {layer}")
+    for variant in (model, stacked(model), unstacked(stacked(model))):
+        assert_close(jax.jit(all_exit_logits)(variant, batch), expected["logits"], "exits' logits")
+
+
+@pytest.mark.parametrize("name", ["bert-for-pretraining", "albert"])
+def test_reads_what_hugging_face_flax_saved(name):
+    directory = REFERENCES / "flax" / name
+    model, report = load(directory)
+    expected = np.load(directory / "expected.npz")
+    hidden, mask = model.embed(reference_batch(expected))
+    for layer, group in enumerate(model.config.layer_groups):
+        hidden = model.layer(model.groups[group], hidden, mask)
+        assert_close(hidden, expected["hidden_states"][layer], f"hidden states of layer {layer}")
+    pooled = jnp.tanh(model.pooler(hidden[:, 0]))
+    assert_close(pooled, expected["pooler_output"], "pooler outputs")
+    assert all(name.startswith("classifiers.") for name in report.missing)
+    heads = [name for name in report.unexpected if name.startswith("cls.")]
+    assert list(report.unexpected) == heads and bool(heads) == (name == "bert-for-pretraining")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_writes_the_names_and_values_it_read(name):
+    directory = REFERENCES / "models" / name
+    model, _ = load(directory)
+    written, original = weights.to_tensors(model), load_file(directory / "model.safetensors")
+    assert written.keys() == original.keys()
+    for key, value in original.items():
+        np.testing.assert_array_equal(written[key], value, err_msg=key)
+
+
+def test_reads_old_and_wrapped_names():
+    directory = REFERENCES / "models" / "bert-3-layers"
+    tensors = dict(checkpoint_files.read_tensors(directory))
+    old = {}
+    for name, value in tensors.items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        name = name.replace("LayerNorm.bias", "LayerNorm.beta").removeprefix("bert.")
+        old[name] = value
+    old["embeddings.position_ids"] = np.arange(24)[None]
+    old["cls.predictions.bias"] = np.zeros(60, np.float32)
+    config = ModelConfig.from_hugging_face(read_config_json(directory), 3)
+    model, report = weights.from_tensors(old, config)
+    assert report == weights.LoadReport((), ("cls.predictions.bias",))
+    for name, value in weights.to_tensors(model).items():
+        np.testing.assert_array_equal(value, tensors[name])
+
+
+def test_pooler_and_classifiers_may_be_missing_and_come_from_the_seed():
+    directory = REFERENCES / "models" / "bert-3-layers"
+    tensors = {
+        name: value
+        for name, value in checkpoint_files.read_tensors(directory).items()
+        if "pooler" not in name and "classifiers" not in name
+    }
+    config = ModelConfig.from_hugging_face(read_config_json(directory), 3)
+    one, report = weights.from_tensors(tensors, config, seed=1)
+    same, _ = weights.from_tensors(tensors, config, seed=1)
+    other, _ = weights.from_tensors(tensors, config, seed=2)
+    assert len(report.missing) == 2 + 2 * 3
+    assert (one.pooler.kernel[...] == same.pooler.kernel[...]).all()
+    assert (one.pooler.kernel[...] != other.pooler.kernel[...]).any()
+    assert (one.classifiers.bias[...] == 0).all()
+    assert float(jnp.std(one.classifiers.kernel[...])) == pytest.approx(0.02, rel=0.3)
+
+
+def test_reads_sharded_safetensors(tmp_path):
+    from safetensors.numpy import save_file
+
+    directory = REFERENCES / "models" / "bert-3-layers"
+    tensors = checkpoint_files.read_tensors(directory)
+    names = sorted(tensors)
+    files = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
+    for file, part in files.items():
+        save_file({name: np.ascontiguousarray(tensors[name]) for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert checkpoint_files.read_tensors(tmp_path).keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_padding_changes_nothing(family):
+    model = tiny_model(family)
+    batch = random_batch(4, length=8)
+    wider = {name: np.pad(values, ((0, 0), (0, 5))) for name, values in batch.items()}
+    difference = all_exit_logits(model, batch) - all_exit_logits(model, wider)
+    assert jnp.abs(difference).max() < 1e-5
+
+
+def test_split_and_merge_are_inverse():
+    model = tiny_model(num_hidden_groups=2, inner_group_num=2)
+    graph, parameters = split(stacked(model))
+    assert parameters["groups.inner.1.query.kernel"].shape == (2, 32, 32)
+    again = split(merge(graph, parameters))[1]
+    assert again.keys() == parameters.keys()
+
+
+def test_bfloat16_keeps_pooler_and_classifiers_in_float32():
+    model = tiny_model()
+    config = model.config
+    exact = all_exit_logits(model, random_batch(4))
+    half = type(model)(config, dtype="bfloat16", rngs=nnx.Rngs(0))
+    half = in_compute_dtype(half)
+    assert half.groups[0].inner[0].query.kernel[...].dtype == jnp.bfloat16
+    assert half.pooler.kernel[...].dtype == half.classifiers.kernel[...].dtype == jnp.float32
+    logits = all_exit_logits(half, random_batch(4))
+    assert logits.dtype == jnp.float32
+    assert 0 < jnp.abs(logits - exact).max() < 0.3
+
+
+@pytest.mark.parametrize("key", [None, 0, 1])
+def test_dropout_needs_a_key_and_depends_on_nothing_else(key):
+    model = stacked(tiny_model("bert"))
+    key = None if key is None else jax.random.key(key)
+    batch = random_batch(4)
+    once, again = (all_exit_logits(model, batch, key) for _ in range(2))
+    assert (once == again).all()
+    if key is not None:
+        assert jnp.abs(once - all_exit_logits(model, batch)).max() > 1e-3
