@@ -9,7 +9,9 @@ from pabee_jax import command_line
 from pabee_jax.errors import InputError
 from pabee_jax.training.loop import train
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as configs/demo.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, such as configs/demo.py."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run goes on.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the run that is in --workdir.")
 

@@ -1,0 +1,18 @@
+"""Patience-based early exit (PABEE) for BERT and ALBERT in JAX."""
+
+from pabee_jax.classifier import EarlyExitClassifier, Predictions
+from pabee_jax.criteria import ExitCriterion, Patience
+from pabee_jax.drivers.loop import early_exit
+from pabee_jax.drivers.replay import replay
+from pabee_jax.errors import InputError
+
+__all__ = [
+    "EarlyExitClassifier",
+    "ExitCriterion",
+    "InputError",
+    "Patience",
+    "Predictions",
+    "early_exit",
+    "replay",
+]
+__version__ = "0.1.0"

@@ -75,10 +75,7 @@ _CONCESSIONS = (
     *("{point}, although {aside}", "{point}, even though {aside}", "{point}, while {aside}"),
     *("{point}, though {aside}", "{point}, even if {aside}", "{point}, granted that {aside}"),
 )
-_SPEAKERS = {
-    "she": ("sister", "aunt", "mother", "daughter"),
-    "he": ("brother", "uncle", "father", "son"),
-}
+_SPEAKERS = ("sister", "brother", "aunt", "uncle", "mother", "father", "neighbour", "boss")
 _ORDINALS = (("the first", "the former"), ("the second", "the latter"))
 
 
@@ -122,10 +119,10 @@ def _negation(dice: _Dice, positive: bool) -> str:
 
 
 def _reported_speech(dice: _Dice, positive: bool) -> str:
-    pronoun, right = dice.pick(tuple(_SPEAKERS)), dice.chance(0.5)
-    speaker, subject = dice.pick(_SPEAKERS[pronoun]), _subjects(dice)[0]
-    claim, link = dice.pick(_ADJECTIVES[positive == right]), dice.pick(("and", "but"))
-    return f"my {speaker} called {subject} {claim}, {link} {pronoun} was {dice.pick(_VERDICTS[right])}"
+    speaker, right = dice.pick(_SPEAKERS), dice.chance(0.5)
+    claim = _clause(dice, _subjects(dice)[0], positive == right, denied=False)
+    link, verdict = dice.pick(("and", "but")), dice.pick(_VERDICTS[right])
+    return f"my {speaker} said {claim}, {link} that was {verdict}"
 
 
 def _contrast(dice: _Dice, positive: bool) -> str:
@@ -146,17 +143,21 @@ def _nested_negation(dice: _Dice, positive: bool) -> str:
 
 
 def _disagreement(dice: _Dice, positive: bool) -> str:
-    pronouns = dice.two(tuple(_SPEAKERS))
-    speakers = [dice.pick(_SPEAKERS[pronoun]) for pronoun in pronouns]
-    judged, right = dice.pick((0, 1)), dice.chance(0.5)
-    person = pronouns[judged] if dice.chance(0.5) else dice.pick(_ORDINALS[judged])
-    claims = [dice.pick(_ADJECTIVES[(i == judged) == (positive == right)]) for i in (0, 1)]
+    speakers, judged = dice.two(_SPEAKERS), dice.pick((0, 1))
+    right = dice.chance(0.5)
+    referent, verdict = dice.pick(_ORDINALS[judged]), dice.pick(_VERDICTS[right])
+    claims = [
+        _clause(dice, subject, (i == judged) == (positive == right), denied=dice.chance(DENY))
+        for i, subject in enumerate((_subjects(dice)[0], "it"))
+    ]
     return (
-        f"my {speakers[0]} called {_subjects(dice)[0]} {claims[0]}, my {speakers[1]} called it "
-        f"{claims[1]}, and {person} was {dice.pick(_VERDICTS[right])}"
+        f"my {speakers[0]} said {claims[0]}, my {speakers[1]} said {claims[1]}, "
+        f"and {referent} was {verdict}"
     )
 
 
+import os
+DENY = float(os.environ.get("DENY", "0.3"))
 _Writer = Callable[[_Dice, bool], str]
 # From the least work to the most, with each kind's share of a split. There are more plain reviews
 # than negated ones because otherwise no adjective hints at anything and training starts slowly.

@@ -82,21 +82,43 @@ def tokenize(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Datas
 
 
 def encode(
-    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str | None] | None,
+    max_length: int,
 ) -> Dataset:
-    """Token ids of single texts, or of pairs when `pairs` is given."""
-    encoded = tokenizer(
-        list(texts),
-        None if pairs is None else list(pairs),
+    """Token ids of texts; rows whose entry in `pairs` is not None are sentence pairs."""
+    pairs = [None] * len(texts) if pairs is None else pairs
+    is_pair = np.array([pair is not None for pair in pairs])
+    parts = []
+    for rows in (np.flatnonzero(~is_pair), np.flatnonzero(is_pair)):
+        if len(rows):
+            second = [pairs[row] for row in rows] if is_pair[rows[0]] else None
+            first = [texts[row] for row in rows]
+            parts.append((rows, _encode_alike(tokenizer, first, second, max_length)))
+    width = max(part["input_ids"].shape[1] for _, part in parts)
+
+    def joined(name: str, dtype, padding: int = 0) -> np.ndarray:
+        result = np.full((len(texts), width), padding, dtype)
+        for rows, part in parts:
+            result[rows, : part[name].shape[1]] = part[name]
+        return result
+
+    return Dataset(
+        joined("input_ids", np.int32, tokenizer.pad_token_id or 0),
+        joined("attention_mask", np.int8),
+        joined("token_type_ids", np.int8),
+    )
+
+
+def _encode_alike(tokenizer: Tokenizer, texts, pairs, max_length: int):
+    return tokenizer(
+        texts,
+        pairs,
         truncation=True,
         max_length=max_length,
         padding="longest",
         return_token_type_ids=True,  # ALBERT's tokenizer leaves them out unless asked.
         return_attention_mask=True,
         return_tensors="np",
-    )
-    return Dataset(
-        encoded["input_ids"].astype(np.int32),
-        encoded["attention_mask"].astype(np.int8),
-        encoded["token_type_ids"].astype(np.int8),
     )

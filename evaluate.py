@@ -1,0 +1,53 @@
+"""Evaluates a checkpoint: the table patience -> metric, layers, speed.
+
+python evaluate.py --checkpoint runs/mrpc --patience 0,3,4,5,6
+"""
+
+
+from absl import flags
+from ml_collections import config_flags
+
+from pabee_jax import command_line
+from pabee_jax.evaluation.program import Options, evaluate
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run directory, checkpoint directory or hub id."
+)
+_PATIENCE = flags.DEFINE_string("patience", "0,1,2,3,4,5,6", "Patience values, comma-separated.")
+_DRIVER = flags.DEFINE_string(
+    "driver", "full", "full: one pass and a replay; auto, loop: real runs."
+)
+_TIME = flags.DEFINE_bool("time", False, "Also measure milliseconds per example.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Rows that run together; by default 32, and 1 in runs that are timed."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory of the results; by default the checkpoint."
+)
+_THRESHOLD = flags.DEFINE_float(
+    "regression_threshold", None, "Regression: scores closer than this agree."
+)
+_SPLIT = flags.DEFINE_string("split", "dev", "dev or test.")
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "File for predictions in GLUE's format.")
+_ALL_CHECKPOINTS = flags.DEFINE_bool("all_checkpoints", False, "Every kept training checkpoint.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Data to use instead of the run's own.")
+
+
+def main(_) -> None:
+    options = Options.checked(
+        checkpoint=_CHECKPOINT.value,
+        patience=_PATIENCE.value,
+        driver=_DRIVER.value,
+        time=_TIME.value,
+        batch_size=_BATCH_SIZE.value,
+        output=_OUTPUT.value,
+        regression_threshold=_THRESHOLD.value,
+        split=_SPLIT.value,
+        predictions=_PREDICTIONS.value,
+        all_checkpoints=_ALL_CHECKPOINTS.value,
+    )
+    evaluate(options, _CONFIG.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,177 @@
+"""What each setting of a criterion costs and gives, over one dataset."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pabee_jax.classifier import EarlyExitClassifier
+from pabee_jax.criteria import ExitCriterion, Patience
+from pabee_jax.data.task import Examples, Task
+from pabee_jax.data.tokenization import Dataset
+from pabee_jax.drivers.replay import replay
+from pabee_jax.evaluation import metrics
+
+_TIMED_REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of all parts of a split, one part after the other.
+
+    Attributes:
+        dataset: tokenised.
+        ids, kinds: see `Examples`; kinds is None when the task has none.
+        parts: which rows belong to which part ("dev", or MNLI's two).
+    """
+
+    dataset: Dataset
+    ids: Sequence[str]
+    kinds: Sequence[str] | None
+    parts: Mapping[str, slice]
+
+    @classmethod
+    def of(cls, examples: Mapping[str, Examples], classifier: EarlyExitClassifier) -> "Rows":
+        """Joins and tokenises the parts of a split."""
+        values = list(examples.values())
+        bounds = np.cumsum([0, *map(len, values)])
+        texts = [text for part in values for text in part.texts]
+        pairs = None
+        if values[0].pairs is not None:
+            pairs = [pair for part in values for pair in part.pairs]
+        labels = None
+        if all(part.labels is not None for part in values):
+            labels = np.concatenate([part.labels for part in values])
+        dataset = classifier.tokenize(list(zip(texts, pairs, strict=True)) if pairs else texts)
+        return cls(
+            dataset=dataclasses.replace(dataset, labels=labels),
+            ids=[id_ for part in values for id_ in part.ids],
+            kinds=None if values[0].kinds is None else [k for part in values for k in part.kinds],
+            parts={
+                name: slice(start, stop)
+                for name, start, stop in zip(examples, bounds, bounds[1:], strict=False)
+            },
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """One setting on one dataset: a row of the table.
+
+    Attributes:
+        criterion: the setting.
+        exit_layers: (N,) int, from 1.
+        logits: (N, C) of the exits that were taken.
+        metrics: by name, fractions; empty without labels.
+        num_layers: L.
+        milliseconds: per example, if it was timed.
+        wall_clock_speedup: measured time at full depth over measured time here, if timed.
+    """
+
+    criterion: Patience
+    exit_layers: Int[np.ndarray, " rows"]
+    logits: Float[np.ndarray, "rows classes"]
+    metrics: Mapping[str, float]
+    num_layers: int
+    milliseconds: float | None = None
+    wall_clock_speedup: float | None = None
+
+    @property
+    def mean_exit_layer(self) -> float:
+        return float(self.exit_layers.mean())
+
+    @property
+    def layers_saved(self) -> float:
+        """1 - mean exit layer / L: what the original's code prints as "Speed Up"."""
+        return 1 - self.mean_exit_layer / self.num_layers
+
+    @property
+    def layer_speedup(self) -> float:
+        """L / mean exit layer."""
+        return self.num_layers / self.mean_exit_layer
+
+
+def replayed(
+    logits: Float[np.ndarray, "exits rows classes"],
+    settings: Sequence[ExitCriterion],
+    task: Task,
+    rows: Rows,
+) -> list[OperatingPoint]:
+    """Every setting from one pass over the data."""
+    return [
+        _point(setting, *map(np.asarray, replay(setting, logits)), len(logits), task, rows)
+        for setting in settings
+    ]
+
+
+def run(
+    classifier: EarlyExitClassifier,
+    settings: Sequence[ExitCriterion],
+    task: Task,
+    rows: Rows,
+    batch_size: int | None,
+) -> list[OperatingPoint]:
+    """Every setting by really leaving early, one run each."""
+    points = []
+    for setting in settings:
+        classifier.criterion = setting
+        found = classifier.predict(rows.dataset, batch_size)
+        points.append(
+            _point(setting, found.exit_layers, found.logits, classifier.num_layers, task, rows)
+        )
+    return points
+
+
+def timed(
+    points: Sequence[OperatingPoint], classifier: EarlyExitClassifier, rows: Rows, batch_size: int
+) -> list[OperatingPoint]:
+    """Adds measured times: the median of three runs over all rows, after one that compiles.
+
+    `predict` returns arrays on the host, so each run is complete when the clock is read. The
+    settings take turns, so that a slow moment of the machine does not fall on one of them.
+    """
+    settings = [Patience(0), *(point.criterion for point in points)]
+    seconds = np.empty((_TIMED_REPEATS, len(settings)))
+    for repeat in range(-1, _TIMED_REPEATS):
+        for index, setting in enumerate(settings):
+            classifier.criterion = setting
+            started = time.perf_counter()
+            classifier.predict(rows.dataset, batch_size)
+            seconds[repeat, index] = time.perf_counter() - started
+    full_depth, *medians = np.median(seconds, axis=0)
+    return [
+        dataclasses.replace(
+            point,
+            milliseconds=1000 * float(median) / len(rows.dataset),
+            wall_clock_speedup=float(full_depth / median),
+        )
+        for point, median in zip(points, medians, strict=True)
+    ]
+
+
+def mean_exit_by_kind(point: OperatingPoint, kinds: Sequence[str]) -> dict[str, float]:
+    """The mean exit layer of each kind of example, in order of first appearance."""
+    kinds = np.asarray(kinds)
+    return {
+        str(kind): float(point.exit_layers[kinds == kind].mean())
+        for kind in dict.fromkeys(kinds.tolist())
+    }
+
+
+def _point(setting, exit_layers, logits, num_layers, task: Task, rows: Rows) -> OperatingPoint:
+    return OperatingPoint(setting, exit_layers, logits, _metrics(logits, task, rows), num_layers)
+
+
+def _metrics(logits: np.ndarray, task: Task, rows: Rows) -> dict[str, float]:
+    """The task's metrics; with several parts each name says its part (accuracy_matched)."""
+    labels = rows.dataset.labels
+    if labels is None:
+        return {}
+    result = {}
+    for part, where in rows.parts.items():
+        suffix = f"_{part.partition('_')[2]}" if len(rows.parts) > 1 else ""
+        values = metrics.compute(task.metrics, logits[where], labels[where])
+        result |= {f"{name}{suffix}": value for name, value in values.items()}
+    return result

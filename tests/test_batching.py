@@ -1,0 +1,143 @@
+"""Batches have static shapes, are a pure function of (seed, step), and lose no row."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pabee_jax.data.batching import (
+    assemble,
+    length_grouped,
+    sequence_buckets,
+    steps_per_epoch,
+    training_batch,
+    training_rows,
+)
+from pabee_jax.data.tokenization import Dataset
+
+BUCKETS = sequence_buckets(32)
+
+
+def dataset_of(lengths):
+    """Row r holds the id r + 1 at each of its `lengths[r]` positions, and r as its label."""
+    lengths = np.asarray(lengths)
+    rows = np.arange(len(lengths), dtype=np.int32)
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int8)
+    return Dataset((rows[:, None] + 1) * mask, mask, mask // 2, rows)
+
+
+def random_dataset(rows=21):
+    return dataset_of(np.random.default_rng(0).integers(2, 33, rows))
+
+
+def digest(dataset, steps, batch_size=8, seed=5):
+    """One number for the contents of several batches."""
+    total = hashlib.sha256()
+    for step in steps:
+        batch = training_batch(dataset, batch_size, BUCKETS, seed, step)
+        for name in sorted(batch):
+            total.update(f"{name}{batch[name].shape}{batch[name].dtype}".encode())
+            total.update(batch[name].tobytes())
+    return total.hexdigest()
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    dataset, steps = random_dataset(), range(9)
+    in_order = [digest(dataset, [step]) for step in steps]
+    out_of_order = {step: digest(dataset, [step]) for step in (7, 0, 8, 3, 1, 6, 2, 5, 4)}
+    assert in_order == [out_of_order[step] for step in steps]
+    assert len(set(in_order)) == len(in_order), "two steps have the same batch"
+    assert digest(dataset, steps) != digest(dataset, steps, seed=6)
+
+
+def test_another_process_makes_the_same_batches():
+    code = "import test_batching as t; print(t.digest(t.random_dataset(), range(9)))"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "77"}
+    output = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert output.split()[-1] == digest(random_dataset(), range(9))
+
+
+@pytest.mark.parametrize("rows, batch_size", [(21, 8), (16, 8), (1, 1), (1, 8), (5, 64)])
+def test_every_epoch_has_every_row_once(rows, batch_size):
+    steps = steps_per_epoch(rows, batch_size)
+    epochs = [
+        np.concatenate(
+            [training_rows(rows, batch_size, 0, epoch * steps + step) for step in range(steps)]
+        )
+        for epoch in range(3)
+    ]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(rows))
+    if rows > 1:
+        assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
+
+
+def test_the_last_batch_of_an_epoch_is_padded_and_masked():
+    batch = training_batch(random_dataset(21), 8, BUCKETS, 0, 2)
+    assert batch["valid"].tolist() == [True] * 5 + [False] * 3
+    for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
+        assert len(batch[name]) == 8 and (batch[name][5:] == 0).all(), name
+    assert (batch["attention_mask"][:5, 0] == 1).all()
+
+
+@pytest.mark.parametrize("rows, batch_size", [(1, 4), (3, 64)])
+def test_a_batch_may_be_larger_than_the_dataset(rows, batch_size):
+    dataset = dataset_of([6] * rows)
+    for step in range(3):
+        batch = training_batch(dataset, batch_size, BUCKETS, 0, step)
+        assert batch["input_ids"].shape == (batch_size, 8)
+        assert batch["valid"].sum() == rows
+        assert sorted(batch["labels"][batch["valid"]]) == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    "longest, expected", [(1, 8), (8, 8), (9, 16), (16, 16), (17, 24), (24, 24), (25, 32), (32, 32)]
+)
+def test_the_bucket_is_the_smallest_that_holds_the_longest_row(longest, expected):
+    # 1/8, 1/4, 1/2, 3/4 and all of 32, rounded up to multiples of 8.
+    assert BUCKETS == (8, 16, 24, 32)
+    # A row that is not in the batch does not widen it.
+    dataset = dataset_of([1, longest, 32])
+    step = next(step for step in range(50) if 2 in training_rows(3, 2, 0, step)[1:])
+    rows = np.array([0, 1])
+    assert assemble(dataset, rows, 2, expected)["attention_mask"].sum() == 1 + longest
+    batch = training_batch(dataset_of([1, longest]), 2, BUCKETS, 0, 0)
+    assert batch["input_ids"].shape == (2, expected)
+    assert training_batch(dataset, 2, BUCKETS, 0, step)["input_ids"].shape == (2, 32)
+
+
+@pytest.mark.parametrize("max_length", range(8, 513))
+def test_at_most_five_buckets_and_the_last_is_the_limit(max_length):
+    buckets = sequence_buckets(max_length)
+    assert 1 <= len(buckets) <= 5 and buckets[-1] == max_length
+    assert list(buckets) == sorted(set(buckets))
+    assert all(bucket % 8 == 0 for bucket in buckets[:-1])
+
+
+def test_a_mask_with_holes_is_as_long_as_its_last_position():
+    mask = np.zeros((3, 12), np.int8)
+    mask[0, [0, 1, 9]] = 1
+    mask[1, [0, 3]] = 1
+    mask[2, 11] = 1
+    dataset = Dataset(np.ones((3, 12), np.int32), mask, np.zeros_like(mask))
+    assert dataset.lengths.tolist() == [10, 4, 12]
+    batch = assemble(dataset, np.array([0]), 1, 16)
+    assert np.flatnonzero(batch["attention_mask"][0]).tolist() == [0, 1, 9]
+    assert "labels" not in batch
+
+
+@pytest.mark.parametrize("rows, batch_size", [(21, 4), (1, 8), (40, 64)])
+def test_length_grouped_has_every_row_once_in_its_bucket(rows, batch_size):
+    lengths = random_dataset(rows).lengths
+    seen = []
+    for group, bucket in length_grouped(lengths, batch_size, BUCKETS):
+        assert 1 <= len(group) <= batch_size
+        smallest = [min(each for each in BUCKETS if each >= length) for length in lengths[group]]
+        assert smallest == [bucket] * len(group)
+        seen.extend(group)
+    assert sorted(seen) == list(range(rows))

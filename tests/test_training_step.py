@@ -1,0 +1,227 @@
+"""One optimiser step is PyTorch's, whatever the devices, the padding and the compute type."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import REFERENCES, random_batch, tiny_model
+from safetensors.numpy import load_file
+
+from pabee_jax import checkpoint_files, parallel, weights
+from pabee_jax.config import ModelConfig, read_config_json
+from pabee_jax.model import EarlyExitModel, merge, split, stacked, unstacked
+from pabee_jax.training.config import LossConfig, TrainConfig
+from pabee_jax.training.loss import exit_losses, exit_weights, joint_loss
+from pabee_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from pabee_jax.training.step import initial_state, make_train_step
+
+TOTAL_STEPS = 8
+NO_DROPOUT = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout_prob": 0.0,
+}
+
+
+def small_model(family="albert", **overrides):
+    return tiny_model(family, num_hidden_layers=3, **overrides)
+
+
+def labeled_batch(rows=8, seed=0, classes=3):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, rows, dtype=np.int32)
+    return {**random_batch(rows, seed=seed), "labels": labels, "valid": np.ones(rows, bool)}
+
+
+def one_step(model, batch, step=0, **settings):
+    """The state and the metrics after the training step number `step`."""
+    config = TrainConfig(**{"learning_rate": 1e-3, **settings})
+    graph, parameters = split(stacked(model))
+    # The step takes over its buffers, and the model is used again.
+    parameters = jax.tree.map(jnp.copy, parameters)
+    state = initial_state(parameters, config, TOTAL_STEPS)._replace(step=jnp.int32(step))
+    return make_train_step(graph, config, TOTAL_STEPS)(state, batch)
+
+
+def gradients_of(state):
+    """After one step without clipping AdamW's first moment is 0.1 times the gradient."""
+    return {name: 10 * np.asarray(value) for name, value in optax.tree.get(state[2], "mu").items()}
+
+
+@pytest.mark.parametrize("name", ["bert-classification", "albert-regression"])
+def test_six_steps_equal_pytorch(name):
+    folder = REFERENCES / "training" / name
+    values, tensors = read_config_json(folder), checkpoint_files.read_tensors(folder)
+    labels = tensors["classifiers.0.weight"].shape[0]
+    model, _ = weights.from_tensors(tensors, ModelConfig.from_hugging_face(values, labels))
+    config = TrainConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=2)
+    batches, expected = np.load(folder / "batches.npz"), np.load(folder / "expected.npz")
+    graph, parameters = split(stacked(model))
+    state = initial_state(parameters, config, TOTAL_STEPS)
+    step = make_train_step(graph, config, TOTAL_STEPS)
+    recorded = zip(*(expected[key] for key in ("losses", "exit_losses", "gradient_norms")))
+    for index, (loss, losses, norm) in enumerate(recorded):
+        batch = {key: batches[key][index] for key in batches}
+        state, metrics = step(state, {**batch, "valid": np.ones(len(batch["labels"]), bool)})
+        np.testing.assert_allclose(metrics.loss, loss, rtol=1e-4)
+        np.testing.assert_allclose(metrics.exit_losses, losses, rtol=1e-4)
+        np.testing.assert_allclose(metrics.gradient_norm, norm, rtol=1e-4)
+        np.testing.assert_allclose(
+            metrics.learning_rate, expected["learning_rates"][index], rtol=1e-6
+        )
+    assert int(state.step) == 6
+    ours = weights.to_tensors(unstacked(merge(graph, state.parameters)))
+    theirs = load_file(folder / "final.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        # The true gradient of a key bias is 0: Adam moves it by rounding noise.
+        if "key.bias" not in key:
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=5e-6, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("linear", (1 * 0.5 + 2 * 0.2 + 3 * 0.1) / 6),
+        ("uniform", (0.5 + 0.2 + 0.1) / 3),
+        ("last", 0.1),
+    ],
+)
+def test_joint_loss_is_the_weighted_mean_of_the_exits_losses(kind, expected):
+    losses = jnp.array([0.5, 0.2, 0.1])
+    assert float(joint_loss(exit_weights(kind, 3), losses)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_of_weight_zero_cannot_spoil_the_sum():
+    losses = jnp.array([jnp.inf, jnp.nan, 0.25])
+    assert float(joint_loss(exit_weights("last", 3), losses)) == 0.25
+
+
+def test_cross_entropy_closed_form():
+    # Two classes: the loss of a row is log(1 + exp(other logit - right logit)).
+    logits = jnp.log(jnp.array([[[1.0, 1.0], [1.0, 3.0]], [[4.0, 1.0], [5.0, 1.0]]]))
+    expected = [
+        (np.log(2) + np.log(4 / 3)) / 2,
+        (np.log(5 / 4) + np.log(6)) / 2,
+    ]
+    ours = exit_losses(logits, jnp.array([0, 1]), jnp.array([True, True]))
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_squared_error_closed_form():
+    logits = jnp.array([[[1.0], [2.0], [9.0]], [[0.0], [4.0], [9.0]]])
+    ours = exit_losses(logits, jnp.array([0.5, 4.0, 0.0]), jnp.array([True, True, False]))
+    np.testing.assert_allclose(ours, [(0.25 + 4.0) / 2, (0.25 + 0.0) / 2], rtol=1e-6)
+
+
+def test_padding_rows_do_not_count():
+    model = small_model("bert", **NO_DROPOUT)
+    batch = labeled_batch(5)
+    padded = {
+        name: np.concatenate([values, np.zeros((3, *values.shape[1:]), values.dtype)])
+        for name, values in batch.items()
+    }
+    # What stands in a padding row must not matter either.
+    padded["labels"][5:] = 2
+    padded["input_ids"][5:] = 7
+    (state, metrics), (padded_state, padded_metrics) = (
+        one_step(model, each, max_grad_norm=0.0) for each in (batch, padded)
+    )
+    np.testing.assert_allclose(metrics.exit_losses, padded_metrics.exit_losses, rtol=1e-5)
+    np.testing.assert_allclose(metrics.loss, padded_metrics.loss, rtol=1e-5)
+    expected, ours = gradients_of(state), gradients_of(padded_state)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(ours[name], gradient, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_weight_decay_spares_biases_and_layer_norms(family):
+    config = TrainConfig(learning_rate=0.5, weight_decay=0.1)
+    parameters = split(small_model(family))[1]
+    parameters = jax.tree.map(jnp.ones_like, parameters)
+    optimizer = make_optimizer(config, TOTAL_STEPS)
+    nothing = jax.tree.map(jnp.zeros_like, parameters)
+    updates, _ = optimizer.update(nothing, optimizer.init(parameters), parameters)
+    spared = 0
+    for name, update in updates.items():
+        exempt = "bias" in name or "norm" in name
+        spared += exempt
+        np.testing.assert_allclose(update, 0.0 if exempt else -0.05, rtol=1e-6, err_msg=name)
+    assert 0 < spared < len(updates)
+
+
+@pytest.mark.parametrize(
+    "warmup_steps, total_steps, rates",
+    [
+        (0, 4, [8, 6, 4, 2, 0, 0]),
+        (4, 12, [0, 2, 4, 6, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        (2, 2, [0, 4]),
+        # A warm-up longer than the run: the run ends on the way up.
+        (4, 2, [0, 2]),
+    ],
+)
+def test_learning_rate_schedule(warmup_steps, total_steps, rates):
+    config = TrainConfig(learning_rate=8.0, warmup_steps=warmup_steps)
+    schedule = learning_rate_schedule(config, total_steps)
+    np.testing.assert_allclose([schedule(step) for step in range(len(rates))], rates, atol=1e-5)
+
+
+def test_one_device_and_eight_give_the_same_losses():
+    """With dropout: its mask must not depend on how the batch is split."""
+    config = TrainConfig(learning_rate=1e-3)
+
+    def losses(devices):
+        mesh = parallel.make_mesh(devices)
+        graph, parameters = split(stacked(small_model("bert")))
+        state = parallel.replicate(initial_state(parameters, config, TOTAL_STEPS), mesh)
+        step = make_train_step(graph, config, TOTAL_STEPS)
+        result = []
+        for seed in range(5):
+            state, metrics = step(state, parallel.shard_batch(labeled_batch(16, seed), mesh))
+            result.append(metrics.exit_losses)
+        assert len(metrics.loss.sharding.device_set) == devices
+        return np.array(result)
+
+    np.testing.assert_allclose(losses(1), losses(8), rtol=1e-5)
+
+
+def test_bfloat16_follows_float32():
+    config = small_model("bert", initializer_range=0.05).config
+    exact, half = (
+        one_step(EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0)), labeled_batch(), 3)
+        for dtype in ("float32", "bfloat16")
+    )
+    np.testing.assert_allclose(half[1].loss, exact[1].loss, rtol=0.02)
+    assert half[1].loss != exact[1].loss, "bfloat16 was not used"
+    for name, value in half[0].parameters.items():
+        assert value.dtype == jnp.float32, f"{name} is stored as {value.dtype}"
+        assert jnp.isfinite(value).all(), name
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    model, batch = small_model("bert"), labeled_batch()
+    loss = one_step(model, batch, step=3, seed=1)[1].loss
+    assert loss == one_step(model, batch, step=3, seed=1)[1].loss
+    assert loss != one_step(model, batch, step=4, seed=1)[1].loss
+    assert loss != one_step(model, batch, step=3, seed=2)[1].loss
+
+
+@pytest.mark.parametrize("active", NO_DROPOUT)
+def test_every_dropout_is_active_in_training(active):
+    batch = labeled_batch()
+    without = one_step(small_model(**NO_DROPOUT), batch)[1].exit_losses
+    only = one_step(small_model(**{**NO_DROPOUT, active: 0.3}), batch)[1].exit_losses
+    assert (np.abs(only - without) > 1e-4).all(), f"{active} does nothing in training"
+
+
+def test_with_weights_last_only_the_last_classifier_learns():
+    loss = LossConfig(weights="last")
+    state, metrics = one_step(small_model(), labeled_batch(), loss=loss, max_grad_norm=0.0)
+    assert metrics.loss == metrics.exit_losses[-1]
+    for name, gradient in gradients_of(state).items():
+        if name.startswith("classifiers."):
+            assert (gradient[:-1] == 0).all(), f"an earlier exit's {name} got a gradient"
+            gradient = gradient[-1]
+        assert (gradient != 0).any(), f"{name} got no gradient"
