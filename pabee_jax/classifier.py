@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ from pabee_jax import parallel
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays
 from pabee_jax.data.batching import assemble, length_grouped, sequence_buckets
 from pabee_jax.data.inputs import Text, Tokens, checked_texts, checked_tokens
-from pabee_jax.data.tokenization import Dataset, encode
+from pabee_jax.data.tokenization import Dataset
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.loop import early_exit
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation.metrics import predictions_of
-from pabee_jax.model import in_compute_dtype, merge, split
+from pabee_jax.model import EarlyExitModel, in_compute_dtype, merge, split
 from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 
 DRIVERS = ("auto", "full", "loop")
@@ -72,17 +73,8 @@ class EarlyExitClassifier:
         self.driver = driver
         self.criterion = criterion or pretrained.criterion or Patience(0)
         self._mesh = mesh or parallel.make_mesh(1)
-        graph, parameters = split(in_compute_dtype(pretrained.model))
+        self._graph, parameters = split(in_compute_dtype(pretrained.model))
         self._parameters = parallel.replicate(parameters, self._mesh)
-        # The parameters go in as a plain dict: flattening a tree of modules costs milliseconds.
-        self._full = jax.jit(
-            lambda parameters, batch: all_exit_logits(merge(graph, parameters), batch)
-        )
-        self._loop = jax.jit(
-            lambda parameters, batch, criterion: early_exit(
-                merge(graph, parameters), batch, criterion
-            )
-        )
 
     @classmethod
     def from_pretrained(
@@ -126,6 +118,11 @@ class EarlyExitClassifier:
         self._criterion = criterion
 
     @property
+    def model(self) -> EarlyExitModel:
+        """The model as it runs here, for `pabee_jax.early_exit` in a program of one's own."""
+        return merge(self._graph, self._parameters)
+
+    @property
     def num_layers(self) -> int:
         return self.pretrained.model.config.num_hidden_layers
 
@@ -150,7 +147,11 @@ class EarlyExitClassifier:
         else:
             exits = np.empty(len(dataset), np.int32)
             logits = np.empty((len(dataset), config.num_labels), np.float32)
-            run = self._run_loop(as_arrays(self.criterion))
+            criterion = as_arrays(self.criterion)
+
+            def run(batch):
+                return _run_loop(self._graph, self._parameters, batch, criterion)
+
             for rows, (exit_layers, row_logits) in self._batches(dataset, batch_size, run):
                 exits[rows] = exit_layers[: len(rows)]
                 logits[rows] = row_logits[: len(rows)]
@@ -170,7 +171,7 @@ class EarlyExitClassifier:
         result = np.empty(shape, np.float32)
 
         def run(batch):
-            return self._full(self._parameters, batch)
+            return _run_full(self._graph, self._parameters, batch)
 
         for rows, logits in self._batches(dataset, batch_size, run, same_shape=True):
             result[:, rows] = logits[:, : len(rows)]
@@ -187,7 +188,7 @@ class EarlyExitClassifier:
         if isinstance(inputs, Mapping):
             return checked_tokens(inputs, self.pretrained.model.config)
         texts, pairs = checked_texts(inputs)
-        return encode(self.pretrained.tokenizer, texts, pairs, self.pretrained.max_length)
+        return self.pretrained.encode(texts, pairs)
 
     def warmup(self, batch_size: int | None = None) -> None:
         """Compiles every shape that `predict` will use for texts with this batch size."""
@@ -204,9 +205,6 @@ class EarlyExitClassifier:
         """Writes the checkpoint, with the criterion chosen for it."""
         chosen = dataclasses.replace(self.pretrained, criterion=self.criterion)
         save_pretrained(chosen, Path(directory))
-
-    def _run_loop(self, criterion: ExitCriterion) -> Callable:
-        return lambda batch: self._loop(self._parameters, batch, criterion)
 
     def _batches(
         self, dataset: Dataset, batch_size: int | None, run: Callable, same_shape: bool = False
@@ -232,6 +230,18 @@ class EarlyExitClassifier:
                 yield rows, jax.device_get(result)
         for rows, result in running:
             yield rows, jax.device_get(result)
+
+
+# The structure is static and the parameters are a plain dict: two models of one shape share their
+# programs, and flattening a tree of modules, which costs milliseconds, is not part of a call.
+@functools.partial(jax.jit, static_argnums=0)
+def _run_full(graph, parameters, batch):
+    return all_exit_logits(merge(graph, parameters), batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_loop(graph, parameters, batch, criterion):
+    return early_exit(merge(graph, parameters), batch, criterion)
 
 
 def check_driver(driver: str) -> None:

@@ -1,19 +1,36 @@
-"""What both programs share: a mistake of the user ends in one sentence and exit status 2."""
+"""What the programs share: a mistake of the user ends in one sentence and exit status 2."""
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import app, flags
-from ml_collections import config_flags
+import huggingface_hub
+import transformers
+from absl import app, flags, logging
 
 from pabee_jax.errors import InputError
+from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config_file import check_field, load_config
+
+# "--config", "--config=FILE", "--config.loss.weights=uniform", "--noconfig.files.regression".
+_CONFIG_ARGUMENT = re.compile(r"--?(?:no)?config(?:\.(?P<field>[^=]*))?(?:=|$)")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run` without stack traces for what a person can mend."""
+    """`app.run` without stack traces for what a person can mend, and without others' chatter.
+
+    The program must have defined a config file flag named "config".
+    """
 
     def guarded(arguments: Sequence[str]) -> None:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()  # huggingface_hub's as well
+        huggingface_hub.utils.logging.set_verbosity_error()
         try:
             main(arguments)
         except InputError as error:
@@ -21,34 +38,78 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            problem = _storage_problem(error)
+            if problem is None:
+                raise
+            _stop(problem)
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=_parse_quietly)
 
 
-def _parse(arguments: Sequence[str]) -> Sequence[str]:
+def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> Sequence[str]:
+    """Parses the flags and returns the program's name; exits at the first mistake."""
+    # The library's own parser keeps a file's error to itself until its config is used.
+    flag_values["config"].parser = _ConfigParser()
     try:
-        rest = flags.FLAGS(arguments)
-    except flags.Error as error:
+        _check_config_arguments(flag_values.read_flags_from_files(arguments, force_gnu=False))
+        rest = flag_values(arguments)
+    except InputError as error:
         _stop(error)
-    except Exception as error:  # A config file that fails, or a field that it does not have.
-        _stop(f"{_config_argument(arguments)}: {_reason(error)}")
+    except flags.Error as error:
+        # absl wraps what a parser raises.
+        cause = error.__context__
+        _stop(cause if isinstance(cause, InputError) else _flag_problem(error, flag_values))
     if len(rest) > 1:
-        _stop(f"unexpected argument {rest[1]!r}")
+        _stop(f"unexpected argument {rest[1]!r}: every setting is written --name=value")
     return rest
 
 
-def _reason(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else ""
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+class _ConfigParser(flags.ArgumentParser):
+    def parse(self, path: str) -> TrainConfig:
+        return load_config(path)
 
 
-def _config_argument(arguments: Sequence[str]) -> str:
-    return next((item for item in arguments[1:] if item.startswith("--config")), "--config")
+def _parse_quietly(arguments: Sequence[str]) -> Sequence[str]:
+    rest = parse(arguments)
+    # absl would now choose INFO, at which orbax tells every step of a save.
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING
+    return rest
 
 
-def _stop(message: Any) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _check_config_arguments(arguments: Sequence[str]) -> None:
+    """Every `--config.FIELD` exists, and comes after the file that it changes."""
+    has_file = False
+    for argument in arguments[1:]:
+        match = _CONFIG_ARGUMENT.match(argument)
+        if match and match["field"] is None:
+            has_file = True
+        elif match:
+            check_field(match["field"])
+            if not has_file:
+                raise InputError(f"{argument} changes a value of --config FILE: put that before it")
+
+
+def _flag_problem(error: flags.Error, flag_values: flags.FlagValues) -> str:
+    match = re.match(r"flag (--(\S+?)=.*?): ", str(error))
+    if not match:
+        return str(error)
+    flag = flag_values[match[2]]
+    wanted = "true or false" if flag.boolean else flag.parser.syntactic_help
+    return f"{match[1]}: it must be {wanted}" if wanted else str(error)
+
+
+def _storage_problem(error: Exception) -> str | None:
+    """What the operating system refused; safetensors and tensorstore tell it only in their text."""
+    for code in (*_DISK_FULL, *_NOT_ALLOWED):
+        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+            place = getattr(error, "filename", None) or str(error)
+            return f"{os.strerror(code)}: {place}"
+    return None
+
+
+def _stop(message: Any) -> NoReturn:
+    """One line: what a library says may have several."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
-
-
-__all__ = ["config_flags", "run"]

@@ -25,7 +25,7 @@ class ModelConfig:
         family: "bert" or "albert".
         num_labels: width C of every internal classifier; 1 means regression.
         exit_dropout_prob: rate of the dropout in front of the classifiers, training only
-            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT; Hugging Face's newer
+            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT; the newer
             `classifier_dropout` is not used, as in the reference).
     """
 

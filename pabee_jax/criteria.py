@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ State = TypeVar("State")
 Layer = int | Int[Array, ""]
 
 
+@runtime_checkable
 class ExitCriterion(Protocol[State]):
     """What a driver asks after each layer.
 
@@ -37,6 +38,10 @@ class ExitCriterion(Protocol[State]):
         self, state: State, logits: Float[Array, "rows classes"], layer: Layer
     ) -> tuple[State, Bool[Array, " rows"]]:
         """The next state, and which rows exit at `layer` (from 1, possibly traced)."""
+        ...
+
+    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
+        """What is legal with this model but surely not meant, as sentences."""
         ...
 
 
@@ -98,7 +103,6 @@ class Patience:
         return PatienceState(counter, prediction), leaves
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
-        """What is legal in this setting but surely not meant."""
         found = []
         if self.patience >= num_layers - 1:
             found.append(f"patience {self.patience} saves nothing on {num_layers} layers")

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,13 +87,14 @@ class Embeddings(nnx.Module):
         self.projection = nnx.data(build.linear(size, config.hidden_size) if albert else None)
         self.dropout_rate = config.hidden_dropout_prob
 
-    def __call__(self, batch: Batch, key: Key[Array, ""] | None = None) -> Hidden:
-        positions = jnp.arange(batch["input_ids"].shape[1])
-        summed = (
-            self.word(batch["input_ids"])
-            + self.position(positions)[None]
-            + self.token_type(batch["token_type_ids"])
-        )
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch seq"],
+        token_type_ids: Int[Array, "batch seq"],
+        key: Key[Array, ""] | None = None,
+    ) -> Hidden:
+        positions = self.position(jnp.arange(input_ids.shape[1]))
+        summed = self.word(input_ids) + positions + self.token_type(token_type_ids)
         embedded = dropout(self.norm(summed), self.dropout_rate, key)
         return embedded if self.projection is None else self.projection(embedded)
 
@@ -193,10 +195,16 @@ class EarlyExitModel(nnx.Module):
     def embed(self, batch: Batch, key: Key[Array, ""] | None = None) -> tuple[Hidden, Mask]:
         """Hidden states that enter the first layer, and which positions may be attended to.
 
-        `batch` holds `input_ids`, `attention_mask` and `token_type_ids`, each (batch, seq) int.
+        `batch` holds `input_ids` and, optionally, `attention_mask` (absent: every token) and
+        `token_type_ids` (absent: one segment), each (batch, seq) int.
         """
+        input_ids = jnp.asarray(batch["input_ids"])
+        mask = jnp.asarray(batch.get("attention_mask", jnp.ones_like(input_ids)), bool)
+        token_type_ids = jnp.asarray(batch.get("token_type_ids", jnp.zeros_like(input_ids)))
+        chex.assert_rank(input_ids, 2)
+        chex.assert_equal_shape([input_ids, mask, token_type_ids])
         with full_precision(self.dtype):
-            return self.embeddings(batch, key), jnp.asarray(batch["attention_mask"], bool)
+            return self.embeddings(input_ids, token_type_ids, key), mask
 
     def layer(
         self,

@@ -13,7 +13,13 @@ from safetensors.numpy import save_file
 from pabee_jax import checkpoint_files, criteria, weights
 from pabee_jax.config import ModelConfig, read_config_json
 from pabee_jax.criteria import ExitCriterion
-from pabee_jax.data.tokenization import Tokenizer, load_tokenizer, save_tokenizer
+from pabee_jax.data.tokenization import (
+    Dataset,
+    Tokenizer,
+    encode,
+    load_tokenizer,
+    save_tokenizer,
+)
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 
@@ -45,9 +51,33 @@ class Pretrained:
     max_length: int
     criterion: ExitCriterion | None = None
 
-    def labeled(self, label_names: Sequence[str]) -> "Pretrained":
-        """The same with other class names (empty: regression)."""
-        return dataclasses.replace(self, label_names=tuple(label_names))
+    def with_max_length(self, max_length: int) -> "Pretrained":
+        """The same, cutting texts to `max_length` tokens.
+
+        Raises:
+            InputError: the model does not have as many positions.
+        """
+        positions = self.model.config.max_position_embeddings
+        if max_length > positions:
+            raise InputError(
+                f"max_seq_length is {max_length}, but the model has {positions} positions"
+            )
+        return dataclasses.replace(self, max_length=max_length)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None) -> Dataset:
+        """Token ids of texts and pairs of texts; longer ones are cut.
+
+        Raises:
+            InputError: the tokenizer has tokens that the model does not have.
+        """
+        dataset = encode(self.tokenizer, texts, pairs, self.max_length)
+        highest, known = int(dataset.input_ids.max()), self.model.config.vocab_size
+        if highest >= known:
+            raise InputError(
+                f"the tokenizer gives id {highest}, but the model knows only {known} tokens: they "
+                "do not belong together"
+            )
+        return dataset
 
 
 def load_pretrained(

@@ -10,5 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jaxtyping
 
-# Shapes in signatures are checked while tests run. The package is imported after this line.
-jaxtyping.install_import_hook("pabee_jax", "beartype.beartype")
+# Shapes in signatures are checked while tests run, where arrays are computed with. (Elsewhere the
+# checker would answer a wrong argument before our own message does.)
+jaxtyping.install_import_hook(
+    ["pabee_jax.model", "pabee_jax.drivers", "pabee_jax.training.loss", "pabee_jax.training.step"],
+    "beartype.beartype",
+)

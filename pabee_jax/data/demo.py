@@ -144,20 +144,17 @@ def _nested_negation(dice: _Dice, positive: bool) -> str:
 
 def _disagreement(dice: _Dice, positive: bool) -> str:
     speakers, judged = dice.two(_SPEAKERS), dice.pick((0, 1))
-    right = dice.chance(0.5)
+    right = dice.chance(RIGHT)
     referent, verdict = dice.pick(_ORDINALS[judged]), dice.pick(_VERDICTS[right])
-    claims = [
-        _clause(dice, subject, (i == judged) == (positive == right), denied=dice.chance(DENY))
-        for i, subject in enumerate((_subjects(dice)[0], "it"))
-    ]
+    claims = [dice.pick(_ADJECTIVES[(i == judged) == (positive == right)]) for i in (0, 1)]
     return (
-        f"my {speakers[0]} said {claims[0]}, my {speakers[1]} said {claims[1]}, "
-        f"and {referent} was {verdict}"
+        f"my {speakers[0]} called {_subjects(dice)[0]} {claims[0]}, my {speakers[1]} called it "
+        f"{claims[1]}, and {referent} was {verdict}"
     )
 
 
 import os
-DENY = float(os.environ.get("DENY", "0.3"))
+RIGHT = float(os.environ.get("RIGHT", "0.75"))
 _Writer = Callable[[_Dice, bool], str]
 # From the least work to the most, with each kind's share of a split. There are more plain reviews
 # than negated ones because otherwise no adjective hints at anything and training starts slowly.

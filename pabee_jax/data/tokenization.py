@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import transformers
 
-from pabee_jax.data.task import Examples
 from pabee_jax.errors import InputError
 
 Tokenizer = Any
@@ -73,12 +72,6 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> No
         vocabulary = tokenizer.get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
         (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-
-
-def tokenize(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Dataset:
-    """Encodes every row once; longer ones are cut (the longer text of a pair first)."""
-    encoded = encode(tokenizer, examples.texts, examples.pairs, max_length)
-    return dataclasses.replace(encoded, labels=examples.labels)
 
 
 def encode(

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from pabee_jax.criteria import ExitCriterion, as_arrays
 from pabee_jax.errors import InputError
@@ -34,9 +34,11 @@ def _replay(criterion, logits):
 
 
 def replay(
-    criterion: ExitCriterion, logits: Float[Array, "exits rows classes"]
+    criterion: ExitCriterion, logits: ArrayLike
 ) -> tuple[Int[Array, " rows"], Float[Array, "rows classes"]]:
     """Where `criterion` would have let each row leave, and with which logits.
+
+    `logits` are those of every exit, (exits, rows, classes).
 
     Calls the same `criterion.update` as the drivers, so the two cannot disagree. A new threshold
     does not recompile.

@@ -92,7 +92,7 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
             "started it"
         )
     config = config or run_directory.read_config(checkpoint)
-    pretrained = load_pretrained(options.checkpoint)
+    pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
     rows = None
     found = []
@@ -132,12 +132,12 @@ def _task(config: TrainConfig, pretrained: Pretrained, options: Options) -> Task
         raise InputError(
             f"--regression_threshold is for regression; task {task.name} is a classification"
         )
-    if task.label_names and set(task.label_names) == set(pretrained.label_names):
-        if task.label_names != pretrained.label_names:
-            raise InputError(
-                f"{options.checkpoint} numbers its classes {', '.join(pretrained.label_names)}; "
-                f"task {task.name} numbers them {', '.join(task.label_names)}"
-            )
+    theirs = pretrained.label_names
+    if task.label_names != theirs and set(task.label_names) == set(theirs):
+        raise InputError(
+            f"{options.checkpoint} numbers its classes {', '.join(theirs)}; task {task.name} "
+            f"numbers them {', '.join(task.label_names)}"
+        )
     return task
 
 

@@ -122,27 +122,31 @@ def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> N
     from matplotlib.figure import Figure
 
     name = next(iter(points[0].metrics))
-    ordered = sorted(points, key=lambda point: point.layer_speedup)
+    settings: dict[tuple[float, float], list[str]] = {}
+    for point in points:
+        place = (point.layer_speedup, 100 * point.metrics[name])
+        settings.setdefault(place, []).append(str(point.criterion.patience))
+    places = sorted(settings)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    scores = [100 * point.metrics[name] for point in ordered]
-    axes.plot([point.layer_speedup for point in ordered], scores, "o-", color="#1f5fa8")
-    for index, (point, score) in enumerate(zip(ordered, scores, strict=True)):
+    axes.plot(*zip(*places, strict=True), "o-", color="#1f5fa8", label="early exit, by patience")
+    for place in places:
         axes.annotate(
-            f"patience {point.criterion.patience}",
-            (point.layer_speedup, score),
+            ", ".join(settings[place]),
+            place,
             textcoords="offset points",
-            xytext=(6, 6 if index % 2 else -12),
-            fontsize=8,
+            xytext=(0, 7),
+            ha="center",
+            fontsize=9,
         )
-    full = [score for point, score in zip(ordered, scores, strict=True) if point.layers_saved == 0]
-    if full:
-        axes.axhline(full[0], linestyle="--", color="#888888", label="full depth")
-        axes.legend(loc="lower left", frameon=False)
+    full_depth = [score for speedup, score in places if speedup == 1]
+    if full_depth:
+        axes.axhline(full_depth[0], linestyle="--", color="#888888", label="full depth", zorder=0)
+    axes.legend(loc="lower left", frameon=False)
     axes.set_xlabel("layer speed-up (layers / mean exit layer)")
     axes.set_ylabel(f"{name.replace('_', ' ')} (%)")
     axes.set_title(title, fontsize=10)
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.08, y=0.18)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 

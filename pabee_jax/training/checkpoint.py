@@ -51,8 +51,9 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the best dev score, the later one of two equals; None without scores."""
-        scored = [kept for kept in self._checkpointer.checkpoints if kept.metrics]
-        return max(scored, key=lambda kept: (_score(kept.metrics), kept.step)).step if scored else None
+        kept = self._checkpointer.checkpoints
+        scored = [(_score(one.metrics), one.step) for one in kept if one.metrics]
+        return max(scored)[1] if scored else None
 
     def save(self, state: TrainState, score: float | None) -> None:
         """Stores the state under its step; `score` is the dev metric, if it was evaluated there."""

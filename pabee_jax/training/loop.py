@@ -24,7 +24,7 @@ from pabee_jax.data.batching import (
 )
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
-from pabee_jax.data.tokenization import Dataset, tokenize
+from pabee_jax.data.tokenization import Dataset
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation import metrics
 from pabee_jax.model import EarlyExitModel, merge, split, stacked, unstacked
@@ -62,7 +62,7 @@ def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> Non
     parallel.check_batch_size(config.batch_size, mesh)
     task = load_task(config)
     start = starting_point(config, task)
-    data = {split: _tokenized(task, split, start, config) for split in ("train", "dev")}
+    data = {split: _tokenized(task, split, start) for split in ("train", "dev")}
     run_directory.prepare(workdir, config, overwrite=overwrite)
     _Run(config, workdir, mesh, task, start, data).run()
 
@@ -77,15 +77,8 @@ def starting_point(config: TrainConfig, task: Task) -> Pretrained:
         start = _from_scratch(config, task)
     else:
         raise InputError("config.model is empty: give a Hugging Face hub id or a local directory")
-    positions = start.model.config.max_position_embeddings
-    if config.max_seq_length > positions:
-        raise InputError(
-            f"config.max_seq_length is {config.max_seq_length}, but the model has {positions} "
-            "positions"
-        )
-    return dataclasses.replace(
-        start, label_names=task.label_names, max_length=config.max_seq_length, criterion=None
-    )
+    start = start.with_max_length(config.max_seq_length)
+    return dataclasses.replace(start, label_names=task.label_names, criterion=None)
 
 
 def _from_scratch(config: TrainConfig, task: Task) -> Pretrained:
@@ -106,21 +99,14 @@ def _from_scratch(config: TrainConfig, task: Task) -> Pretrained:
     return Pretrained(model, tokenizer, values, task.label_names, config.max_seq_length)
 
 
-def _tokenized(
-    task: Task, split: str, start: Pretrained, config: TrainConfig
-) -> Mapping[str, Dataset]:
+def _tokenized(task: Task, split: str, start: Pretrained) -> Mapping[str, Dataset]:
     """Every part of a split as arrays, all with labels."""
     parts = {}
     for name, examples in task.read(split).items():
         if examples.labels is None:
             raise InputError(f"the {name} rows of task {task.name} have no labels")
-        parts[name] = tokenize(start.tokenizer, examples, config.max_seq_length)
-        highest = int(parts[name].input_ids.max())
-        if highest >= start.model.config.vocab_size:
-            raise InputError(
-                f"the tokenizer gives id {highest}, but the model knows only "
-                f"{start.model.config.vocab_size} tokens: they do not belong together"
-            )
+        encoded = start.encode(examples.texts, examples.pairs)
+        parts[name] = dataclasses.replace(encoded, labels=examples.labels)
     return parts
 
 
@@ -128,13 +114,11 @@ class _Run:
     """One process's view of a run; `run` reads like the story."""
 
     def __init__(self, config, workdir, mesh, task, start: Pretrained, data):
-        self.config, self.workdir, self.mesh, self.task, self.start = (
-            config,
-            workdir,
-            mesh,
-            task,
-            start,
-        )
+        self.config = config
+        self.workdir = workdir
+        self.mesh = mesh
+        self.task = task
+        self.start = start
         (self.training_data,) = data["train"].values()
         self.dev_data: Mapping[str, Dataset] = data["dev"]
         self.buckets = sequence_buckets(config.max_seq_length)

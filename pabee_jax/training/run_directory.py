@@ -110,5 +110,5 @@ def _refuse_other_contents(workdir: Path, config: TrainConfig) -> None:
         name = different[0]
         raise InputError(
             f"--workdir {workdir} holds a run with another config ({name} is {theirs.get(name)!r} "
-            f"there and {ours[name]!r} here); choose another directory, or --overwrite to replace it"
+            f"there and {ours[name]!r} here); choose another, or --overwrite to replace it"
         )

@@ -1,0 +1,26 @@
+r"""Fine-tunes a pretrained BERT or ALBERT on your own CSV, TSV, JSON-lines or Parquet files.
+
+    python train.py --config configs/files.py --config.files.train=train.csv \
+        --config.files.dev=dev.csv --config.files.text=review --config.files.label=verdict \
+        --workdir runs/reviews
+    python evaluate.py --checkpoint runs/reviews --patience 0,3,4,5,6,7,8
+
+`--config.files.text_pair=COLUMN` adds the second text of a pair, `--config.files.regression=true`
+learns a score in place of a class, and `--config.model=DIR` starts from a local checkpoint.
+
+The settings are those of "BERT Loses Patience" (arXiv 2006.04152), as in configs/glue.py, on any
+number of devices. What they reach depends on your data.
+"""
+
+from pabee_jax.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        task="files",
+        model="albert-base-v2",
+        max_seq_length=128,
+        batch_size=32,
+        learning_rate=2e-5,
+        num_epochs=5,
+    )

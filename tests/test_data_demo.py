@@ -1,0 +1,120 @@
+"""The demo task: what its sentences promise, and that they are the same on every machine."""
+
+import collections
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoTokenizer
+
+from pabee_jax.data import demo
+
+DIGEST = """
+import hashlib
+from pabee_jax.data import demo
+read = demo.task().read
+splits = [read(split)[split] for split in ("train", "dev", "test")]
+rows = [(e.texts, e.kinds, e.ids, e.labels.tolist()) for e in splits]
+print(hashlib.sha256(repr((rows, demo.vocabulary())).encode()).hexdigest())
+"""
+# Of the data as first released: results in the documentation belong to these sentences.
+RELEASED_DIGEST = "?"
+
+
+@pytest.fixture(scope="module")
+def splits():
+    task = demo.task()
+    return {split: task.read(split)[split] for split in ("train", "dev", "test")}
+
+
+def test_splits_have_their_sizes_and_share_no_sentence(splits):
+    for split, size in demo.SPLIT_SIZES.items():
+        assert len(splits[split]) == len(splits[split].labels) == size, split
+    texts = [text for examples in splits.values() for text in examples.texts]
+    assert len(set(texts)) == len(texts), "a sentence occurs twice: dev must be new to the model"
+
+
+def test_labels_are_balanced_in_every_kind(splits):
+    for split, examples in splits.items():
+        assert set(examples.kinds) == set(demo.KINDS)
+        counts = collections.Counter(zip(examples.kinds, examples.labels.tolist(), strict=True))
+        for kind in demo.KINDS:
+            assert counts[kind, 0] == counts[kind, 1], f"{split}: the kind {kind} hints at a label"
+
+
+def test_hard_kinds_are_out_of_reach_of_a_bag_of_words(splits):
+    train, dev = splits["train"], splits["dev"]
+    words = CountVectorizer(token_pattern=r"\w+").fit(train.texts)
+    for kind in ("reported speech", "contrast", "nested negation", "disagreement"):
+        of_kind = {name: np.array(e.kinds) == kind for name, e in (("train", train), ("dev", dev))}
+        counts = words.transform(train.texts)[of_kind["train"]]
+        model = LogisticRegression(max_iter=500).fit(counts, train.labels[of_kind["train"]])
+        guesses = model.predict(words.transform(dev.texts)[of_kind["dev"]])
+        accuracy = (guesses == dev.labels[of_kind["dev"]]).mean()
+        assert 0.4 < accuracy < 0.6, f"single words predict {kind} ({accuracy:.2f}): too easy"
+
+
+def test_every_kind_says_what_its_label_says():
+    """The examples of the module's docstring, judged by hand, can be written with these labels."""
+    by_kind = {kind: writer for kind, (writer, _) in demo._KINDS.items()}
+    dice = demo._Dice(0)
+    for positive in (False, True):
+        # Without a denial the adjective is the label; with one it is the opposite.
+        adjectives = demo._ADJECTIVES
+        plain, negation = by_kind["plain"](dice, positive), by_kind["negation"](dice, positive)
+        assert plain.split()[-1] in adjectives[positive]
+        assert negation.split()[-1] in adjectives[not positive]
+
+
+def test_data_are_the_same_in_every_process():
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    ]
+    assert digests == [RELEASED_DIGEST] * 2, (
+        "the sentences depend on the process, or were changed: then measure the demo again and "
+        "record the new digest"
+    )
+
+
+def test_every_token_is_in_the_vocabulary(splits):
+    tokenizer, vocabulary = demo.tokenizer(), demo.vocabulary()
+    assert tuple(vocabulary[:5]) == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert list(vocabulary[5:]) == sorted(set(vocabulary[5:]))
+    for examples in splits.values():
+        for ids in tokenizer(list(examples.texts))["input_ids"]:
+            assert tokenizer.unk_token_id not in ids, tokenizer.decode(ids)
+            assert len(ids) <= 32, f"longer than the demo's sequences: {tokenizer.decode(ids)}"
+
+
+def test_tokenizer_is_unchanged_by_saving(splits, tmp_path):
+    """AutoTokenizer must follow the tokenizer's own class, not the ALBERT of `config.json`."""
+    tokenizer = demo.tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert"}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    texts = list(splits["dev"].texts[:50])
+    for arguments in ({"text": texts}, {"text": texts, "text_pair": texts[::-1]}):
+        expected = tokenizer(**arguments, return_token_type_ids=True)
+        assert dict(loaded(**arguments, return_token_type_ids=True)) == dict(expected)
+    assert expected["token_type_ids"][0][0] == 0 and expected["token_type_ids"][0][-1] == 1
+    first = tokenizer.decode(tokenizer(texts[0])["input_ids"], skip_special_tokens=True)
+    assert first.replace(" ", "") == texts[0].lower().replace(" ", "")
+
+
+def test_word_list_can_be_saved_for_older_tokenizers(tmp_path):
+    """`vocab.txt` is what older releases of transformers read: one word a line, in id order."""
+    demo.tokenizer().backend_tokenizer.model.save(str(tmp_path))
+    lines = (tmp_path / "vocab.txt").read_text().splitlines()
+    assert lines == list(demo.vocabulary())
