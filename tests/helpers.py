@@ -1,10 +1,13 @@
 """What several tests need: small random models, batches, and the recorded references."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save_file
 
+from pabee_jax import weights
 from pabee_jax.config import ModelConfig
 from pabee_jax.model import EarlyExitModel
 
@@ -38,3 +41,30 @@ def random_batch(rows: int, length: int = 12, seed: int = 0) -> dict[str, np.nda
     ids = random.integers(1, TINY["vocab_size"], (rows, length), dtype=np.int32) * mask
     segments = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+
+def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
+    """A plain BERT checkpoint without classifiers, with a vocabulary of exactly these words."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    values = {
+        "model_type": "bert",
+        "vocab_size": len(vocabulary),
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 32,
+        **overrides,
+    }
+    model = EarlyExitModel(ModelConfig.from_hugging_face(values, 1), rngs=nnx.Rngs(0))
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name, value in weights.to_tensors(model).items()
+        if not name.startswith("classifiers.")
+    }
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(values))
+    (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,12 @@ from transformers import AutoTokenizer
 
 from pabee_jax.data import demo
 
+BAD = set(
+    "dull dreadful terrible awful boring horrible poor disappointing tedious unpleasant mediocre "
+    "forgettable dismal lousy bad".split()
+)
+WOMEN = {"sister", "aunt", "mother", "daughter"}
+TURNS = re.compile(r"doubt|not|no critic|nobody would|everyone denies|false|lie|wrong")
 DIGEST = """
 import hashlib
 from pabee_jax.data import demo
@@ -59,16 +66,41 @@ def test_hard_kinds_are_out_of_reach_of_a_bag_of_words(splits):
         assert 0.4 < accuracy < 0.6, f"single words predict {kind} ({accuracy:.2f}): too easy"
 
 
-def test_every_kind_says_what_its_label_says():
-    """The examples of the module's docstring, judged by hand, can be written with these labels."""
-    by_kind = {kind: writer for kind, (writer, _) in demo._KINDS.items()}
-    dice = demo._Dice(0)
-    for positive in (False, True):
-        # Without a denial the adjective is the label; with one it is the opposite.
-        adjectives = demo._ADJECTIVES
-        plain, negation = by_kind["plain"](dice, positive), by_kind["negation"](dice, positive)
-        assert plain.split()[-1] in adjectives[positive]
-        assert negation.split()[-1] in adjectives[not positive]
+def clause_says(clause: str) -> bool:
+    """Whether "the film was not dull" and the like are good words about the film."""
+    negated = re.search(r" was (not|never|hardly|scarcely|anything but|far from) ", clause)
+    return (clause.split()[-1] not in BAD) != bool(negated)
+
+
+def review_says(review: str) -> bool:
+    """A reader that knows nothing of how the reviews are written: it goes by their wording."""
+    parts = review.lower().rstrip(".").split(", ")
+    if re.search(r" was (right|correct|spot on|wrong|mistaken|in error)$", parts[-1]):
+        trusted = re.search(r" (right|correct|spot on)$", parts[-1]) is not None
+        return clause_says(claim_of(parts)) == trusted
+    if " that " in parts[0] and not parts[0].startswith("as far"):
+        *wrappers, clause = parts[0].split(" that ")
+        return clause_says(clause) != (sum(TURNS.search(w) is not None for w in wrappers) % 2 == 1)
+    if parts[-1].startswith(("although", "even though", "even if", "though", "while", "granted")):
+        return clause_says(parts[0])
+    return clause_says(parts[-1])
+
+
+def claim_of(parts: list[str]) -> str:
+    """The claim that the last part calls right or wrong: "my aunt called the film dull"."""
+    _, referent = parts[-1].split(" was ")[0].split(" ", 1)
+    if len(parts) == 2 or "first" in referent or "former" in referent:
+        return parts[0]
+    if "second" in referent or "latter" in referent:
+        return parts[1]
+    (claim,) = (p for p in parts[:2] if (p.split()[1] in WOMEN) == (referent == "she"))
+    return claim
+
+
+def test_every_review_says_what_its_label_says(splits):
+    for examples in splits.values():
+        for text, label in zip(examples.texts, examples.labels, strict=True):
+            assert review_says(text) == bool(label), f"{text!r} is labelled {label}"
 
 
 def test_data_are_the_same_in_every_process():
@@ -111,10 +143,3 @@ def test_tokenizer_is_unchanged_by_saving(splits, tmp_path):
     assert expected["token_type_ids"][0][0] == 0 and expected["token_type_ids"][0][-1] == 1
     first = tokenizer.decode(tokenizer(texts[0])["input_ids"], skip_special_tokens=True)
     assert first.replace(" ", "") == texts[0].lower().replace(" ", "")
-
-
-def test_word_list_can_be_saved_for_older_tokenizers(tmp_path):
-    """`vocab.txt` is what older releases of transformers read: one word a line, in id order."""
-    demo.tokenizer().backend_tokenizer.model.save(str(tmp_path))
-    lines = (tmp_path / "vocab.txt").read_text().splitlines()
-    assert lines == list(demo.vocabulary())

@@ -22,20 +22,22 @@ def load_config(value: str) -> TrainConfig:
     name, *argument = value.split(":", 1)
     path = Path(name).expanduser()
     if not path.is_file():
-        others = sorted(str(other) for other in path.parent.glob("*.py"))
-        hint = f"; there are {', '.join(others)}" if others else ""
-        raise InputError(f"--config {value}: there is no file {path.absolute()}{hint}")
+        folder = path.parent if path.parent.name else Path("configs")
+        others = ", ".join(sorted(map(str, folder.glob("*.py")))) or "none"
+        raise InputError(
+            f"--config {value}: there is no file {path.absolute()}; in {folder} there are: {others}"
+        )
     try:
         config = _call(runpy.run_path(str(path)).get("get_config"), name, argument)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # Whatever the user's own code raises.
-        raise InputError(f"--config {value}: {name}, {_place_and_reason(error, path)}") from None
+        raise InputError(f"--config {value}: {_place_and_reason(error, path)}") from None
     if not isinstance(config, TrainConfig):
         found = type(config).__name__
         raise InputError(f"--config {value}: get_config() returns {found}, not a TrainConfig")
     for field, problem in _problems(config):
-        raise InputError(f"--config {value}: in {name}, config.{field} {problem}")
+        raise InputError(f"--config {value}: config.{field} {problem}")
     return config
 
 

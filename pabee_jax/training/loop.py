@@ -123,7 +123,7 @@ class _Run:
         self.dev_data: Mapping[str, Dataset] = data["dev"]
         self.buckets = sequence_buckets(config.max_seq_length)
         self.epoch_steps = steps_per_epoch(len(self.training_data), config.batch_size)
-        self.total_steps = config.max_steps or config.num_epochs * self.epoch_steps
+        self.total_steps = config.max_steps or math.ceil(config.num_epochs * self.epoch_steps)
         self.eval_every = config.eval_every or self.epoch_steps
         self.save_every = config.save_every or self.eval_every
         self.graph, parameters = split(stacked(start.model))
