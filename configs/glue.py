@@ -9,9 +9,9 @@ TASK, after the colon, is cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. 
 data come from the Hugging Face hub, or, as in the second command, from local directories: a
 checkpoint, and GLUE's original TSV files.
 
-Reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch 32, learning rate 2e-5,
-5 epochs, 128 tokens, AdamW without weight decay, a linear decay without warm-up, gradients clipped
-to norm 1. It runs on any number of devices: a batch is split over all that there are.
+Reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch 32, learning rate
+2e-5, 5 epochs, 128 tokens, AdamW without weight decay, a linear decay without warm-up, gradients
+clipped to norm 1. It runs on any number of devices: a batch is split over all that there are.
 
 Results, with command, hardware and seeds: docs/results.md.
 """

@@ -13,7 +13,7 @@ TEXTS = ["a film", ("a film", "was good"), "", "the film was not good at all " *
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A plain encoder: no classifiers yet."""
-    words = "a film was good the not at all bad".split()
+    words = ["a", "film", "was", "good", "the", "not", "at", "all", "bad"]
     # Wide enough that exits disagree.
     shape = {"num_hidden_layers": 5, "initializer_range": 0.5}
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "plain", words, **shape)

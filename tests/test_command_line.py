@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from helpers import tiny_model
 from ml_collections import config_flags
 
-from helpers import tiny_model
 from pabee_jax import command_line
 from pabee_jax.data import demo
 from pabee_jax.data.glue import GLUE_TASKS
@@ -69,8 +69,8 @@ def checkpoint(tmp_path):
     values |= {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 4}
     values |= {"intermediate_size": 48, "max_position_embeddings": 24}
     directory = tmp_path / "run"
-    save_pretrained(Pretrained(model, tokenizer, values, demo.LABEL_NAMES, 16), directory)
     run_directory.prepare(directory, TrainConfig(task="demo", seed=7), overwrite=False)
+    save_pretrained(Pretrained(model, tokenizer, values, demo.LABEL_NAMES, 16), directory)
     return directory
 
 

@@ -15,11 +15,10 @@ from transformers import AutoTokenizer
 
 from pabee_jax.data import demo
 
-BAD = set(
-    "dull dreadful terrible awful boring horrible poor disappointing tedious unpleasant mediocre "
-    "forgettable dismal lousy bad".split()
-)
-WOMEN = {"sister", "aunt", "mother", "daughter"}
+BAD = {
+    *("dull", "dreadful", "terrible", "awful", "boring", "horrible", "poor", "disappointing"),
+    *("tedious", "unpleasant", "mediocre", "forgettable", "dismal", "bad"),
+}
 TURNS = re.compile(r"doubt|not|no critic|nobody would|everyone denies|false|lie|wrong")
 DIGEST = """
 import hashlib
@@ -30,7 +29,7 @@ rows = [(e.texts, e.kinds, e.ids, e.labels.tolist()) for e in splits]
 print(hashlib.sha256(repr((rows, demo.vocabulary())).encode()).hexdigest())
 """
 # Of the data as first released: results in the documentation belong to these sentences.
-RELEASED_DIGEST = "?"
+RELEASED_DIGEST = "98bcf63330dd60c3994ceb8e5b626b014cafadaa53b4b84b5e1f849cfa66d25a"
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +87,7 @@ def review_says(review: str) -> bool:
 
 def claim_of(parts: list[str]) -> str:
     """The claim that the last part calls right or wrong: "my aunt called the film dull"."""
-    _, referent = parts[-1].split(" was ")[0].split(" ", 1)
-    if len(parts) == 2 or "first" in referent or "former" in referent:
-        return parts[0]
-    if "second" in referent or "latter" in referent:
-        return parts[1]
-    (claim,) = (p for p in parts[:2] if (p.split()[1] in WOMEN) == (referent == "she"))
-    return claim
+    return parts[1] if re.match("and the (second|latter) ", parts[-1]) else parts[0]
 
 
 def test_every_review_says_what_its_label_says(splits):

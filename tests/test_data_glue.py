@@ -198,7 +198,7 @@ def test_no_network_is_one_sentence_within_seconds_and_silent(monkeypatch, tmp_p
     assert time.monotonic() - start < 10, "the hub client's own retries take over 20 s"
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
-    assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == before
+    assert before == (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
 
 
 def test_a_hub_that_answers_is_asked(monkeypatch, tmp_path):

@@ -156,8 +156,9 @@ def test_losses_are_means_over_the_valid_rows():
     labels, valid = random.integers(0, 4, 8), np.array([True, False] * 4)
     logits[:, ~valid] = np.inf
     labels[~valid] = -1
-    ours = exit_losses(logits, labels, valid)
-    without = exit_losses(logits[:, valid], labels[valid], valid[valid])
+    ours = exit_losses(*map(jnp.asarray, (logits, labels, valid)))
+    rows = (logits[:, valid], labels[valid], valid[valid])
+    without = exit_losses(*map(jnp.asarray, rows))
     np.testing.assert_allclose(ours, without, rtol=1e-6)
 
 

@@ -4,11 +4,11 @@ Every review is positive or negative. Its kind says what has to be undone to see
 
 - plain: "The film was truly wonderful."
 - negation: "On the whole, the film was hardly wonderful."
-- reported speech: "My aunt called the film wonderful, but she was wrong."
+- reported speech: "My aunt said the film was truly wonderful, but that was wrong."
+- disagreement: "My aunt called the film dull, my boss called it superb, and the latter was right."
+- nested negation: "Nobody would say that it is a lie that the film was not dull."
 - contrast: "Although the music was lovely, the film was not impressive." The main clause decides,
   or what follows "but".
-- nested negation: "Nobody would say that it is a lie that the film was not dull."
-- disagreement: "My aunt called the film dull, my son called it superb, and the latter was right."
 
 The wording of a review is drawn without regard to its label, and only then the adjectives that make
 the label true; both labels are equally frequent in every kind of every split.
@@ -45,11 +45,11 @@ _TOPICS = (
 _ADJECTIVES = (
     (
         *("dull", "dreadful", "terrible", "awful", "boring", "horrible", "poor", "disappointing"),
-        *("tedious", "unpleasant", "mediocre", "forgettable", "dismal", "lousy", "bad"),
+        *("tedious", "unpleasant", "mediocre", "forgettable", "dismal", "bad"),
     ),
     (
         *("wonderful", "lovely", "superb", "excellent", "delightful", "great", "impressive"),
-        *("charming", "memorable", "fantastic", "brilliant", "splendid", "pleasant", "good", "fine"),
+        *("charming", "memorable", "fantastic", "brilliant", "splendid", "pleasant", "good"),
     ),
 )
 _COPULAS = (
@@ -105,7 +105,7 @@ def _subjects(dice: _Dice) -> tuple[str, str]:
 
 
 def _clause(dice: _Dice, subject: str, positive: bool, denied: bool) -> str:
-    """A statement about the subject whose adjective gets undone when it is denied."""
+    """A statement about the subject; when it is denied, its adjective is the opposite."""
     adjective = dice.pick(_ADJECTIVES[positive != denied])
     return f"{subject} {dice.pick(_COPULAS[not denied])} {adjective}"
 
@@ -125,11 +125,16 @@ def _reported_speech(dice: _Dice, positive: bool) -> str:
     return f"my {speaker} said {claim}, {link} that was {verdict}"
 
 
-def _contrast(dice: _Dice, positive: bool) -> str:
-    subject, other = _subjects(dice)
-    point = _clause(dice, subject, positive, denied=dice.chance(0.3))
-    aside = _clause(dice, other, not positive, denied=dice.chance(0.3))
-    return dice.pick(_CONCESSIONS).format(point=point, aside=aside)
+def _disagreement(dice: _Dice, positive: bool) -> str:
+    speakers, judged = dice.two(_SPEAKERS), dice.pick((0, 1))
+    # Who is meant is mostly right. At even odds nothing short of referent, verdict and claims
+    # together hints at the label, and some seeds never find it. One word says nothing either way.
+    right = dice.chance(0.75)
+    claims = [dice.pick(_ADJECTIVES[(i == judged) == (positive == right)]) for i in (0, 1)]
+    return (
+        f"my {speakers[0]} called {_subjects(dice)[0]} {claims[0]}, my {speakers[1]} called it "
+        f"{claims[1]}, and {dice.pick(_ORDINALS[judged])} was {dice.pick(_VERDICTS[right])}"
+    )
 
 
 def _nested_negation(dice: _Dice, positive: bool) -> str:
@@ -142,19 +147,13 @@ def _nested_negation(dice: _Dice, positive: bool) -> str:
     return f"{belief} that {truth} that {_clause(dice, _subjects(dice)[0], stated, denied)}"
 
 
-def _disagreement(dice: _Dice, positive: bool) -> str:
-    speakers, judged = dice.two(_SPEAKERS), dice.pick((0, 1))
-    right = dice.chance(RIGHT)
-    referent, verdict = dice.pick(_ORDINALS[judged]), dice.pick(_VERDICTS[right])
-    claims = [dice.pick(_ADJECTIVES[(i == judged) == (positive == right)]) for i in (0, 1)]
-    return (
-        f"my {speakers[0]} called {_subjects(dice)[0]} {claims[0]}, my {speakers[1]} called it "
-        f"{claims[1]}, and {referent} was {verdict}"
-    )
+def _contrast(dice: _Dice, positive: bool) -> str:
+    subject, other = _subjects(dice)
+    point = _clause(dice, subject, positive, denied=dice.chance(0.3))
+    aside = _clause(dice, other, not positive, denied=dice.chance(0.3))
+    return dice.pick(_CONCESSIONS).format(point=point, aside=aside)
 
 
-import os
-RIGHT = float(os.environ.get("RIGHT", "0.75"))
 _Writer = Callable[[_Dice, bool], str]
 # From the least work to the most, with each kind's share of a split. There are more plain reviews
 # than negated ones because otherwise no adjective hints at anything and training starts slowly.
@@ -162,9 +161,9 @@ _KINDS: Mapping[str, tuple[_Writer, float]] = {
     "plain": (_plain, 0.22),
     "negation": (_negation, 0.12),
     "reported speech": (_reported_speech, 0.12),
-    "contrast": (_contrast, 0.16),
+    "disagreement": (_disagreement, 0.16),
     "nested negation": (_nested_negation, 0.18),
-    "disagreement": (_disagreement, 0.20),
+    "contrast": (_contrast, 0.20),
 }
 KINDS = tuple(_KINDS)
 
@@ -196,11 +195,10 @@ def task() -> Task:
     return Task("demo", LABEL_NAMES, ("accuracy",), lambda split: {split: _splits()[split]})
 
 
-@functools.cache
-def vocabulary() -> tuple[str, ...]:
+def vocabulary() -> list[str]:
     """The special tokens, then every word and punctuation mark of the task in sorted order."""
     texts = " ".join(text for examples in _splits().values() for text in examples.texts)
-    return (*SPECIAL_TOKENS, *sorted(set(re.findall(r"\w+|[^\w\s]", texts.lower()))))
+    return [*SPECIAL_TOKENS, *sorted(set(re.findall(r"\w+|[^\w\s]", texts.lower())))]
 
 
 def tokenizer() -> BertTokenizerFast:

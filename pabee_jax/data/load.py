@@ -30,7 +30,7 @@ def load_task(config: TrainConfig, label_names: Sequence[str] = ()) -> Task:
             text_pair=values.text_pair,
             label=values.label,
             regression=values.regression,
-            label_names=label_names,
+            label_names=() if values.regression else label_names,
         )
     if not config.task:
         raise InputError(

@@ -1,0 +1,235 @@
+"""evaluate.py's work: one pass and a replay say what real early exits say."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from helpers import tiny_checkpoint
+from scipy import stats
+from sklearn import metrics as sk
+
+from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.data.task import Examples, Task
+from pabee_jax.evaluation import metrics, report, sweep
+from pabee_jax.evaluation.program import Options, evaluate
+from pabee_jax.training import run_directory
+from pabee_jax.training.config import FilesConfig, TrainConfig
+
+WORDS = ["a", "film", "was", "good", "the", "not", "at", "all", "bad"]
+ROWS = 41
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run directory of an untrained model, and its data."""
+    folder = tmp_path_factory.mktemp("run")
+    shape = {"num_hidden_layers": 5, "initializer_range": 0.5}
+    plain = tiny_checkpoint(folder / "plain", WORDS, **shape)
+    random = np.random.default_rng(0)
+    lines = [
+        {"text": " ".join(random.choice(WORDS, random.integers(1, 25))), "label": label}
+        for label in (["no", "yes"] * ROWS)[:ROWS]
+    ]
+    for name in ("train", "dev"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts = [{"text": line["text"]} for line in lines]
+    (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
+    files = FilesConfig(train="train.jsonl", dev="dev.jsonl", test="test.jsonl")
+    config = TrainConfig(task="files", model="-", data_dir=str(folder), files=files)
+    config.max_seq_length = 32
+    run_directory.prepare(folder / "run", config, overwrite=False)
+    classifier = EarlyExitClassifier.from_pretrained(str(plain), num_labels=2, seed=3)
+    classifier.pretrained = _named(classifier.pretrained, ("no", "yes"))
+    classifier.save_pretrained(folder / "run")
+    return folder / "run"
+
+
+def _named(pretrained, names):
+    import dataclasses
+
+    return dataclasses.replace(pretrained, label_names=names)
+
+
+def options(run, **changes):
+    values = dict(
+        checkpoint=str(run),
+        patience="0,1,2,3",
+        driver="full",
+        time=False,
+        batch_size=None,
+        output=None,
+        regression_threshold=None,
+        split="dev",
+        predictions=None,
+        all_checkpoints=False,
+    )
+    return Options.checked(**{**values, **changes})
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_writes_the_table_and_everything_behind_it(run, tmp_path, capsys):
+    evaluate(options(run, output=str(tmp_path)), None)
+    table = capsys.readouterr().out
+    saved = np.load(tmp_path / "all_exit_logits.npz")
+    assert saved["logits"].shape == (5, ROWS, 2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    predictions = rows_of(tmp_path / "predictions.csv")
+    assert len(predictions) == results["examples"] == ROWS
+    for line, row in zip(rows_of(tmp_path / "results.csv"), results["rows"], strict=True):
+        patience = row["patience"]
+        exits, answers = replay(Patience(patience), saved["logits"])
+        labels, answers = saved["labels"], np.asarray(answers).argmax(axis=1)
+        assert row["accuracy"] == pytest.approx(np.mean(labels == answers))
+        assert float(line["accuracy"]) == row["accuracy"]
+        assert row["mean_exit_layer"] == pytest.approx(np.mean(exits))
+        assert row["layers_saved"] == pytest.approx(1 - np.mean(exits) / 5)
+        assert row["layer_speedup"] == pytest.approx(5 / np.mean(exits))
+        assert f"{np.mean(exits):.2f}" in table
+        column = [int(one[f"exit_layer_patience_{patience}"]) for one in predictions]
+        assert column == exits.tolist()
+        named = [one[f"prediction_patience_{patience}"] for one in predictions]
+        assert named == [("no", "yes")[answer] for answer in answers]
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("driver", ["loop", "auto"])
+def test_real_runs_agree_with_the_replay_row_for_row(run, tmp_path, driver):
+    evaluate(options(run, output=str(tmp_path / "full")), None)
+    evaluate(options(run, output=str(tmp_path / driver), driver=driver, batch_size=7), None)
+    one, other = (rows_of(tmp_path / name / "predictions.csv") for name in ("full", driver))
+    assert one == other
+
+
+def test_time_adds_measured_columns(run, tmp_path):
+    evaluate(options(run, output=str(tmp_path), time=True, patience="0,1"), None)
+    for row in json.loads((tmp_path / "results.json").read_text())["rows"]:
+        assert row["milliseconds_per_example"] > 0 and row["measured_speedup"] > 0
+
+
+def test_a_split_without_labels_gives_layers_and_predictions(run, tmp_path, capsys):
+    target = tmp_path / "submission.tsv"
+    chosen = options(run, output=str(tmp_path), split="test", patience="1", predictions=str(target))
+    evaluate(chosen, None)
+    assert "accuracy" not in capsys.readouterr().out
+    lines = target.read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == ROWS + 1
+    assert {line.split("\t")[1] for line in lines[1:]} <= {"no", "yes"}
+    assert not (tmp_path / "tradeoff.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint": None}, "--checkpoint is missing"),
+        ({"patience": "-1"}, "--patience must be 0 or more, not -1"),
+        ({"patience": "two"}, "takes whole numbers with commas between them, not 'two'"),
+        ({"patience": "1,,2"}, "takes whole numbers"),
+        ({"patience": ""}, "takes whole numbers"),
+        ({"patience": "1.5"}, "takes whole numbers"),
+        ({"driver": "warp"}, "unknown driver 'warp'; known are auto, full, loop"),
+        ({"split": "train"}, "--split is 'train'; it must be dev or test"),
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"predictions": "x.tsv"}, "give one --patience, not 4"),
+    ],
+)
+def test_arguments_are_checked_before_any_file_is_opened(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        options(tmp_path / "absent", **changes)
+
+
+def test_refuses_a_threshold_for_a_classification(run, tmp_path):
+    chosen = options(run, regression_threshold=0.1, output=str(tmp_path / "out"))
+    with pytest.raises(InputError, match="is for regression; task files is a classification"):
+        evaluate(chosen, None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_data_of_another_shape(run, tmp_path):
+    config = run_directory.read_config(run)
+    config.files.regression = True
+    with pytest.raises(InputError, match="asks for a score .1 output., but .* has 2 outputs"):
+        evaluate(options(run, output=str(tmp_path)), config)
+    config = TrainConfig(task="mnli", data_dir=str(tmp_path))
+    with pytest.raises(InputError, match="asks for 3 classes, but .* has 2 outputs"):
+        evaluate(options(run, output=str(tmp_path)), config)
+
+
+def test_a_run_that_is_not_finished_or_has_no_config(run, tmp_path):
+    config = run_directory.read_config(run)
+    run_directory.prepare(tmp_path / "new", config, overwrite=False)
+    with pytest.raises(InputError, match="is not finished: go on with the train.py command"):
+        evaluate(options(tmp_path / "new"), None)
+    with pytest.raises(InputError, match="give --config configs/glue.py:TASK"):
+        evaluate(options(run.parent / "plain"), None)
+    with pytest.raises(InputError, match="has no training checkpoints"):
+        evaluate(options(run, all_checkpoints=True, output=str(tmp_path)), None)
+
+
+def test_metrics_are_the_libraries_own():
+    random = np.random.default_rng(0)
+    labels, logits = random.integers(0, 2, 50), random.normal(size=(50, 2))
+    answers = logits.argmax(axis=1)
+    names = ("accuracy", "f1", "macro_f1", "matthews")
+    found = metrics.compute(names, logits, labels)
+    assert found["accuracy"] == pytest.approx((labels == answers).mean())
+    hits = ((labels == 1) & (answers == 1)).sum()
+    assert found["f1"] == pytest.approx(2 * hits / ((labels == 1).sum() + (answers == 1).sum()))
+    # Matthews' coefficient is the correlation of the two indicator variables.
+    assert found["matthews"] == pytest.approx(np.corrcoef(labels, answers)[0, 1])
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(labels, answers, average="macro"))
+    scores, truth = random.normal(size=(50, 1)), random.normal(size=50)
+    found = metrics.compute(("pearson", "spearman"), scores, truth)
+    assert found["pearson"] == pytest.approx(np.corrcoef(scores[:, 0], truth)[0, 1])
+    ranks = [stats.rankdata(values) for values in (scores[:, 0], truth)]
+    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_a_correlation_of_constant_predictions_is_nan_and_null_in_json(tmp_path):
+    found = metrics.compute(("pearson",), np.ones((5, 1)), np.arange(5.0))
+    assert np.isnan(found["pearson"])
+    report.write_json(tmp_path / "x.json", {"rows": [found]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [{"pearson": None}]}
+
+
+def test_mnli_has_two_parts_in_table_and_submission(run, tmp_path):
+    classifier = EarlyExitClassifier.from_pretrained(
+        str(run.parent / "plain"), num_labels=3, criterion=Patience(1)
+    )
+    parts = {
+        "dev_matched": Examples(["good"] * 3, ["bad"] * 3, np.int32([0, 1, 2]), ["0", "1", "2"]),
+        "dev_mismatched": Examples(["film"] * 2, ["a"] * 2, np.int32([1, 1]), ["0", "1"]),
+    }
+    names = ("entailment", "neutral", "contradiction")
+    task = Task("mnli", names, ("accuracy",), lambda split: parts, names)
+    rows = sweep.Rows.of(parts, classifier)
+    (point,) = sweep.run(classifier, [Patience(1)], task, rows, None)
+    answers = point.logits.argmax(axis=1)
+    assert point.metrics["accuracy_matched"] == pytest.approx(np.mean(answers[:3] == [0, 1, 2]))
+    assert point.metrics["accuracy_mismatched"] == pytest.approx(np.mean(answers[3:] == [1, 1]))
+    written = report.write_submission(tmp_path / "MNLI.tsv", point, task, rows)
+    assert [path.name for path in written] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
+    lines = [line.split("\t") for line in written[1].read_text().splitlines()]
+    assert lines == [
+        ["index", "prediction"],
+        *[[str(i), names[a]] for i, a in enumerate(answers[3:])],
+    ]
+
+
+def test_stsb_scores_are_submitted_within_their_scale(tmp_path):
+    task = Task("stsb", (), ("pearson",), dict)
+    dataset = EarlyExitClassifier  # Not read for a submission.
+    rows = sweep.Rows(dataset, ["7", "8"], None, {"test": slice(0, 2)})
+    logits = np.float32([[-0.3], [5.4]])
+    point = sweep.OperatingPoint(Patience(0), np.int32([2, 2]), logits, {}, 2)
+    (path,) = report.write_submission(tmp_path / "STS-B.tsv", point, task, rows)
+    assert path.read_text() == "index\tprediction\n7\t0.000\n8\t5.000\n"
+
+
+def test_mean_exit_layer_by_kind():
+    point = sweep.OperatingPoint(Patience(1), np.int32([2, 4, 3]), np.zeros((3, 2)), {}, 6)
+    assert sweep.mean_exit_by_kind(point, ["b", "a", "b"]) == {"b": 2.5, "a": 4.0}
