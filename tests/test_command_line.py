@@ -69,7 +69,8 @@ def checkpoint(tmp_path):
     values |= {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 4}
     values |= {"intermediate_size": 48, "max_position_embeddings": 24}
     directory = tmp_path / "run"
-    run_directory.prepare(directory, TrainConfig(task="demo", seed=7), overwrite=False)
+    config = parsed(*DEMO, *SMALL, "--config.seed=7")
+    run_directory.prepare(directory, config, overwrite=False)
     save_pretrained(Pretrained(model, tokenizer, values, demo.LABEL_NAMES, 16), directory)
     return directory
 

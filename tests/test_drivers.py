@@ -54,6 +54,7 @@ def criterion_of(patience: int, labels: int) -> Patience:
 def test_loop_equals_full_and_replay_at_every_batch_size(name, labels, devices):
     model = model_of(name, labels)
     mesh = parallel.make_mesh(devices)
+    on_mesh = parallel.replicate(model, mesh)
     batch = random_batch(32, seed=labels)
     logits = full(model, batch)
     clear = decided(logits, 0.1)
@@ -66,7 +67,7 @@ def test_loop_equals_full_and_replay_at_every_batch_size(name, labels, devices):
         for patience in (0, 1, 2, 4, 9):
             criterion = criterion_of(patience, labels)
             exits, answers = replay(criterion, logits[:, rows])
-            found_exits, found = loop(parallel.replicate(model, mesh), part, as_arrays(criterion))
+            found_exits, found = loop(on_mesh, part, as_arrays(criterion))
             keep = clear[rows]
             np.testing.assert_array_equal(found_exits[:size][keep], exits[keep])
             np.testing.assert_allclose(found[:size][keep], answers[keep], atol=2e-5)

@@ -154,7 +154,7 @@ def test_refuses_data_of_another_shape(run, tmp_path):
     config.files.regression = True
     with pytest.raises(InputError, match="asks for a score .1 output., but .* has 2 outputs"):
         evaluate(options(run, output=str(tmp_path)), config)
-    config = TrainConfig(task="mnli", data_dir=str(tmp_path))
+    config = TrainConfig(task="mnli", data_dir=str(tmp_path), max_seq_length=32)
     with pytest.raises(InputError, match="asks for 3 classes, but .* has 2 outputs"):
         evaluate(options(run, output=str(tmp_path)), config)
 

@@ -29,6 +29,22 @@ def reference_batch(expected):
     return {name: expected[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
+run_embed = jax.jit(lambda model, batch: model.embed(batch))
+run_layer = jax.jit(lambda model, group, hidden, mask: model.layer(group, hidden, mask))
+run_exit = jax.jit(lambda model, layer, hidden, mask: model.exit_logits(layer, hidden, mask))
+run_full = jax.jit(all_exit_logits)
+
+
+def every_hidden_state(model, batch):
+    """What enters the first layer, what leaves each, and the logits of each exit."""
+    hidden, mask = run_embed(model, batch)
+    states, logits = [hidden], []
+    for layer, group in enumerate(model.config.layer_groups):
+        states.append(run_layer(model, model.groups[group], states[-1], mask))
+        logits.append(run_exit(model, layer, states[-1], mask))
+    return states, logits
+
+
 def assert_close(ours, theirs, what):
     difference = np.abs(np.asarray(ours) - theirs).max()
     assert difference < TOLERANCE, f"{what} differ from PyTorch's by {difference:.1e}"
@@ -40,15 +56,12 @@ def test_embeddings_every_layer_and_every_exit_equal_pytorch(name):
     assert report == weights.LoadReport((), ())
     expected = np.load(REFERENCES / "models" / name / "expected.npz")
     batch = reference_batch(expected)
-    hidden, mask = model.embed(batch)
-    assert_close(hidden, expected["embeddings"], "embeddings")
-    for layer, group in enumerate(model.config.layer_groups):
-        hidden = model.layer(model.groups[group], hidden, mask)
-        assert_close(hidden, expected["hidden_states"][layer], f"hidden states of layer {layer}")
-        logits = model.exit_logits(layer, hidden, mask)
-        assert_close(logits, expected["logits"][layer], f"logits of exit {layer}")
-    for variant in (model, stacked(model), unstacked(stacked(model))):
-        assert_close(jax.jit(all_exit_logits)(variant, batch), expected["logits"], "exits' logits")
+    (embeddings, *states), logits = every_hidden_state(model, batch)
+    assert_close(embeddings, expected["embeddings"], "embeddings")
+    for layer, (state, answer) in enumerate(zip(states, logits, strict=True)):
+        assert_close(state, expected["hidden_states"][layer], f"hidden states of layer {layer}")
+        assert_close(answer, expected["logits"][layer], f"logits of exit {layer}")
+    assert_close(run_full(stacked(model), batch), expected["logits"], "logits under scan")
 
 
 @pytest.mark.parametrize("name", ["bert-for-pretraining", "albert"])
@@ -56,11 +69,10 @@ def test_reads_what_hugging_face_flax_saved(name):
     directory = REFERENCES / "flax" / name
     model, report = load(directory)
     expected = np.load(directory / "expected.npz")
-    hidden, mask = model.embed(reference_batch(expected))
-    for layer, group in enumerate(model.config.layer_groups):
-        hidden = model.layer(model.groups[group], hidden, mask)
-        assert_close(hidden, expected["hidden_states"][layer], f"hidden states of layer {layer}")
-    pooled = jnp.tanh(model.pooler(hidden[:, 0]))
+    (_, *states), _ = every_hidden_state(model, reference_batch(expected))
+    for layer, state in enumerate(states):
+        assert_close(state, expected["hidden_states"][layer], f"hidden states of layer {layer}")
+    pooled = jnp.tanh(model.pooler(states[-1][:, 0]))
     assert_close(pooled, expected["pooler_output"], "pooler outputs")
     assert all(name.startswith("classifiers.") for name in report.missing)
     heads = [name for name in report.unexpected if name.startswith("cls.")]
@@ -134,8 +146,16 @@ def test_padding_changes_nothing(family):
     model = tiny_model(family)
     batch = random_batch(4, length=8)
     wider = {name: np.pad(values, ((0, 0), (0, 5))) for name, values in batch.items()}
-    difference = all_exit_logits(model, batch) - all_exit_logits(model, wider)
+    difference = run_full(model, batch) - run_full(model, wider)
     assert jnp.abs(difference).max() < 1e-5
+
+
+def test_stacked_and_unstacked_are_inverse():
+    model = tiny_model(num_hidden_groups=2, inner_group_num=2, num_hidden_layers=3)
+    again = unstacked(stacked(model))
+    assert stacked(model).is_stacked and not again.is_stacked
+    batch = random_batch(4)
+    np.testing.assert_array_equal(run_full(again, batch), run_full(model, batch))
 
 
 def test_split_and_merge_are_inverse():
@@ -149,12 +169,12 @@ def test_split_and_merge_are_inverse():
 def test_bfloat16_keeps_pooler_and_classifiers_in_float32():
     model = tiny_model()
     config = model.config
-    exact = all_exit_logits(model, random_batch(4))
+    exact = run_full(model, random_batch(4))
     half = type(model)(config, dtype="bfloat16", rngs=nnx.Rngs(0))
     half = in_compute_dtype(half)
     assert half.groups[0].inner[0].query.kernel[...].dtype == jnp.bfloat16
     assert half.pooler.kernel[...].dtype == half.classifiers.kernel[...].dtype == jnp.float32
-    logits = all_exit_logits(half, random_batch(4))
+    logits = run_full(half, random_batch(4))
     assert logits.dtype == jnp.float32
     assert 0 < jnp.abs(logits - exact).max() < 0.3
 
@@ -164,7 +184,7 @@ def test_dropout_needs_a_key_and_depends_on_nothing_else(key):
     model = stacked(tiny_model("bert"))
     key = None if key is None else jax.random.key(key)
     batch = random_batch(4)
-    once, again = (all_exit_logits(model, batch, key) for _ in range(2))
+    once, again = (run_full(model, batch, key) for _ in range(2))
     assert (once == again).all()
     if key is not None:
-        assert jnp.abs(once - all_exit_logits(model, batch)).max() > 1e-3
+        assert jnp.abs(once - run_full(model, batch)).max() > 1e-3
