@@ -3,7 +3,6 @@
 python evaluate.py --checkpoint runs/mrpc --patience 0,3,4,5,6
 """
 
-
 from absl import flags
 from ml_collections import config_flags
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pabee_jax import checkpoint_files, criteria, weights
 from pabee_jax.config import ModelConfig, read_config_json
@@ -142,7 +142,8 @@ def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
     }
     _write_atomically(
         directory / "model.safetensors",
-        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        # The library's save_file would leave a file that only its owner can read.
+        lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})),
     )
 
 

@@ -30,7 +30,7 @@ from pabee_jax.training.loop import TrainingDiverged, train
 from pabee_jax.training.step import initial_state
 
 REPOSITORY = Path(__file__).parents[1]
-WORDS = ["good", "bad", "not", "very", "the", "film", "play", "was", "is", "and", "plot", "cast"]
+WORDS = ["good", "fine", "great", "fair", "bright", "poor", "bad", "dull", "weak", "bleak"]
 TOTAL_STEPS = 12
 
 
@@ -55,7 +55,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A pretrained encoder and data files: "good" means positive. 6 batches of 10 rows."""
+    """A pretrained encoder and data files, 6 batches of 10: the first five words say "yes"."""
     folder = tmp_path_factory.mktemp("sources")
     # A wide initialisation, so that twelve steps suffice to learn something.
     tiny_checkpoint(folder / "model", WORDS, initializer_range=0.3)
@@ -66,8 +66,8 @@ def sources(tmp_path_factory):
             writer.writerow(["text", "label"])
             for row in range(rows):
                 label = row % 2
-                words = [*random.choice(WORDS[3:], random.integers(1, 5)), WORDS[1 - label]]
-                writer.writerow([" ".join(random.permutation(words)), ["no", "yes"][label]])
+                words = random.choice(WORDS[:5] if label else WORDS[5:], random.integers(1, 6))
+                writer.writerow([" ".join(words), ["no", "yes"][label]])
     return folder
 
 
@@ -184,9 +184,9 @@ def test_a_finished_run_directory_is_a_checkpoint(finished, sources):
     assert pretrained.max_length == 8
     source = (sources / "model" / "vocab.txt").read_text().split()
     assert (finished / "vocab.txt").read_text().split() == source
-    text = ["the film was very good"]
+    text = ["good but weak, and DULL"]
     ids = pretrained.encode(text, None).input_ids
-    assert ids[0].tolist() == [2, *(5 + WORDS.index(word) for word in text[0].split()), 3]
+    assert ids[0].tolist() == [2, 5, 1, 13, 1, 1, 12, 3]
 
 
 def test_the_log_has_every_step_once_and_the_evaluations(finished):
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(sources, tmp_path, monkeypatch)
 
 
 def test_export_best_leaves_the_best_steps_parameters(sources, recording, tmp_path):
-    # On dev "good" is negative: the more the run learns, the worse it gets.
+    # On dev the words say the opposite: the more the run learns, the worse it gets.
     text = (sources / "dev.csv").read_text()
     swapped = text.replace(",no", ",?").replace(",yes", ",no").replace(",?", ",yes")
     (sources / "swapped.csv").write_text(swapped)

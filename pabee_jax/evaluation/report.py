@@ -39,10 +39,11 @@ def table(points: Sequence[OperatingPoint]) -> str:
 
 
 def kinds_table(points: Sequence[OperatingPoint], kinds: Sequence[str]) -> str:
-    """Mean exit layer by kind of example, one column per patience."""
+    """Mean exit layer by kind of example, the earliest kind first; one column per patience."""
     by_kind = [mean_exit_by_kind(point, kinds) for point in points]
     header = ["mean exit layer of", *(f"patience {point.criterion.patience}" for point in points)]
-    rows = [[kind, *(f"{values[kind]:.2f}" for values in by_kind)] for kind in by_kind[0]]
+    order = sorted(by_kind[0], key=lambda kind: sum(values[kind] for values in by_kind))
+    rows = [[kind, *(f"{values[kind]:.2f}" for values in by_kind)] for kind in order]
     return _aligned([header, *rows])
 
 

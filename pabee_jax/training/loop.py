@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import time
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from tqdm import tqdm
 
@@ -58,6 +57,7 @@ def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> Non
         TrainingDiverged: a non-finite loss, with the step and the last good checkpoint.
     """
     check(config)
+    run_directory.check(workdir, config, overwrite=overwrite)
     mesh = parallel.make_mesh(config.mesh.data)
     parallel.check_batch_size(config.batch_size, mesh)
     task = load_task(config)
@@ -152,13 +152,21 @@ class _Run:
         self.step = self.checkpoints.latest or 0
         if self.step:
             self.state = self.checkpoints.restore(self.step, self.state)
-            logging.warning("going on from step %d of %d", self.step, self.total_steps)
+            print(f"going on from step {self.step} of {self.total_steps}")
 
     def _steps(self) -> None:
-        pending: tuple[int, StepMetrics, float] | None = None
-        with tqdm(total=self.total_steps, initial=self.step, unit="step", desc="train") as bar:
+        pending: tuple[int, StepMetrics] | None = None
+        # A log file gets a line now and then, a terminal a bar that moves.
+        interval = 0.2 if sys.stderr.isatty() else 30
+        with tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            unit="step",
+            desc="train",
+            mininterval=interval,
+            maxinterval=interval,
+        ) as bar:
             while self.step < self.total_steps:
-                started = time.perf_counter()
                 batch = training_batch(
                     self.training_data,
                     self.config.batch_size,
@@ -173,7 +181,7 @@ class _Run:
                 # The device is at work on this step while the host reads the one before.
                 if pending:
                     self._record(pending, bar)
-                pending = (self.step, step_metrics, started)
+                pending = (self.step, step_metrics)
                 if self._is_due(self.eval_every) or self._is_due(self.save_every):
                     self._record(pending, bar)
                     pending = None
@@ -184,8 +192,8 @@ class _Run:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps
 
-    def _record(self, pending: tuple[int, StepMetrics, float], bar: tqdm) -> None:
-        step, values, started = pending
+    def _record(self, pending: tuple[int, StepMetrics], bar: tqdm) -> None:
+        step, values = pending
         values = jax.device_get(values)
         self._refuse_divergence(step, values)
         self.log.write(
@@ -195,7 +203,6 @@ class _Run:
                 "exit_losses": [float(loss) for loss in values.exit_losses],
                 "gradient_norm": float(values.gradient_norm),
                 "learning_rate": float(values.learning_rate),
-                "seconds": round(time.perf_counter() - started, 4),
             },
         )
         bar.set_postfix(loss=f"{values.loss:.3f}", refresh=False)
@@ -247,4 +254,4 @@ class _Run:
             parameters = self.checkpoints.parameters(step, parameters)
         model = unstacked(merge(self.graph, jax.device_get(parameters)))
         save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
-        logging.warning("exported the parameters of step %d to %s", step, self.workdir)
+        print(f"the parameters of step {step} are in {self.workdir}")

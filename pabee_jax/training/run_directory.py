@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
+
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
 
@@ -29,23 +31,37 @@ _OWN_FILES = (
     "spiece.model",
 )
 # A run may go on with another number of devices.
-_MAY_CHANGE = ("mesh",)
+_MAY_CHANGE = ("mesh.",)
 
 
-def prepare(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
-    """Makes the folder ready for a fresh run or for going on with the same run.
+def check(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
+    """Refuses, before anything is loaded, a folder that this run may not use. Changes nothing.
 
     Raises:
-        InputError: the folder holds another run or somebody else's files, or cannot be written.
+        InputError: the folder holds another run or somebody else's files.
     """
-    if config.model and Path(config.model).expanduser().absolute() == workdir.absolute():
+    if config.model and Path(config.model).expanduser().resolve() == workdir.resolve():
         raise InputError(f"--workdir {workdir} is the pretrained model itself; choose another one")
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
-    if overwrite:
-        _clear(workdir)
-    _refuse_other_contents(workdir, config)
+    if not workdir.is_dir() or not any(workdir.iterdir()):
+        return
+    if not (workdir / CONFIG_FILE).is_file():
+        what = "--overwrite removes a run's files only" if overwrite else "choose another"
+        raise InputError(f"--workdir {workdir} holds files that are not a run's; {what}")
+    if not overwrite:
+        _refuse_another_config(workdir, config)
+
+
+def prepare(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
+    """Makes a folder that was checked ready for a fresh run or for going on with the same run.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
+        if overwrite:
+            _clear(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = workdir / f".{CONFIG_FILE}.tmp"
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -84,11 +100,6 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _clear(workdir: Path) -> None:
-    if workdir.is_dir() and any(workdir.iterdir()) and not (workdir / CONFIG_FILE).is_file():
-        raise InputError(
-            f"--overwrite: {workdir} is not a run directory (it has no {CONFIG_FILE}); nothing "
-            "was removed"
-        )
     for name in _OWN_FILES:
         path = workdir / name
         if path.is_dir():
@@ -97,18 +108,14 @@ def _clear(workdir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _refuse_other_contents(workdir: Path, config: TrainConfig) -> None:
-    if not workdir.is_dir() or not any(workdir.iterdir()):
-        return
-    if not (workdir / CONFIG_FILE).is_file():
-        raise InputError(f"--workdir {workdir} holds files that are not a run's; choose another")
-    theirs, ours = dataclasses.asdict(read_config(workdir)), dataclasses.asdict(config)
-    different = [
-        name for name in ours if ours[name] != theirs.get(name) and name not in _MAY_CHANGE
-    ]
-    if different:
-        name = different[0]
-        raise InputError(
-            f"--workdir {workdir} holds a run with another config ({name} is {theirs.get(name)!r} "
-            f"there and {ours[name]!r} here); choose another, or --overwrite to replace it"
-        )
+def _refuse_another_config(workdir: Path, config: TrainConfig) -> None:
+    theirs, ours = (
+        traverse_util.flatten_dict(dataclasses.asdict(one), sep=".")
+        for one in (read_config(workdir), config)
+    )
+    for name, value in ours.items():
+        if theirs[name] != value and not name.startswith(_MAY_CHANGE):
+            raise InputError(
+                f"--workdir {workdir} holds a run with another config ({name} is {theirs[name]!r} "
+                f"there and {value!r} here); choose another, or --overwrite to replace it"
+            )
