@@ -47,8 +47,10 @@ def check(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
     if not workdir.is_dir() or not any(workdir.iterdir()):
         return
     if not (workdir / CONFIG_FILE).is_file():
-        what = "--overwrite removes a run's files only" if overwrite else "choose another"
-        raise InputError(f"--workdir {workdir} holds files that are not a run's; {what}")
+        raise InputError(
+            f"--workdir {workdir} holds files that are not a run's; choose another (nothing was "
+            "removed)"
+        )
     if not overwrite:
         _refuse_another_config(workdir, config)
 
