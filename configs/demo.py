@@ -4,8 +4,8 @@
     python evaluate.py --checkpoint runs/demo --patience 0,1,2,3,4,5
 
 Six layers that share their parameters, 64 wide, 2,000 steps of 64 sentences: 2.5 minutes on 2 CPU
-cores. Dev accuracy at full depth over three seeds: 97.1 to 99.6%; patience 3 costs at most 0.5 points
-at a layer speed-up of 1.41x or more (docs/results.md).
+cores. Dev accuracy at full depth over three seeds: 97.1 to 99.6%; patience 3 costs at most 0.5
+points at a layer speed-up of 1.41x or more (docs/results.md).
 """
 
 from pabee_jax.training.config import ScratchConfig, TrainConfig

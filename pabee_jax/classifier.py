@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
 from pabee_jax import parallel
-from pabee_jax.criteria import ExitCriterion, Patience, as_arrays
+from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, warn
 from pabee_jax.data.batching import assemble, length_grouped, sequence_buckets
 from pabee_jax.data.inputs import Text, Tokens, checked_texts, checked_tokens
 from pabee_jax.data.tokenization import Dataset
@@ -113,8 +112,7 @@ class EarlyExitClassifier:
     @criterion.setter
     def criterion(self, criterion: ExitCriterion) -> None:
         config = self.pretrained.model.config
-        for warning in criterion.warnings(config.num_hidden_layers, config.is_regression):
-            logging.warning("%s", warning)
+        warn(criterion, config.num_hidden_layers, config.is_regression)
         self._criterion = criterion
 
     @property

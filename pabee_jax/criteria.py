@@ -1,6 +1,7 @@
 """Exit criteria: when has a row seen enough layers? The only place that knows what patience is."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
 from pabee_jax.errors import InputError
@@ -114,6 +116,17 @@ class Patience:
 
 
 CRITERIA = {"patience": Patience}
+
+
+def warn(criterion: ExitCriterion, num_layers: int, is_regression: bool) -> None:
+    """Logs the criterion's warnings for a model, each one once per process."""
+    for message in criterion.warnings(num_layers, is_regression):
+        _warn_once(message)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
 
 
 def to_config(criterion: ExitCriterion) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pabee_jax.classifier import EarlyExitClassifier, check_driver
-from pabee_jax.criteria import Patience
+from pabee_jax.criteria import Patience, warn
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
@@ -94,6 +94,8 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
     config = config or run_directory.read_config(checkpoint)
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
+    for setting in options.settings:
+        warn(setting, pretrained.model.config.num_hidden_layers, task.is_regression)
     rows = None
     found = []
     for name, one in _checkpoints(options, checkpoint, pretrained):
@@ -198,10 +200,11 @@ def _write(options: Options, task: Task, rows: Rows, found: list) -> None:
         name, points, logits = found[-1]
         if points[0].metrics:
             report.plot_tradeoff(output / "tradeoff.png", points, f"{task.name}, {name}")
+            print(f"\nthe picture is {output / 'tradeoff.png'}")
         report.write_predictions(output / "predictions.csv", points, task, rows)
         labels = {} if rows.dataset.labels is None else {"labels": rows.dataset.labels}
         np.savez(output / "all_exit_logits.npz", logits=logits, ids=np.asarray(rows.ids), **labels)
-        print(f"\nwrote results.json, results.csv, tradeoff.png, predictions.csv to {output}")
+        print(f"results.json, results.csv, predictions.csv, all_exit_logits.npz are in {output}")
         if options.predictions:
             for path in report.write_submission(options.predictions, points[0], task, rows):
                 print(f"wrote {path}")
