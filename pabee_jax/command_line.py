@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from logging import Formatter
 from typing import Any, NoReturn
 
 import huggingface_hub
@@ -72,6 +73,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 def _parse_quietly(arguments: Sequence[str]) -> Sequence[str]:
     rest = parse(arguments)
+    logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     # absl would now choose INFO, at which orbax tells every step of a save.
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING

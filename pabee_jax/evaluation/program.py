@@ -91,6 +91,11 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
             f"the run in {checkpoint} is not finished: go on with the train.py command that "
             "started it"
         )
+    if config is None and not checkpoint.is_dir():
+        raise InputError(
+            f"there is no run directory {options.checkpoint} here; for one of the hub also say "
+            "which data to use, with --config configs/glue.py:TASK"
+        )
     config = config or run_directory.read_config(checkpoint)
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
