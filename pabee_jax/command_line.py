@@ -67,8 +67,8 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
 
 
 class _ConfigParser(flags.ArgumentParser):
-    def parse(self, path: str) -> TrainConfig:
-        return load_config(path)
+    def parse(self, argument: str) -> TrainConfig:
+        return load_config(argument)
 
 
 def _parse_quietly(arguments: Sequence[str]) -> Sequence[str]:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
 from pabee_jax.data.task import Examples, Task
 

@@ -40,7 +40,7 @@ class Rows:
         texts = [text for part in values for text in part.texts]
         pairs = None
         if values[0].pairs is not None:
-            pairs = [pair for part in values for pair in part.pairs]
+            pairs = [pair for part in values for pair in part.pairs or ()]
         labels = None
         if all(part.labels is not None for part in values):
             labels = np.concatenate([part.labels for part in values])
@@ -48,7 +48,7 @@ class Rows:
         return cls(
             dataset=dataclasses.replace(dataset, labels=labels),
             ids=[id_ for part in values for id_ in part.ids],
-            kinds=None if values[0].kinds is None else [k for part in values for k in part.kinds],
+            kinds=[kind for part in values for kind in part.kinds or ()] or None,
             parts={
                 name: slice(start, stop)
                 for name, start, stop in zip(examples, bounds, bounds[1:], strict=False)
@@ -153,11 +153,8 @@ def timed(
 
 def mean_exit_by_kind(point: OperatingPoint, kinds: Sequence[str]) -> dict[str, float]:
     """The mean exit layer of each kind of example, in order of first appearance."""
-    kinds = np.asarray(kinds)
-    return {
-        str(kind): float(point.exit_layers[kinds == kind].mean())
-        for kind in dict.fromkeys(kinds.tolist())
-    }
+    each = np.asarray(kinds)
+    return {kind: float(point.exit_layers[each == kind].mean()) for kind in dict.fromkeys(kinds)}
 
 
 def _point(setting, exit_layers, logits, num_layers, task: Task, rows: Rows) -> OperatingPoint:

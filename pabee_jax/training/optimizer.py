@@ -21,6 +21,10 @@ def decays(name: str) -> bool:
     return name.endswith(("kernel", "embedding"))
 
 
+def _decay_mask(parameters: dict) -> dict[str, bool]:
+    return {name: decays(name) for name in parameters}
+
+
 def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimiser over parameters by name (`pabee_jax.model.split`)."""
     clip = optax.clip_by_global_norm(config.max_grad_norm)
@@ -30,6 +34,6 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
             learning_rate_schedule(config, total_steps),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda parameters: {name: decays(name) for name in parameters},
+            mask=_decay_mask,
         ),
     )
