@@ -72,7 +72,8 @@ def training_batch(
 ) -> dict[str, np.ndarray]:
     """The batch of `step`, cut to the smallest bucket that holds its longest row."""
     rows = training_rows(len(dataset), batch_size, seed, step)
-    return assemble(dataset, rows, batch_size, bucket_of(dataset.lengths[rows].max(), buckets))
+    longest = int(dataset.lengths[rows].max())
+    return assemble(dataset, rows, batch_size, bucket_of(longest, buckets))
 
 
 def length_grouped(

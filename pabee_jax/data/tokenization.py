@@ -1,6 +1,7 @@
 """Text -> arrays of token ids, through Hugging Face tokenizers."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """(N,) one more than the last position that may be attended to; a mask may have holes."""
         width = self.attention_mask.shape[1]
