@@ -11,7 +11,7 @@ checkpoint, and GLUE's original TSV files.
 
 Reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch 32, learning rate
 2e-5, 5 epochs, 128 tokens, AdamW without weight decay, a linear decay without warm-up, gradients
-clipped to norm 1. It runs on any number of devices: a batch is split over all that there are.
+clipped to norm 1. A batch is split over all devices; their number must divide the batch size.
 
 Results, with command, hardware and seeds: docs/results.md.
 """

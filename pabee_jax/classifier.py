@@ -189,15 +189,16 @@ class EarlyExitClassifier:
         return self.pretrained.encode(texts, pairs)
 
     def warmup(self, batch_size: int | None = None) -> None:
-        """Compiles every shape that `predict` will use for texts with this batch size."""
+        """Compiles every shape of the model that `predict` will use for texts with this batch size.
+
+        (With driver "full" the replay is one more program, a small one, per number of rows.)
+        """
         size = _checked_batch_size(batch_size)
-        sizes = (
-            {size} if self.driver == "full" else {_next_power_of_two(n + 1) for n in range(size)}
-        )
+        sizes = {_next_power_of_two(rows) for rows in range(1, size + 1)}
         for length in sequence_buckets(self.pretrained.max_length):
             for rows in sizes:
                 ones = np.ones((rows, length), np.int32)
-                self.predict(Dataset(ones, ones, 0 * ones), min(rows, size))
+                self.predict(Dataset(ones, ones, 0 * ones), rows)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the checkpoint, with the criterion chosen for it."""

@@ -57,6 +57,9 @@ class ModelConfig:
             raise InputError(
                 f"hidden_act {self.hidden_act!r} is not one of {', '.join(sorted(ACTIVATIONS))}"
             )
+        sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, self.num_hidden_groups)
+        if min(*sizes, self.inner_group_num, self.num_attention_heads, self.num_labels) < 1:
+            raise InputError("every size in config.json must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -88,12 +91,16 @@ class ModelConfig:
             raise InputError(f"the model type is {family!r}; only bert and albert are supported")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("only absolute position embeddings are supported")
-        full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
-        fields = {
-            field.name: field.type(getattr(full, field.name))  # JSON may have 0 for 0.0.
-            for field in dataclasses.fields(cls)
-            if hasattr(full, field.name)
-        }
+        try:
+            full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
+            fields = {
+                field.name: field.type(getattr(full, field.name))  # JSON may have 0 for 0.0.
+                for field in dataclasses.fields(cls)
+                if hasattr(full, field.name)
+            }
+        except Exception as error:  # The library's own checks have no common exception.
+            reason = " ".join(str(error).split())
+            raise InputError(f"config.json holds an unusable value: {reason}") from None
         if family == "bert":
             fields |= dict(
                 embedding_size=full.hidden_size,

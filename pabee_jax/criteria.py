@@ -82,7 +82,7 @@ class Patience:
         patience, threshold = self.patience, self.regression_threshold
         if _is_concrete(patience):
             whole = isinstance(patience, (int, np.integer)) and not isinstance(patience, bool)
-            if not whole or patience < 0:
+            if not whole or not 0 <= patience < 2**31:
                 raise InputError(f"patience must be a whole number, 0 or more, not {patience!r}")
             object.__setattr__(self, "patience", int(patience))
         if _is_concrete(threshold):
@@ -130,9 +130,17 @@ def _warn_once(message: str) -> None:
 
 
 def to_config(criterion: ExitCriterion) -> dict[str, Any]:
-    """The criterion as JSON values, as `config.json` keeps it under `early_exit`."""
-    names = {kind: name for name, kind in CRITERIA.items()}
-    return {"criterion": names[type(criterion)], **dataclasses.asdict(criterion)}
+    """The criterion as JSON values, as `config.json` keeps it under `early_exit`.
+
+    Raises:
+        InputError: a class of the user's own, which another process could not find.
+    """
+    for name, kind in CRITERIA.items():
+        if type(criterion) is kind:
+            return {"criterion": name, **dataclasses.asdict(criterion)}
+    raise InputError(
+        f"config.json can keep one of {', '.join(CRITERIA)}, not {type(criterion).__name__}"
+    )
 
 
 def from_config(values: Mapping[str, Any]) -> ExitCriterion:

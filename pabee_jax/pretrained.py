@@ -97,11 +97,12 @@ def load_pretrained(
     values = read_config_json(directory)
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels must be at least 1, not {num_labels}")
-    tokenizer = load_tokenizer(directory)
     tensors = checkpoint_files.read_tensors(directory)
     if num_labels is None:
         num_labels = _num_labels(tensors, path_or_hub_id)
     config = ModelConfig.from_hugging_face(values, num_labels)
+    # After the configuration, because the library reads that as well and words its faults badly.
+    tokenizer = load_tokenizer(directory)
     model, report = weights.from_tensors(
         tensors, config, dtype=dtype, seed=seed, source=path_or_hub_id
     )

@@ -180,6 +180,11 @@ def _transposed(value: np.ndarray, path: str) -> np.ndarray:
 def _checked(tensor: np.ndarray, name: str, path: str, shape: tuple, source: str) -> np.ndarray:
     shape = shape[1:] if _is_classifier(path) else shape
     value = _transposed(tensor, path)
+    if value.shape != shape and _is_classifier(path):
+        raise InputError(
+            f"{source}: {name} has {tensor.shape[0]} outputs, but {shape[-1]} are asked for (by "
+            "num_labels, or by the task)"
+        )
     if value.shape != shape:
         # Told in the checkpoint's own layout.
         expected = shape[::-1] if path.endswith("kernel") else shape

@@ -114,6 +114,7 @@ def test_regression_gives_scores(directory):
         ({"input_ids": [[1]], "token_type_ids": [[2]]}, "token_type_ids must be from 0 to 1"),
         ({"input_ids": [[1]], "attention_mask": [[0]]}, "masks every token of row 0"),
         ({"input_ids": [[1]], "attention_mask": [[1, 1]]}, "must be an .N, S. array"),
+        ({"input_ids": [[1, 2], [3]]}, "must have one length"),
         ({"input_ids": [1]}, "must be an .N, S. array"),
         ({"input_ids": [[0.5]]}, "array of integers"),
         ({"input_ids": np.zeros((0, 4), int)}, "nothing to predict"),

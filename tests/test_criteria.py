@@ -92,7 +92,7 @@ def test_survives_config_json():
         from_config({"criterion": "patience", "patience": 1, "votes": 2})
 
 
-@pytest.mark.parametrize("patience", [-1, 1.5, "3", True, float("nan")])
+@pytest.mark.parametrize("patience", [-1, 1.5, "3", True, float("nan"), 2**31])
 def test_refuses_what_is_no_patience(patience):
     with pytest.raises(InputError, match="whole number, 0 or more"):
         Patience(patience)

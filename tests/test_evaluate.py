@@ -135,6 +135,8 @@ def test_a_split_without_labels_gives_layers_and_predictions(run, tmp_path, caps
         ({"split": "train"}, "--split is 'train'; it must be dev or test"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"predictions": "x.tsv"}, "give one --patience, not 4"),
+        ({"predictions": "absent/x.tsv", "patience": "1"}, "there is no such folder"),
+        ({"patience": "99999999999"}, "whole number"),
     ],
 )
 def test_arguments_are_checked_before_any_file_is_opened(tmp_path, changes, message):
@@ -228,6 +230,14 @@ def test_stsb_scores_are_submitted_within_their_scale(tmp_path):
     point = sweep.OperatingPoint(Patience(0), np.int32([2, 2]), logits, {}, 2)
     (path,) = report.write_submission(tmp_path / "STS-B.tsv", point, task, rows)
     assert path.read_text() == "index\tprediction\n7\t0.000\n8\t5.000\n"
+
+
+def test_other_scores_are_submitted_as_they_are(tmp_path):
+    task = Task("files", (), ("pearson",), dict)
+    rows = sweep.Rows(EarlyExitClassifier, ["1"], None, {"test": slice(0, 1)})
+    point = sweep.OperatingPoint(Patience(0), np.int32([2]), np.float32([[80.0]]), {}, 2)
+    (path,) = report.write_submission(tmp_path / "scores.tsv", point, task, rows)
+    assert path.read_text() == "index\tprediction\n1\t80.000\n"
 
 
 def test_mean_exit_layer_by_kind():

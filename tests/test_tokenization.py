@@ -71,3 +71,10 @@ def test_vocab_txt_is_written_for_a_tokenizer_that_came_as_json_only(tmp_path):
     (tmp_path / "one" / "vocab.txt").unlink()
     save_tokenizer(load_tokenizer(tmp_path / "one"), tmp_path / "two", 32)
     assert (tmp_path / "two" / "vocab.txt").read_text() == original
+
+
+def test_another_tokenizers_vocabulary_does_not_stay(tmp_path):
+    plain = tiny_checkpoint(tmp_path / "plain", ["film", "good"])
+    (tmp_path / "vocab.txt").write_text("old\n")
+    save_tokenizer(load_tokenizer(plain), tmp_path, 32)
+    assert (tmp_path / "vocab.txt").read_text() == (plain / "vocab.txt").read_text()

@@ -120,6 +120,7 @@ def tsv_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
     """The first line number and the cells of every RFC 4180 record."""
+    csv.field_size_limit(2**31 - 1)  # A text may be longer than the module's 128 KiB.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[tuple[int, list[str]]] = []
     line = 1

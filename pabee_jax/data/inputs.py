@@ -50,12 +50,15 @@ def checked_tokens(inputs: Tokens, config: ModelConfig) -> Dataset:
         raise InputError(
             f"tokenised input needs input_ids; it has {', '.join(inputs) or 'nothing'}"
         )
-    ids = np.asarray(inputs["input_ids"])
-    arrays = {
-        "input_ids": ids,
-        "attention_mask": np.asarray(inputs.get("attention_mask", np.ones_like(ids))),
-        "token_type_ids": np.asarray(inputs.get("token_type_ids", np.zeros_like(ids))),
-    }
+    try:
+        ids = np.asarray(inputs["input_ids"])
+        arrays = {
+            "input_ids": ids,
+            "attention_mask": np.asarray(inputs.get("attention_mask", np.ones_like(ids))),
+            "token_type_ids": np.asarray(inputs.get("token_type_ids", np.zeros_like(ids))),
+        }
+    except ValueError:
+        raise InputError("tokenised rows must have one length: pad them, with a mask") from None
     limits = {
         "input_ids": config.vocab_size,
         "attention_mask": 2,

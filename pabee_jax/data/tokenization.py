@@ -61,12 +61,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
     """Writes `tokenizer.json`, its configuration, and the plain vocabulary older libraries read."""
     tokenizer.model_max_length = max_length
+    source = Path(getattr(tokenizer, "vocab_file", None) or "")
+    kept = source.read_bytes() if source.is_file() and source.name in VOCABULARY_FILES else None
+    for name in VOCABULARY_FILES:  # Another tokenizer's, if the directory had one.
+        (directory / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(directory)
     if any((directory / name).is_file() for name in VOCABULARY_FILES):
         return
-    source = getattr(tokenizer, "vocab_file", None)
-    if source and Path(source).is_file() and Path(source).name in VOCABULARY_FILES:
-        (directory / Path(source).name).write_bytes(Path(source).read_bytes())
+    if kept is not None:
+        (directory / source.name).write_bytes(kept)
         return
     kind = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"]
     if kind == "WordPiece":

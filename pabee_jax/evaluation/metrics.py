@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -49,3 +50,12 @@ def predictions_of(logits: Float[np.ndarray, "rows classes"]) -> Shaped[np.ndarr
     """Class ids (ties go to the lowest), or scores for one class."""
     logits = np.asarray(logits)
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
+
+
+def nan_to_null(values: Any) -> Any:
+    """Nested dicts and lists for JSON, which has no NaN."""
+    if isinstance(values, dict):
+        return {name: nan_to_null(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [nan_to_null(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

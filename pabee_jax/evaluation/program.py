@@ -18,7 +18,7 @@ from pabee_jax.model import merge, split, stacked, unstacked
 from pabee_jax.pretrained import Pretrained, load_pretrained
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, check
 
 _TIMED_BATCH_SIZE = 1
 
@@ -66,13 +66,15 @@ class Options:
                 "--predictions writes the answers of one setting: give one --patience, not "
                 f"{len(settings)}"
             )
+        if predictions and not Path(predictions).expanduser().parent.is_dir():
+            raise InputError(f"--predictions {predictions}: there is no such folder")
         if not output and not Path(checkpoint).expanduser().is_dir():
             output = Path(checkpoint).name
         return cls(
             checkpoint=checkpoint,
             settings=settings,
             output=Path(output or checkpoint).expanduser(),
-            predictions=Path(predictions) if predictions else None,
+            predictions=Path(predictions).expanduser() if predictions else None,
             **others,
         )
 
@@ -97,6 +99,7 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
             "which data to use, with --config configs/glue.py:TASK"
         )
     config = config or run_directory.read_config(checkpoint)
+    check(config)
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
     for setting in options.settings:
@@ -214,4 +217,5 @@ def _write(options: Options, task: Task, rows: Rows, found: list) -> None:
             for path in report.write_submission(options.predictions, points[0], task, rows):
                 print(f"wrote {path}")
     except OSError as error:
-        raise InputError(f"the results cannot be written to {output}: {error.strerror}") from None
+        place = error.filename or output
+        raise InputError(f"the results cannot be written: {place}: {error.strerror}") from None

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from pabee_jax.data.task import Task
-from pabee_jax.evaluation.metrics import predictions_of
+from pabee_jax.evaluation.metrics import nan_to_null, predictions_of
 from pabee_jax.evaluation.sweep import OperatingPoint, Rows, mean_exit_by_kind
 
 
@@ -61,7 +60,7 @@ def results(points: Sequence[OperatingPoint], about: dict[str, Any]) -> dict[str
 
 def write_json(path: Path, values: Any) -> None:
     """JSON with NaN as null."""
-    path.write_text(json.dumps(_finite(values), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(nan_to_null(values), indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -105,8 +104,9 @@ def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) 
             target = path.with_name(f"{path.stem}{mark}{path.suffix}")
         predictions = predictions_of(point.logits[where])
         if task.is_regression:
-            low, high = 0.0, 5.0  # The only regression task of GLUE is STS-B, scored from 0 to 5.
-            values = [f"{value:.3f}" for value in np.clip(predictions, low, high)]
+            # GLUE refuses STS-B scores outside its scale.
+            scale = (0.0, 5.0) if task.name == "stsb" else (-np.inf, np.inf)
+            values = [f"{value:.3f}" for value in np.clip(predictions, *scale)]
         else:
             names = task.submission_labels or task.label_names
             values = [names[label] for label in predictions]
@@ -169,14 +169,6 @@ def _values(point: OperatingPoint) -> dict[str, Any]:
 
 def _named(labels: np.ndarray, task: Task) -> list:
     return labels.tolist() if task.is_regression else [task.label_names[label] for label in labels]
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -69,7 +69,9 @@ class TrainConfig:
     Attributes:
         task: "demo", "files" or one of GLUE's nine.
         model: Hugging Face hub id or local directory of the encoder; empty: from scratch.
-        data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`.
+        data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`. For
+            task "files" the folder that their paths are relative to.
+        files, scratch, mesh, loss: see their classes.
         max_seq_length: in tokens; longer texts are cut.
         batch_size: rows per step, over all devices together.
         learning_rate: its peak; it falls linearly to 0 at the last step.
@@ -77,6 +79,7 @@ class TrainConfig:
         max_steps: optimiser steps; 0 derives them from `num_epochs`.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         weight_decay: AdamW's; biases and LayerNorm parameters are exempt.
+        adam_epsilon: AdamW's epsilon.
         max_grad_norm: global norm to which gradients are clipped; 0 switches clipping off.
         seed: of the data order, the dropout and the new parameters.
         dtype: compute type, "float32" or "bfloat16"; parameters and reductions stay float32.
@@ -124,7 +127,12 @@ _AT_LEAST = {
     "save_every": 0,
     "seed": 0,
     "scratch.num_hidden_layers": 1,
+    "scratch.embedding_size": 1,
+    "scratch.hidden_size": 1,
+    "scratch.num_attention_heads": 1,
+    "scratch.intermediate_size": 1,
 }
+_LARGEST_SEED = 2**31 - 1
 
 
 def check(config: TrainConfig) -> None:
@@ -137,6 +145,11 @@ def check(config: TrainConfig) -> None:
         value = _get(config, name)
         if not value >= least:
             raise InputError(f"config.{name} is {value}; it must be at least {least}")
+    if config.seed > _LARGEST_SEED:
+        raise InputError(f"config.seed is {config.seed}; it must be at most {_LARGEST_SEED}")
+    rate = config.scratch.dropout
+    if not 0 <= rate < 1:
+        raise InputError(f"config.scratch.dropout is {rate}; it must be from 0 to below 1")
     for name in ("learning_rate", "adam_epsilon", "num_epochs"):
         value = _get(config, name)
         if not 0 < value < float("inf"):

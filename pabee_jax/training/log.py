@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pabee_jax.evaluation.metrics import nan_to_null
+
 
 class MetricsLog:
     """One JSON object per line, each with its `step`, written at once.
@@ -20,7 +22,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Logs nested dicts of numbers and lists of numbers."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **nan_to_null(values)}) + "\n")
         self._file.flush()
         if self._tensorboard:
             for tag, value in _flat(values):

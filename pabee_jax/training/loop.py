@@ -186,7 +186,9 @@ class _Run:
                     self._record(pending, bar)
                     pending = None
                     score = self._evaluate(bar) if self._is_due(self.eval_every) else None
-                    if self._is_due(self.save_every):
+                    # The best step can only be exported if every evaluated one was saved.
+                    wants_best = score is not None and self.config.export == "best"
+                    if self._is_due(self.save_every) or wants_best:
                         self.checkpoints.save(self.state, score)
 
     def _is_due(self, every: int) -> bool:

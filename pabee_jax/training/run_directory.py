@@ -16,19 +16,25 @@ CONFIG_FILE = "train_config.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
+_TEMPORARY = f".{CONFIG_FILE}.tmp"
 # What a run writes; --overwrite removes these and nothing else.
 _OWN_FILES = (
-    CONFIG_FILE,
     METRICS_FILE,
     CHECKPOINTS,
     WEIGHTS_FILE,
     "tensorboard",
+    "results.json",
+    "results.csv",
+    "tradeoff.png",
+    "predictions.csv",
+    "all_exit_logits.npz",
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.txt",
     "spiece.model",
+    CONFIG_FILE,  # Last: while it is there, a removal that was cut short can be repeated.
 )
 # A run may go on with another number of devices.
 _MAY_CHANGE = ("mesh.",)
@@ -44,7 +50,8 @@ def check(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
         raise InputError(f"--workdir {workdir} is the pretrained model itself; choose another one")
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
-    if not workdir.is_dir() or not any(workdir.iterdir()):
+    # A run that was killed in its first moment leaves this file and nothing else.
+    if not workdir.is_dir() or {path.name for path in workdir.iterdir()} <= {_TEMPORARY}:
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
@@ -65,7 +72,7 @@ def prepare(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
         if overwrite:
             _clear(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / f".{CONFIG_FILE}.tmp"
+        temporary = workdir / _TEMPORARY
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         os.replace(temporary, workdir / CONFIG_FILE)
     except OSError as error:
@@ -91,14 +98,18 @@ def read_config(workdir: Path) -> TrainConfig:
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """A (nested) dataclass from JSON values; an unknown field is a TypeError."""
-    nested = {field.name: field.type for field in dataclasses.fields(kind)}
-    return kind(
-        **{
-            name: from_dict(nested[name], value) if isinstance(value, dict) else value
-            for name, value in values.items()
-        }
-    )
+    """A (nested) dataclass from JSON values; an unknown field or a wrong type is a TypeError."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} stands where {kind.__name__} should")
+    default, fields = kind(), {}
+    for name, value in values.items():
+        old = getattr(default, name, None)
+        if dataclasses.is_dataclass(old):
+            value = from_dict(type(old), value)
+        elif not isinstance(value, (int, float) if isinstance(old, float) else type(old)):
+            raise TypeError(f"{name} is {value!r}")
+        fields[name] = value
+    return kind(**fields)
 
 
 def _clear(workdir: Path) -> None:
