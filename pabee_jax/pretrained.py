@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from pabee_jax import checkpoint_files, criteria, weights
+from pabee_jax.atomic import write_atomically
 from pabee_jax.config import ModelConfig, read_config_json
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.tokenization import (
@@ -137,11 +137,11 @@ def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
     if pretrained.criterion is not None:
         values["early_exit"] = criteria.to_config(pretrained.criterion)
     save_tokenizer(pretrained.tokenizer, directory, pretrained.max_length)
-    _write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
+    write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
     tensors = {
         name: np.ascontiguousarray(value) for name, value in weights.to_tensors(model).items()
     }
-    _write_atomically(
+    write_atomically(
         directory / "model.safetensors",
         # The library's save_file would leave a file that only its owner can read.
         lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})),
@@ -150,12 +150,6 @@ def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
 
 def _json(values: Any) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-
-def _write_atomically(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def _num_labels(tensors: weights.Tensors, source: str) -> int:

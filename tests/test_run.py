@@ -23,7 +23,7 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
 from pabee_jax.model import merge, split, stacked, unstacked
 from pabee_jax.pretrained import load_pretrained
-from pabee_jax.training import log, loop
+from pabee_jax.training import log, loop, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import FilesConfig, MeshConfig, TrainConfig
 from pabee_jax.training.loop import TrainingDiverged, train
@@ -130,11 +130,7 @@ def finished(sources, tmp_path_factory):
 
 
 def metrics_of(workdir):
-    """The log without what the clock says."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("seconds", None)
-    return lines
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights_of(workdir):
@@ -281,6 +277,17 @@ def test_files_that_are_not_a_runs_are_left_alone(sources, tmp_path):
         with pytest.raises(InputError, match=str(tmp_path)):
             train(run_config(sources), tmp_path, overwrite=overwrite)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_a_run_killed_in_its_first_moment_or_while_clearing_may_start_again(sources, tmp_path):
+    config = run_config(sources)
+    (tmp_path / ".train_config.json.tmp").write_text("{")
+    run_directory.check(tmp_path, config, overwrite=False)
+    run_directory.prepare(tmp_path, config, overwrite=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"train_config.json"}
+    # The removal takes this file last, so one that was cut short is still a run's folder.
+    assert run_directory._OWN_FILES[-1] == "train_config.json"
+    run_directory.check(tmp_path, config, overwrite=True)
 
 
 def test_overwrite_replaces_the_run(sources, finished, recording, tmp_path):

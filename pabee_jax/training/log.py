@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pabee_jax.atomic import write_atomically
 from pabee_jax.evaluation.metrics import nan_to_null
 
 
@@ -45,9 +46,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _cut_back(path: Path, step: int) -> None:
     kept = [line for line in read(path) if line["step"] <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _flat(values: Any, name: str = ""):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
 
+from pabee_jax.atomic import temporary_of, write_atomically
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
 
@@ -16,7 +16,6 @@ CONFIG_FILE = "train_config.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
-_TEMPORARY = f".{CONFIG_FILE}.tmp"
 # What a run writes; --overwrite removes these and nothing else.
 _OWN_FILES = (
     METRICS_FILE,
@@ -51,7 +50,7 @@ def check(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
     # A run that was killed in its first moment leaves this file and nothing else.
-    if not workdir.is_dir() or {path.name for path in workdir.iterdir()} <= {_TEMPORARY}:
+    if not workdir.is_dir() or set(workdir.iterdir()) <= {temporary_of(workdir / CONFIG_FILE)}:
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
@@ -72,9 +71,8 @@ def prepare(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
         if overwrite:
             _clear(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / _TEMPORARY
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        os.replace(temporary, workdir / CONFIG_FILE)
+        text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+        write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
     except OSError as error:
         raise InputError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
 
