@@ -1,35 +1,31 @@
 """`EarlyExitClassifier`: tokenizer + model + criterion + driver, from texts to predictions."""
 
-import collections
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
+from pabee_jax import compilation_cache as persistent_cache
 from pabee_jax import parallel
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, warn
-from pabee_jax.data.batching import assemble, length_grouped, sequence_buckets
+from pabee_jax.data.batching import by_bucket, sequence_buckets
 from pabee_jax.data.inputs import Text, Tokens, checked_texts, checked_tokens
 from pabee_jax.data.tokenization import Dataset
-from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.drivers.loop import early_exit
+from pabee_jax.drivers import plan
+from pabee_jax.drivers.dispatch import Job, results
+from pabee_jax.drivers.programs import run_early_exit, run_full
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation.metrics import predictions_of
 from pabee_jax.model import EarlyExitModel, in_compute_dtype, merge, split
 from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 
-DRIVERS = ("auto", "full", "loop")
-DEFAULT_BATCH_SIZE = 32
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_BATCHES_AHEAD = 4
+_ROWS_PER_BLOCK = 512  # Texts that are tokenised at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +45,27 @@ class Predictions:
     label_names: tuple[str, ...]
 
 
+class _Source(NamedTuple):
+    """Attributes:
+    count: rows in all.
+    buckets: the sequence lengths at which they run.
+    blocks: the rows, a block at a time. Texts are tokenised when their block is asked for, which
+        is while the device works on earlier ones.
+    """
+
+    count: int
+    buckets: tuple[int, ...]
+    blocks: Iterable[Dataset]
+
+
 class EarlyExitClassifier:
     """A BERT or ALBERT classifier whose rows leave as soon as the criterion allows.
 
     Attributes:
         pretrained: the checkpoint as it was read.
         driver: how the layers are run: "full" runs all and looks for the exit afterwards, "loop"
-            stops a batch when its last row has left, "auto" picks the faster ("loop").
+            stops a batch when its last row has left, "pool" computes only the rows that remain,
+            "auto" takes "loop" for small batches and "pool" beyond.
         criterion: when a row leaves. Another one of the same class needs no recompilation.
     """
 
@@ -66,12 +76,15 @@ class EarlyExitClassifier:
         criterion: ExitCriterion | None = None,
         driver: str = "auto",
         mesh: Mesh | None = None,
+        chunk_tokens: int | None = None,
     ):
-        check_driver(driver)
+        plan.check_driver(driver)
+        plan.check_size("chunk_tokens", chunk_tokens)
         self.pretrained = pretrained
         self.driver = driver
         self.criterion = criterion or pretrained.criterion or Patience(0)
         self._mesh = mesh or parallel.make_mesh(1)
+        self._chunk_tokens = chunk_tokens
         self._graph, parameters = split(in_compute_dtype(pretrained.model))
         self._parameters = parallel.replicate(parameters, self._mesh)
 
@@ -86,6 +99,8 @@ class EarlyExitClassifier:
         mesh: Mesh | None = None,
         num_labels: int | None = None,
         seed: int = 0,
+        chunk_tokens: int | None = None,
+        compilation_cache: str | Path | None = None,
     ) -> "EarlyExitClassifier":
         """Reads a checkpoint of pabee_jax, of PyTorch PABEE, or a plain BERT or ALBERT.
 
@@ -95,15 +110,24 @@ class EarlyExitClassifier:
             mesh: devices over which batches are split; absent, the first device.
             num_labels: needed for a checkpoint without internal classifiers, which then start
                 from `seed`.
+            chunk_tokens: tokens (rows times sequence length) that run together in the `pool`
+                driver; absent, a number that suits the device.
+            compilation_cache: a directory that keeps compiled programs for the next process.
 
         Raises:
-            InputError: see `pabee_jax.pretrained.load_pretrained`; an unknown driver or dtype.
+            InputError: see `pabee_jax.pretrained.load_pretrained`; an unknown driver or dtype; a
+                size below 1; a cache directory that cannot be written.
         """
-        check_driver(driver)
+        plan.check_driver(driver)
+        plan.check_size("chunk_tokens", chunk_tokens)
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+        if compilation_cache is not None:
+            persistent_cache.enable(compilation_cache)
         pretrained = load_pretrained(path_or_hub_id, num_labels=num_labels, dtype=dtype, seed=seed)
-        return cls(pretrained, criterion=criterion, driver=driver, mesh=mesh)
+        return cls(
+            pretrained, criterion=criterion, driver=driver, mesh=mesh, chunk_tokens=chunk_tokens
+        )
 
     @property
     def criterion(self) -> ExitCriterion:
@@ -132,27 +156,23 @@ class EarlyExitClassifier:
         Args:
             inputs: a list of texts and (text, text) pairs; or a dict of `input_ids` and optionally
                 `attention_mask` and `token_type_ids`, each (N, S) int.
-            batch_size: rows that run together; absent, 32.
+            batch_size: rows that run together; absent, 32, or where a pool may run `pool_rows`.
 
         Raises:
-            InputError: nothing to predict, or token ids that the model does not have.
+            InputError: nothing to predict, token ids that the model does not have, or a pool of
+                `batch_size` rows that is larger than the memory that is free.
         """
-        dataset = self.tokenize(inputs)
-        config = self.pretrained.model.config
+        plan.check_size("batch_size", batch_size)
         if self.driver == "full":
-            exits, logits = replay(self.criterion, self.all_exit_logits(dataset, batch_size))
+            exits, logits = replay(self.criterion, self.all_exit_logits(inputs, batch_size))
             exits, logits = np.array(exits), np.array(logits)
         else:
-            exits = np.empty(len(dataset), np.int32)
-            logits = np.empty((len(dataset), config.num_labels), np.float32)
-            criterion = as_arrays(self.criterion)
-
-            def run(batch):
-                return _run_loop(self._graph, self._parameters, batch, criterion)
-
-            for rows, (exit_layers, row_logits) in self._batches(dataset, batch_size, run):
-                exits[rows] = exit_layers[: len(rows)]
-                logits[rows] = row_logits[: len(rows)]
+            source = self._read(inputs)
+            exits = np.empty(source.count, np.int32)
+            logits = np.empty((source.count, self.pretrained.model.config.num_labels), np.float32)
+            jobs = self._early_exit_jobs(source, batch_size)
+            for rows, (exit_layers, row_logits) in results(jobs, self._mesh):
+                exits[rows], logits[rows] = exit_layers, row_logits
         return Predictions(predictions_of(logits), logits, exits, self.pretrained.label_names)
 
     def all_exit_logits(
@@ -163,17 +183,24 @@ class EarlyExitClassifier:
         Raises:
             InputError: as `predict`.
         """
-        dataset = self.tokenize(inputs)
+        plan.check_size("batch_size", batch_size)
+        size = batch_size or plan.DEFAULT_BATCH_SIZE
+        source = self._read(inputs)
         config = self.pretrained.model.config
-        shape = (config.num_hidden_layers, len(dataset), config.num_labels)
-        result = np.empty(shape, np.float32)
+        found = np.empty((source.count, config.num_hidden_layers, config.num_labels), np.float32)
+        shape = plan.next_power_of_two(
+            min(size, source.count)
+        )  # One for all of a bucket's batches.
 
-        def run(batch):
-            return _run_full(self._graph, self._parameters, batch)
+        def run(batch, row):
+            del row
+            return run_full(self._graph, self._parameters, batch)
 
-        for rows, logits in self._batches(dataset, batch_size, run, same_shape=True):
-            result[:, rows] = logits[:, : len(rows)]
-        return result
+        batches = by_bucket(source.blocks, size, source.buckets)
+        jobs = (Job(rows, part, shape, run) for rows, part in batches)
+        for rows, logits in results(jobs, self._mesh):
+            found[rows] = logits
+        return found.swapaxes(0, 1)
 
     def tokenize(self, inputs: Sequence[Text] | Tokens | Dataset) -> Dataset:
         """Checked arrays of token ids; a `Dataset` is taken as it is.
@@ -188,74 +215,102 @@ class EarlyExitClassifier:
         texts, pairs = checked_texts(inputs)
         return self.pretrained.encode(texts, pairs)
 
+    @functools.cached_property
+    def pool_rows(self) -> int:
+        """Rows of a pool over all devices when `predict` gets no batch size.
+
+        Decided once, by the memory that is free when it is first asked for: another size would be
+        another program.
+        """
+        return self.pool_plan().rows
+
+    def pool_plan(
+        self, batch_size: int | None = None, sequence_length: int | None = None
+    ) -> plan.PoolPlan:
+        """Sizes of the pool for a batch size, and the memory it will take. Allocates nothing.
+
+        Args:
+            batch_size: rows; absent, as many as are good for speed and fit into a quarter of the
+                memory that is free.
+            sequence_length: absent, the longest that the checkpoint allows.
+
+        Raises:
+            InputError: a size below 1, or a pool that is larger than the memory that is free.
+        """
+        return plan.pool_plan(
+            self.pretrained.model.config,
+            self._mesh,
+            sequence_length or self.pretrained.max_length,
+            bytes_per_value=self.pretrained.model.dtype.itemsize,
+            rows=batch_size,
+            chunk_tokens=self._chunk_tokens,
+        )
+
     def warmup(self, batch_size: int | None = None) -> None:
         """Compiles every shape of the model that `predict` will use for texts with this batch size.
 
         (With driver "full" the replay is one more program, a small one, per number of rows.)
         """
-        size = _checked_batch_size(batch_size)
-        sizes = {_next_power_of_two(rows) for rows in range(1, size + 1)}
+        plan.check_size("batch_size", batch_size)
+        most = batch_size or (self.pool_rows if self._pools else plan.DEFAULT_BATCH_SIZE)
+        counts = {min(plan.next_power_of_two(rows), most) for rows in range(1, most + 1)}
+        if self._pools:  # One size is enough for the pool: it has one shape.
+            limit = 0 if self.driver == "pool" else self._loop_rows
+            counts = {rows for rows in counts if rows <= limit} | {min(limit + 1, most)}
         for length in sequence_buckets(self.pretrained.max_length):
-            for rows in sizes:
+            for rows in sorted(counts):
                 ones = np.ones((rows, length), np.int32)
-                self.predict(Dataset(ones, ones, 0 * ones), rows)
+                self.predict(Dataset(ones, ones, 0 * ones), batch_size)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the checkpoint, with the criterion chosen for it."""
         chosen = dataclasses.replace(self.pretrained, criterion=self.criterion)
         save_pretrained(chosen, Path(directory))
 
-    def _batches(
-        self, dataset: Dataset, batch_size: int | None, run: Callable, same_shape: bool = False
-    ) -> Iterator[tuple[np.ndarray, Any]]:
-        """Runs every batch and yields (row indices, results on the host, padding rows included).
+    @property
+    def _pools(self) -> bool:
+        return self.driver in ("auto", "pool")
 
-        A few batches are dispatched ahead, so that the host prepares the next one while the
-        device works. Rows round up to a power of two, which bounds the shapes to compile; with
-        `same_shape` all batches of a bucket have one shape.
-        """
-        size = _checked_batch_size(batch_size)
-        devices = self._mesh.shape[parallel.DATA]
-        longest = max(self.pretrained.max_length, dataset.input_ids.shape[1])
-        running = collections.deque()
-        for rows, length in length_grouped(dataset.lengths, size, sequence_buckets(longest)):
-            count = _next_power_of_two(min(size, len(dataset)) if same_shape else len(rows))
-            count = math.ceil(count / devices) * devices
-            batch = assemble(dataset, rows, count, length)
-            batch = {name: batch[name] for name in MODEL_INPUTS}
-            running.append((rows, run(parallel.shard_batch(batch, self._mesh))))
-            if len(running) > _BATCHES_AHEAD:
-                rows, result = running.popleft()
-                yield rows, jax.device_get(result)
-        for rows, result in running:
-            yield rows, jax.device_get(result)
+    @property
+    def _loop_rows(self) -> int:
+        """Up to so many rows "auto" takes the loop."""
+        return plan.backend(self._mesh).loop_rows * self._mesh.shape[parallel.DATA]
 
+    def _read(self, inputs: Sequence[Text] | Tokens | Dataset) -> _Source:
+        if isinstance(inputs, Dataset | Mapping):
+            dataset = self.tokenize(inputs)
+            count, longest, read = len(dataset), dataset.input_ids.shape[1], dataset.take
+        else:
+            texts, pairs = checked_texts(inputs)
+            count, longest = len(texts), 0
 
-# The structure is static and the parameters are a plain dict: two models of one shape share their
-# programs, and flattening a tree of modules, which costs milliseconds, is not part of a call.
-@functools.partial(jax.jit, static_argnums=0)
-def _run_full(graph, parameters, batch):
-    return all_exit_logits(merge(graph, parameters), batch)
+            def read(rows):
+                return self.pretrained.encode(texts[rows], pairs[rows])
 
+        starts = range(0, count, _ROWS_PER_BLOCK)
+        blocks = (read(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
+        return _Source(count, sequence_buckets(max(longest, self.pretrained.max_length)), blocks)
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_loop(graph, parameters, batch, criterion):
-    return early_exit(merge(graph, parameters), batch, criterion)
+    def _early_exit_jobs(self, source: _Source, batch_size: int | None) -> Iterator[Job]:
+        """Every batch through `loop` or `pool`."""
+        size = batch_size or (self.pool_rows if self._pools else plan.DEFAULT_BATCH_SIZE)
+        criterion = as_arrays(self.criterion)
 
+        def run(batch, row, chunk_size=None):
+            return run_early_exit(
+                self._graph,
+                self._mesh,
+                self._parameters,
+                batch,
+                criterion,
+                row,
+                chunk_size=chunk_size,
+            )
 
-def check_driver(driver: str) -> None:
-    """Raises InputError for an unknown driver."""
-    if driver not in DRIVERS:
-        raise InputError(f"unknown driver {driver!r}; known are {', '.join(DRIVERS)}")
-
-
-def _next_power_of_two(rows: int) -> int:
-    return 1 << (rows - 1).bit_length()
-
-
-def _checked_batch_size(batch_size: int | None) -> int:
-    if batch_size is None:
-        return DEFAULT_BATCH_SIZE
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    return batch_size
+        for rows, part in by_bucket(source.blocks, size, source.buckets):
+            if not self._pools or (self.driver == "auto" and len(rows) <= self._loop_rows):
+                yield Job(rows, part, plan.next_power_of_two(len(rows)), run)
+            else:
+                pool = self.pool_plan(size, part.input_ids.shape[1])
+                in_chunks = functools.partial(run, chunk_size=pool.chunk_size)
+                yield Job(rows, part, pool.rows, in_chunks)

@@ -11,7 +11,7 @@ import pytest
 
 from pabee_jax.data.batching import (
     assemble,
-    length_grouped,
+    by_bucket,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
@@ -136,13 +136,39 @@ def test_a_mask_with_holes_is_as_long_as_its_last_position():
     assert "labels" not in batch
 
 
-@pytest.mark.parametrize("rows, batch_size", [(21, 4), (1, 8), (40, 64)])
-def test_length_grouped_has_every_row_once_in_its_bucket(rows, batch_size):
-    lengths = random_dataset(rows).lengths
-    seen = []
-    for group, bucket in length_grouped(lengths, batch_size, BUCKETS):
-        assert 1 <= len(group) <= batch_size
-        smallest = [min(each for each in BUCKETS if each >= length) for length in lengths[group]]
+@pytest.mark.parametrize(
+    "rows, batch_size, block", [(21, 4, 21), (21, 4, 5), (1, 8, 1), (40, 64, 7)]
+)
+def test_by_bucket_gives_every_row_once_in_its_bucket(rows, batch_size, block):
+    dataset = random_dataset(rows)
+    blocks = [dataset.take(slice(start, start + block)) for start in range(0, rows, block)]
+    seen, short = [], []
+    for group, part in by_bucket(blocks, batch_size, BUCKETS):
+        assert 1 <= len(group) == len(part) <= batch_size
+        bucket = part.input_ids.shape[1]
+        lengths = dataset.lengths[group]
+        smallest = [min(each for each in BUCKETS if each >= length) for length in lengths]
         assert smallest == [bucket] * len(group)
+        width = min(bucket, dataset.input_ids.shape[1])
+        np.testing.assert_array_equal(part.lengths, lengths)
+        np.testing.assert_array_equal(part.input_ids[:, :width], dataset.input_ids[group, :width])
+        assert not part.attention_mask[:, width:].any()
+        np.testing.assert_array_equal(part.labels, dataset.labels[group])
+        short += [bucket] * (len(group) < batch_size)
         seen.extend(group)
     assert sorted(seen) == list(range(rows))
+    assert len(short) == len(set(short)), "a bucket had more than one batch that is not full"
+
+
+def test_a_batch_leaves_as_soon_as_its_bucket_is_full():
+    """So that the device has work while later texts are still being tokenised."""
+    taken = []
+
+    def blocks():
+        for number in range(4):
+            taken.append(number)
+            yield dataset_of([5, 5])
+
+    batches = by_bucket(blocks(), 4, BUCKETS)
+    assert next(batches)[0].tolist() == [0, 1, 2, 3] and taken == [0, 1]
+    assert next(batches)[0].tolist() == [4, 5, 6, 7] and taken == [0, 1, 2, 3]

@@ -5,7 +5,7 @@ import pytest
 from helpers import random_batch, tiny_checkpoint
 
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
-from pabee_jax import classifier as classifier_module
+from pabee_jax.drivers.programs import run_early_exit
 
 TEXTS = ["a film", ("a film", "was good"), "", "the film was not good at all " * 9, "good", "bad"]
 
@@ -53,7 +53,7 @@ def test_all_exit_logits_answer_every_patience(classifier):
 
 def test_warmup_compiles_every_shape_that_predict_uses(classifier):
     classifier.warmup(batch_size=4)
-    compiled = classifier_module._run_loop._cache_size()
+    compiled = run_early_exit._cache_size()
     random = np.random.default_rng(0)
     for patience in (0, 1, 2):
         classifier.criterion = Patience(patience)
@@ -61,7 +61,7 @@ def test_warmup_compiles_every_shape_that_predict_uses(classifier):
             texts = [" ".join(["film"] * random.integers(1, 60)) for _ in range(rows)]
             classifier.predict(texts, batch_size=4)
     classifier.criterion = Patience(1)
-    assert classifier_module._run_loop._cache_size() == compiled
+    assert run_early_exit._cache_size() == compiled
 
 
 def test_takes_tokens_with_and_without_mask(classifier):
@@ -130,7 +130,7 @@ def test_refuses_bad_settings(directory):
     load = EarlyExitClassifier.from_pretrained
     with pytest.raises(InputError, match="no internal classifiers yet: give num_labels="):
         load(str(directory))
-    with pytest.raises(InputError, match="unknown driver 'fast'; known are auto, full, loop"):
+    with pytest.raises(InputError, match="unknown driver 'fast'; known are auto, full, loop, pool"):
         load(str(directory), num_labels=2, driver="fast")
     with pytest.raises(InputError, match="dtype is 'float8'"):
         load(str(directory), num_labels=2, dtype="float8")

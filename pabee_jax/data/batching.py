@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -46,24 +46,21 @@ def assemble(
     Returns `input_ids`, `attention_mask`, `token_type_ids` (all int32), `valid` (bool: the row is
     real) and, when the dataset has labels, `labels`. Padding rows attend to nothing.
     """
+    part = dataset.take(rows).fitted(sequence_length)
 
     def padded(values: np.ndarray, dtype) -> np.ndarray:
         result = np.zeros((batch_size, *values.shape[1:]), dtype)
-        result[: len(rows)] = values[rows]
+        result[: len(values)] = values
         return result
 
-    def fitted(values: np.ndarray) -> np.ndarray:
-        values = padded(values[:, :sequence_length], np.int32)
-        return np.pad(values, ((0, 0), (0, sequence_length - values.shape[1])))
-
     batch = {
-        "input_ids": fitted(dataset.input_ids),
-        "attention_mask": fitted(dataset.attention_mask),
-        "token_type_ids": fitted(dataset.token_type_ids),
-        "valid": np.arange(batch_size) < len(rows),
+        "input_ids": padded(part.input_ids, np.int32),
+        "attention_mask": padded(part.attention_mask, np.int32),
+        "token_type_ids": padded(part.token_type_ids, np.int32),
+        "valid": np.arange(batch_size) < len(part),
     }
-    if dataset.labels is not None:
-        batch["labels"] = padded(dataset.labels, dataset.labels.dtype)
+    if part.labels is not None:
+        batch["labels"] = padded(part.labels, part.labels.dtype)
     return batch
 
 
@@ -76,12 +73,31 @@ def training_batch(
     return assemble(dataset, rows, batch_size, bucket_of(longest, buckets))
 
 
-def length_grouped(
-    lengths: np.ndarray, batch_size: int, buckets: Sequence[int]
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows for inference, grouped by bucket: (at most batch_size row indices, sequence length)."""
-    which = np.searchsorted(buckets, lengths)
-    for index, bucket in enumerate(buckets):
-        rows = np.flatnonzero(which == index)
-        for start in range(0, len(rows), batch_size):
-            yield rows[start : start + batch_size], bucket
+def by_bucket(
+    blocks: Iterable[Dataset], batch_size: int, buckets: Sequence[int]
+) -> Iterator[tuple[np.ndarray, Dataset]]:
+    """Groups rows by length as they come, for inference.
+
+    `blocks` are consecutive parts of the input. Yields (row indices in the input, those rows, cut
+    or padded to their bucket): at most `batch_size` of them, as soon as a bucket has so many, and
+    what is left of each bucket at the end.
+    """
+    waiting: dict[int, tuple[np.ndarray, Dataset]] = {}
+    offset = 0
+    for block in blocks:
+        which = np.searchsorted(buckets, block.lengths)
+        for index in np.unique(which):
+            bucket, here = buckets[index], np.flatnonzero(which == index)
+            rows, part = offset + here, block.take(here).fitted(bucket)
+            if bucket in waiting:
+                earlier_rows, earlier = waiting.pop(bucket)
+                rows, part = np.concatenate([earlier_rows, rows]), earlier.joined(part)
+            whole = len(rows) // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                batch = slice(start, start + batch_size)
+                yield rows[batch], part.take(batch)
+            if whole < len(rows):
+                waiting[bucket] = rows[whole:], part.take(slice(whole, None))
+        offset += len(block)
+    for bucket in sorted(waiting):
+        yield waiting[bucket]

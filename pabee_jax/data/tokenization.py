@@ -41,6 +41,28 @@ class Dataset:
         width = self.attention_mask.shape[1]
         return width - np.argmax(self.attention_mask[:, ::-1] != 0, axis=1)
 
+    def take(self, rows: np.ndarray | slice) -> "Dataset":
+        """Only these rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Dataset(*(values[rows] for values in self._tokens), labels)
+
+    def fitted(self, width: int) -> "Dataset":
+        """Cut or padded to `width` tokens."""
+        missing = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
+        return Dataset(*(np.pad(each[:, :width], missing) for each in self._tokens), self.labels)
+
+    def joined(self, other: "Dataset") -> "Dataset":
+        """These rows and, after them, those of another dataset of the same width."""
+        pairs = zip(self._tokens, other._tokens, strict=True)
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = np.concatenate([self.labels, other.labels])
+        return Dataset(*map(np.concatenate, pairs), labels)
+
+    @property
+    def _tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.input_ids, self.attention_mask, self.token_type_ids
+
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory.

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pabee_jax.classifier import EarlyExitClassifier, check_driver
+from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import Patience, warn
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
+from pabee_jax.drivers.plan import check_driver
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation import report, sweep
 from pabee_jax.evaluation.sweep import OperatingPoint, Rows

@@ -16,7 +16,7 @@ from pabee_jax.config import ModelConfig
 from pabee_jax.data import demo
 from pabee_jax.data.batching import (
     assemble,
-    length_grouped,
+    by_bucket,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
@@ -243,8 +243,9 @@ class _Run:
         size = self.config.batch_size
         shape = self.start.model.config
         result = np.empty((shape.num_hidden_layers, len(dataset), shape.num_labels), np.float32)
-        for rows, length in length_grouped(dataset.lengths, size, self.buckets):
-            batch = parallel.shard_batch(assemble(dataset, rows, size, length), self.mesh)
+        for rows, part in by_bucket([dataset], size, self.buckets):
+            batch = assemble(part, np.arange(len(part)), size, part.input_ids.shape[1])
+            batch = parallel.shard_batch(batch, self.mesh)
             result[:, rows] = self.eval_step(self.state.parameters, batch)[:, : len(rows)]
         return result
 

@@ -1,0 +1,38 @@
+"""A criterion that lets each row leave at a layer that was chosen beforehand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExitSchedule:
+    """Row b of the call leaves at `exit_layers[b]`, whatever its logits say.
+
+    Attributes:
+        exit_layers: (rows,) int32, from 1.
+    """
+
+    exit_layers: Int[Array | np.ndarray, " rows"]
+
+    def init(self, logits, row):
+        del logits
+        return self.exit_layers[row]
+
+    def update(self, state, logits, layer):
+        del logits
+        return state, layer >= state
+
+    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
+        del num_layers, is_regression
+        return []
+
+
+def binomial_exit_layers(rows: int, mean: float, num_layers: int, seed: int = 0) -> np.ndarray:
+    """(rows,) int32 exit layers from 1 to `num_layers`, spread around `mean`, in random order."""
+    share = (mean - 1) / max(1, num_layers - 1)
+    random = np.random.default_rng(seed)
+    return (1 + random.binomial(num_layers - 1, share, rows)).astype(np.int32)

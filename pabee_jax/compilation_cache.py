@@ -1,0 +1,30 @@
+"""Compiled programs kept on disk for the next process: JAX's persistent cache in one call."""
+
+import os
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from pabee_jax.errors import InputError
+
+
+def enable(directory: str | Path) -> None:
+    """From now on this process looks compiled programs up in `directory`, and keeps them there.
+
+    Every program is kept, however small: a model has a dozen.
+
+    Raises:
+        InputError: the directory cannot be made or written to.
+    """
+    path = Path(directory).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(None, "it is not writable")
+    except OSError as error:
+        raise InputError(f"the compilation cache {directory}: {error.strerror}") from None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.reset_cache()  # Otherwise a process that already compiled has no cache.

@@ -1,0 +1,144 @@
+"""Which driver runs a batch, and how large pools and chunks are: every such choice in one place."""
+
+import dataclasses
+import os
+
+from jax.sharding import Mesh
+
+from pabee_jax.config import ModelConfig
+from pabee_jax.errors import InputError
+from pabee_jax.parallel import DATA
+
+DRIVERS = ("auto", "full", "loop", "pool")
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """Defaults of one kind of device; docs/performance.md has the measurements.
+
+    Attributes:
+        chunk_tokens: tokens (rows times sequence length) that a chunk of the pool holds.
+        pool_rows: rows of a pool, per device, where memory allows.
+        loop_rows: up to so many rows per device `auto` takes `loop`, beyond `pool`.
+    """
+
+    chunk_tokens: int
+    pool_rows: int
+    loop_rows: int
+
+
+_CPU = Backend(chunk_tokens=1024, pool_rows=512, loop_rows=1)
+# Not measured: a GPU needs larger products to be busy, and every dynamic loop costs it a
+# synchronisation with the host.
+_ACCELERATOR = Backend(chunk_tokens=16_384, pool_rows=4096, loop_rows=8)
+# A pool takes at most this share of the memory that is free.
+_MEMORY_SHARE = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolPlan:
+    """The size of a pool and what it costs.
+
+    Attributes:
+        rows: rows of the pool, over all devices.
+        chunk_size: rows that run together on a device.
+        sequence_length: tokens per row.
+        bytes_per_device: memory that the pool takes on each device, weights not included.
+    """
+
+    rows: int
+    chunk_size: int
+    sequence_length: int
+    bytes_per_device: int
+
+    def __str__(self):
+        return (
+            f"a pool of {self.rows} rows of {self.sequence_length} tokens in chunks of "
+            f"{self.chunk_size} takes {self.bytes_per_device / 1e6:.1f} MB on each device"
+        )
+
+
+def check_driver(driver: str) -> None:
+    """Raises InputError for an unknown driver."""
+    if driver not in DRIVERS:
+        raise InputError(f"unknown driver {driver!r}; known are {', '.join(DRIVERS)}")
+
+
+def check_size(name: str, value: int | None) -> None:
+    """Raises InputError for a number of rows or tokens below 1; None means the default."""
+    if value is not None and value < 1:
+        raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def backend(mesh: Mesh) -> Backend:
+    """The defaults of the mesh's devices."""
+    return _CPU if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR
+
+
+def next_power_of_two(rows: int) -> int:
+    """The smallest power of two that is at least `rows`."""
+    return 1 << (rows - 1).bit_length()
+
+
+def pool_plan(
+    config: ModelConfig,
+    mesh: Mesh,
+    sequence_length: int,
+    *,
+    bytes_per_value: int = 4,
+    rows: int | None = None,
+    chunk_tokens: int | None = None,
+) -> PoolPlan:
+    """Sizes of a pool; without `rows` one that fits the memory that is free on the devices.
+
+    Raises:
+        InputError: a size below 1, or a pool of `rows` rows that is larger than the free memory.
+    """
+    check_size("batch_size", rows)
+    check_size("chunk_tokens", chunk_tokens)
+    defaults, devices = backend(mesh), mesh.shape[DATA]
+    chunk = max(1, (chunk_tokens or defaults.chunk_tokens) // sequence_length)
+    free = _free_bytes(mesh)
+
+    def plan(rows_per_device: int) -> PoolPlan:
+        chunk_size = min(chunk, rows_per_device)
+        cost = _pool_bytes(config, rows_per_device, chunk_size, sequence_length, bytes_per_value)
+        return PoolPlan(rows_per_device * devices, chunk_size, sequence_length, cost)
+
+    if rows is not None:
+        chosen = plan(-(-rows // devices))
+        if free is not None and chosen.bytes_per_device > free:
+            raise InputError(f"{chosen}, but only {free / 1e6:.1f} MB are free")
+        return chosen
+    chosen = plan(defaults.pool_rows)
+    while free and chosen.rows > devices and chosen.bytes_per_device > _MEMORY_SHARE * free:
+        chosen = plan(chosen.rows // devices // 2)
+    return chosen
+
+
+def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, size: int) -> int:
+    """Inputs and hidden states of all rows, and the activations of one chunk.
+
+    Per token of a chunk: queries, keys, values and residual, the feed-forward's inside, and three
+    arrays of attention scores; the compiled program needs about nine tenths of it.
+    """
+    inputs = 3 * 4 * rows * length
+    hidden = size * rows * length * config.hidden_size
+    per_token = 4 * config.hidden_size + config.intermediate_size
+    per_token += 3 * config.num_attention_heads * length
+    return inputs + hidden + size * chunk_size * length * per_token
+
+
+def _free_bytes(mesh: Mesh) -> int | None:
+    """Memory that is free on each device of this process; None where nobody says."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" not in statistics:
+        return None
+    return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
