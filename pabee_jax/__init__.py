@@ -1,10 +1,11 @@
 """Patience-based early exit (PABEE) for BERT and ALBERT in JAX."""
 
-from pabee_jax.classifier import EarlyExitClassifier, Predictions
+from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import ExitCriterion, Patience
 from pabee_jax.drivers.loop import early_exit
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
+from pabee_jax.predictions import Predictions
 
 __all__ = [
     "EarlyExitClassifier",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 
 from pabee_jax import compilation_cache as persistent_cache
 from pabee_jax import parallel
@@ -21,28 +21,11 @@ from pabee_jax.drivers.dispatch import Job, results
 from pabee_jax.drivers.programs import run_early_exit, run_full
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
-from pabee_jax.evaluation.metrics import predictions_of
 from pabee_jax.model import EarlyExitModel, in_compute_dtype, merge, split
+from pabee_jax.predictions import Predictions, predictions_of
 from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 
 _ROWS_PER_BLOCK = 512  # Texts that are tokenised at a time.
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Answers in the order of the inputs.
-
-    Attributes:
-        labels: (N,) int class ids, or float32 scores for regression.
-        logits: (N, C) float32, of the exit at which each row left.
-        exit_layers: (N,) int, from 1.
-        label_names: class names by class id; empty for regression.
-    """
-
-    labels: Shaped[np.ndarray, " rows"]
-    logits: Float[np.ndarray, "rows classes"]
-    exit_layers: Int[np.ndarray, " rows"]
-    label_names: tuple[str, ...]
 
 
 class _Source(NamedTuple):

@@ -1,6 +1,7 @@
 """Every driver gives each row the exit that it would have alone."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,14 @@ import numpy as np
 import pytest
 from helpers import random_batch, tiny_model
 
+from benchmarks.exit_schedule import ExitSchedule
 from pabee_jax import Patience, early_exit, parallel, replay
 from pabee_jax.criteria import as_arrays
 from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.drivers.pool import pooled_early_exit
+from pabee_jax.drivers.programs import run_early_exit
+from pabee_jax.drivers.walk import Control
+from pabee_jax.model import EarlyExitModel, split
 
 # Matrix products of different batch sizes round differently by about 2e-6; rows whose decision
 # hangs on less than this may move.
@@ -44,34 +50,145 @@ def decided(logits: np.ndarray, threshold: float) -> np.ndarray:
     return distance.min(axis=0) > MARGIN
 
 
-def criterion_of(patience: int, labels: int) -> Patience:
-    return Patience(patience, 0.1 if labels == 1 else 0.0)
+def run_on(mesh, model, batch, criterion, **driver):
+    """A driver over a mesh, on a batch padded to a multiple of the devices."""
+    devices, rows = mesh.shape[parallel.DATA], len(batch["input_ids"])
+    batch = {key: np.pad(each, ((0, -rows % devices), (0, 0))) for key, each in batch.items()}
+    row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
+    graph, parameters = split(model)
+    batch = parallel.shard_batch(batch | {"row": row}, mesh)
+    row, parameters = batch.pop("row"), parallel.replicate(parameters, mesh)
+    exits, logits = run_early_exit(
+        graph, mesh, parameters, batch, as_arrays(criterion), row, **driver
+    )
+    assert (np.asarray(exits[rows:]) == 0).all(), "a padding row took part"
+    return np.asarray(exits[:rows]), np.asarray(logits[:rows])
+
+
+def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_sizes, threshold=0.1):
+    logits = full(model, batch)
+    clear = decided(logits, threshold)
+    for criterion in criteria:
+        exits, answers = replay(criterion, logits)
+        for chunk_size in (None, *chunk_sizes):
+            found_exits, found = run_on(mesh, model, batch, criterion, chunk_size=chunk_size)
+            about = f"{criterion}, chunk_size {chunk_size} (None: loop)"
+            np.testing.assert_array_equal(found_exits[clear], exits[clear], about)
+            np.testing.assert_allclose(found[clear], answers[clear], atol=2e-5, err_msg=about)
+    return clear
 
 
 @pytest.mark.parametrize("labels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("devices", [1, 8])
-def test_loop_equals_full_and_replay_at_every_batch_size(name, labels, devices):
-    model = model_of(name, labels)
-    mesh = parallel.make_mesh(devices)
-    on_mesh = parallel.replicate(model, mesh)
+@pytest.mark.parametrize(("devices", "sizes"), [(1, (1, 7)), (8, (32,))])
+def test_loop_and_pool_equal_full_and_replay_at_every_batch_size(name, labels, devices, sizes):
     batch = random_batch(32, seed=labels)
-    logits = full(model, batch)
-    clear = decided(logits, 0.1)
+    for size in sizes:
+        part = {key: value[:size] for key, value in batch.items()}
+        clear = assert_every_driver_agrees(
+            model_of(name, labels),
+            part,
+            [Patience(patience, 0.1) for patience in (0, 1, 2, 4, 9)],
+            parallel.make_mesh(devices),
+            chunk_sizes=[3],
+        )
+    assert clear.mean() > 0.8, "this test needs rows that are decided"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_driver_agrees_on_anything(seed):
+    """Random models, lengths, rows, criteria and chunks, on one device and on eight."""
+    random = np.random.default_rng(seed)
+    layers, labels = int(random.integers(1, 7)), int(random.integers(1, 5))
+    shape = dict(family=["bert", "albert"][seed % 2], num_hidden_layers=layers)
+    if shape["family"] == "albert":
+        shape |= dict(num_hidden_groups=int(random.choice([1, layers])))
+    model = tiny_model(**shape, labels=labels, seed=seed)
+    rows = int([1, 300, 255][seed] if seed < 3 else random.integers(1, 300))
+    batch = random_batch(rows, length=int(random.integers(3, 20)), seed=seed)
+    threshold = float(random.uniform(0.02, 0.5))
+    patience = random.integers(0, layers + 2, 2)
+    clear = assert_every_driver_agrees(
+        model,
+        batch,
+        [
+            *(Patience(int(value), threshold) for value in patience),
+            ExitSchedule(random.integers(1, layers + 3, rows).astype(np.int32)),
+        ],
+        parallel.make_mesh([1, 8][seed // 2 % 2]),
+        chunk_sizes=[int(random.integers(1, 60))],
+        threshold=threshold,
+    )
     assert clear.mean() > 0.9, "this test needs rows that are decided"
-    for size in (1, 2, 7, 32):
-        rows = slice(0, size)
-        padded = -size % devices
-        part = {key: np.pad(value[rows], ((0, padded), (0, 0))) for key, value in batch.items()}
-        part = parallel.shard_batch(part, mesh)
-        for patience in (0, 1, 2, 4, 9):
-            criterion = criterion_of(patience, labels)
-            exits, answers = replay(criterion, logits[:, rows])
-            found_exits, found = loop(on_mesh, part, as_arrays(criterion))
-            keep = clear[rows]
-            np.testing.assert_array_equal(found_exits[:size][keep], exits[keep])
-            np.testing.assert_allclose(found[:size][keep], answers[keep], atol=2e-5)
-            assert (np.asarray(found_exits[size:]) == 0).all(), "a padding row took part"
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("layer", [1, 6])
+def test_everybody_may_leave_at_once_and_nobody_ever(layer, chunk_size):
+    model, batch = model_of("albert", 3), random_batch(13)
+    schedule = ExitSchedule(np.full(13, 1 if layer == 1 else 99, np.int32))
+    exits, logits = run_on(parallel.make_mesh(1), model, batch, schedule, chunk_size=chunk_size)
+    assert exits.tolist() == [layer] * 13
+    np.testing.assert_allclose(logits, full(model, batch)[layer - 1], atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("control", [Control("cond"), Control(untested_layers=2)])
+def test_every_way_to_compile_the_walk_gives_the_same_answers(control, chunk_size):
+    model, batch, mesh = model_of("bert", 3), random_batch(21), parallel.make_mesh(8)
+    exits, logits = run_on(mesh, model, batch, Patience(1), chunk_size=chunk_size)
+    found_exits, found = run_on(
+        mesh, model, batch, Patience(1), chunk_size=chunk_size, control=control
+    )
+    np.testing.assert_array_equal(found_exits, exits)
+    np.testing.assert_allclose(found, logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 8, 16])
+def test_the_pool_computes_only_the_rows_that_remain(monkeypatch, chunk_size):
+    """Counted where a layer is applied; the loss is less than the smallest chunk per layer."""
+    computed, rows, layers = [], 50, 6
+    real = EarlyExitModel.layer
+
+    def counted(self, parameters, hidden, mask, key=None):
+        jax.debug.callback(lambda: computed.append(len(mask)))
+        return real(self, parameters, hidden, mask, key)
+
+    monkeypatch.setattr(EarlyExitModel, "layer", counted)
+    exit_layers = np.random.default_rng(0).integers(1, layers + 1, rows).astype(np.int32)
+    schedule = ExitSchedule(exit_layers)
+    pooled_early_exit(tiny_model(), random_batch(rows), schedule, chunk_size=chunk_size)
+    jax.effects_barrier()
+    needed = exit_layers.sum()
+    assert needed <= sum(computed) <= needed + layers * (max(1, chunk_size // 8) - 1)
+
+
+COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_each_device_leaves_on_its_own(name, chunk_size):
+    """No collective in the compiled text: it would make every device wait in every layer."""
+    mesh, batch = (
+        parallel.make_mesh(8),
+        parallel.shard_batch(random_batch(32), parallel.make_mesh(8)),
+    )
+    graph, parameters = split(model_of(name, 3))
+    criterion, row = as_arrays(Patience(1)), parallel.shard_batch({"row": np.arange(32)}, mesh)
+    program = run_early_exit.lower(
+        graph, mesh, parameters, batch, criterion, row["row"], chunk_size=chunk_size
+    )
+    text = program.compile().as_text()
+    assert "while(" in text and not COLLECTIVES.findall(text)
+
+
+def test_a_collective_would_be_found():
+    """The same loop in one program for all devices has to ask all of them who remains."""
+    batch = parallel.shard_batch(random_batch(32), parallel.make_mesh(8))
+    model = parallel.replicate(model_of("bert", 3), parallel.make_mesh(8))
+    text = loop.lower(model, batch, as_arrays(Patience(1))).compile().as_text()
+    assert COLLECTIVES.findall(text)
 
 
 def test_rows_leave_at_different_layers():
@@ -80,13 +197,14 @@ def test_rows_leave_at_different_layers():
     assert len(set(exits.tolist())) >= 3
 
 
+@pytest.mark.parametrize("driver", [early_exit, functools.partial(pooled_early_exit, chunk_size=3)])
 @pytest.mark.parametrize("name", MODELS)
-def test_one_trace_for_every_patience(name):
+def test_one_trace_for_every_patience(name, driver):
     traces = []
 
     def counted(model, batch, criterion):
         traces.append(1)
-        return early_exit(model, batch, criterion)
+        return driver(model, batch, criterion)
 
     program = jax.jit(counted)
     for patience in (0, 1, np.int64(2), 3, 50):
@@ -123,11 +241,12 @@ def test_the_loop_stops_when_every_row_has_left():
     assert calls == [1, 2, 3]
 
 
-def test_padding_rows_keep_nobody_waiting():
+@pytest.mark.parametrize("driver", [early_exit, functools.partial(pooled_early_exit, chunk_size=3)])
+def test_padding_rows_keep_nobody_waiting(driver):
     model = model_of("albert", 3)
     batch = random_batch(4)
     empty = {key: np.concatenate([value, 0 * value]) for key, value in batch.items()}
-    exits, logits = loop(model, batch, as_arrays(Patience(1)))
-    more_exits, more_logits = loop(model, empty, as_arrays(Patience(1)))
+    exits, logits = driver(model, batch, as_arrays(Patience(1)))
+    more_exits, more_logits = driver(model, empty, as_arrays(Patience(1)))
     np.testing.assert_array_equal(more_exits, [*exits, 0, 0, 0, 0])
     np.testing.assert_allclose(more_logits[:4], logits, atol=2e-5)

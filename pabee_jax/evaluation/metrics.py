@@ -10,6 +10,8 @@ from jaxtyping import Float, Shaped
 from scipy import stats
 from sklearn import metrics as sk
 
+from pabee_jax.predictions import predictions_of
+
 
 def _correlation(measure) -> Callable:
     def score(labels, predictions):
@@ -44,12 +46,6 @@ def compute(
     """
     predictions = predictions_of(logits)
     return {name: float(METRICS[name](labels, predictions)) for name in names}
-
-
-def predictions_of(logits: Float[np.ndarray, "rows classes"]) -> Shaped[np.ndarray, " rows"]:
-    """Class ids (ties go to the lowest), or scores for one class."""
-    logits = np.asarray(logits)
-    return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 
 def nan_to_null(values: Any) -> Any:

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from pabee_jax.data.task import Task
-from pabee_jax.evaluation.metrics import nan_to_null, predictions_of
+from pabee_jax.evaluation.metrics import nan_to_null
 from pabee_jax.evaluation.sweep import OperatingPoint, Rows, mean_exit_by_kind
+from pabee_jax.predictions import predictions_of
 
 
 def table(points: Sequence[OperatingPoint]) -> str:

@@ -1,0 +1,105 @@
+"""A study of several patience values: one pass and a replay, against one real run each.
+
+    python -m benchmarks.ablation
+    python -m benchmarks.ablation --checkpoint runs/mrpc
+
+Without a checkpoint: a random model of the shape given by --models and 408 rows of 64 tokens.
+"""
+
+import matplotlib
+import numpy as np
+
+from benchmarks import command_line
+from benchmarks.checkpoint import dev_set
+from benchmarks.measure import Budget, in_turns
+from benchmarks.models import random_model, random_tokens
+from pabee_jax import EarlyExitClassifier, Patience, replay
+from pabee_jax.pretrained import Pretrained
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def measures_of(pretrained: Pretrained, rows, settings) -> dict:
+    full = EarlyExitClassifier(pretrained, driver="full")
+    pool = EarlyExitClassifier(pretrained, driver="pool")
+    loop = EarlyExitClassifier(pretrained, driver="loop")
+
+    def study():
+        logits = full.all_exit_logits(rows)
+        return [np.asarray(replay(setting, logits)[0]) for setting in settings]
+
+    def real_runs(classifier, batch_size=None):
+        found = []
+        for setting in settings:
+            classifier.criterion = setting
+            found.append(classifier.predict(rows, batch_size).exit_layers)
+        return found
+
+    return {
+        "one full-depth pass": lambda: full.all_exit_logits(rows),
+        f"replay of {len(settings)} settings": study,
+        f"{len(settings)} real runs, pool": lambda: real_runs(pool),
+        f"{len(settings)} real runs, loop, one row at a time": lambda: real_runs(loop, 1),
+    }
+
+
+def main(values) -> None:
+    settings = [Patience(each, values.regression_threshold) for each in values.patience]
+    cases = {}
+    if values.checkpoint:
+        cases[values.checkpoint] = dev_set(values.checkpoint)
+    else:
+        for name in values.models:
+            model = random_model(name, values.dtype)
+            pretrained = Pretrained(model, None, {}, ("0", "1"), values.sequence_length)
+            cases[name] = (pretrained, random_tokens(model.config, 408, values.sequence_length))
+    budget = Budget(values.budget_minutes, len(cases))
+    records = []
+    for name, (pretrained, rows) in cases.items():
+        taken = in_turns(measures_of(pretrained, rows, settings), budget.next_case(), values.rounds)
+        rounds = taken.pop("rounds")
+        here = [
+            {
+                "model": name,
+                "way": way,
+                "seconds": seconds,
+                "of one full-depth pass": seconds / taken["one full-depth pass"],
+                "rounds": rounds,
+            }
+            for way, seconds in taken.items()
+        ]
+        print(f"\n{name}, {rounds} rounds")
+        columns = ["way", "seconds", "of one full-depth pass"]
+        print(command_line.table(columns, [[each[key] for key in columns] for each in here]))
+        records += here
+    draw(records, values.output / "ablation.png")
+    command_line.save(values.output, "ablation", values, records)
+
+
+def draw(records: list[dict], path) -> None:
+    figure, axis = plt.subplots(figsize=(7, 0.45 * len(records) + 1))
+    names = [f"{each['model'].rstrip('/').split('/')[-1]}: {each['way']}" for each in records]
+    bars = axis.barh(names, [each["of one full-depth pass"] for each in records])
+    axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="time, in full-depth passes")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def arguments():
+    result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
+    result.add_argument("--sequence_length", type=int, default=64)
+    patience = dict(type=lambda text: [*map(int, text.split(","))], default=[0, 1, 2, 3, 4, 5])
+    result.add_argument("--patience", **patience)
+    result.add_argument("--regression_threshold", type=float, default=0.0)
+    result.add_argument("--checkpoint", help="a run directory of train.py")
+    result.add_argument("--rounds", type=int, default=5, help="at most so many")
+    return result
+
+
+if __name__ == "__main__":
+    command_line.run(main, arguments())

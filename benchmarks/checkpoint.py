@@ -1,0 +1,27 @@
+"""A finished run of train.py and its own dev set, tokenised."""
+
+from pathlib import Path
+
+from pabee_jax.data.tokenization import Dataset
+from pabee_jax.errors import InputError
+from pabee_jax.pretrained import Pretrained, load_pretrained
+
+
+def dev_set(checkpoint: str) -> tuple[Pretrained, Dataset]:
+    """The checkpoint, and the dev rows of the data it was trained on.
+
+    Raises:
+        InputError: not a run directory, or its data are out of reach.
+    """
+    from pabee_jax.data.load import load_task
+    from pabee_jax.training import run_directory
+
+    directory = Path(checkpoint).expanduser()
+    if not (directory / run_directory.CONFIG_FILE).is_file():
+        raise InputError(f"--checkpoint {checkpoint} is not a run directory of train.py")
+    config = run_directory.read_config(directory)
+    pretrained = load_pretrained(str(directory)).with_max_length(config.max_seq_length)
+    parts = load_task(config, pretrained.label_names).read("dev").values()
+    texts = [text for part in parts for text in part.texts]
+    pairs = [pair for part in parts for pair in part.pairs or [None] * len(part.texts)]
+    return pretrained, pretrained.encode(texts, pairs)

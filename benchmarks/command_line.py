@@ -1,0 +1,107 @@
+"""What all benchmarks share on the command line, and how they leave their results."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pytorch
+from benchmarks.measure import environment
+from benchmarks.models import SHAPES
+from pabee_jax import compilation_cache
+from pabee_jax.errors import InputError
+
+
+def parser(description: str, *, models: str, budget_minutes: float) -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--models", type=_names(SHAPES), default=_names(SHAPES)(models))
+    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    result.add_argument("--budget_minutes", type=_positive(float), default=budget_minutes)
+    result.add_argument("--output", type=Path, default=Path("benchmark_results"))
+    result.add_argument("--compilation_cache", help="a directory that keeps compiled programs")
+    result.add_argument(
+        "--torch", action=argparse.BooleanOptionalAction, default=pytorch.is_installed()
+    )
+    return result
+
+
+def positive_integers(text: str) -> list[int]:
+    """A comma-separated list, as an argument type."""
+    return [_positive(int)(part) for part in text.split(",")]
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A comma-separated list of known names, as an argument type."""
+    return _names(known)
+
+
+def run(main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
+    """Calls `main`; a mistake that a person can mend is one sentence and exit status 2."""
+    values = arguments.parse_args()
+    try:
+        if values.torch and not pytorch.is_installed():
+            raise InputError("--torch: PyTorch is not installed: pip install 'pabee_jax[torch]'")
+        try:
+            values.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {values.output}: {error.strerror}") from None
+        if values.compilation_cache:
+            compilation_cache.enable(values.compilation_cache)
+        main(values)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def save(output: Path, name: str, values: argparse.Namespace, records: list[dict[str, Any]]):
+    """Writes `name`.json: arguments, environment and every measured figure."""
+    arguments = {key: str(value) for key, value in vars(values).items()}
+    content = {"environment": environment(), "arguments": arguments, "records": records}
+    path = output / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(f"\nwritten: {path}, {output / name}.png")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats with three significant figures or two decimals."""
+    lines = [[_text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    rule = ["-" * (width - 1) + ":" for width in widths]
+    return "\n".join(
+        f"| {' | '.join(map(str.rjust, line, widths))} |" for line in (list(header), rule, *lines)
+    )
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return f"{cell:.4g}" if cell >= 100 else f"{cell:.3f}"
+    return str(cell)
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        return value
+
+    return convert
+
+
+def _names(known) -> Callable[[str], list[str]]:
+    def convert(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return names
+
+    return convert

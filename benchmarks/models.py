@@ -1,0 +1,74 @@
+"""Models of known shapes with random weights, and token ids to feed them."""
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from pabee_jax.config import ModelConfig
+from pabee_jax.model import EarlyExitModel
+
+_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert-base": {"model_type": "bert", "vocab_size": 30_522, **_BASE},
+    "albert-base": {
+        "model_type": "albert",
+        "vocab_size": 30_000,
+        "embedding_size": 128,
+        "hidden_act": "gelu_new",
+        **_BASE,
+    },
+    "bert-large": {
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        **_BASE,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+    "minilm": {
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        **_BASE,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "intermediate_size": 1536,
+    },
+    # For trying the benchmarks out.
+    "tiny": {
+        "model_type": "albert",
+        "vocab_size": 100,
+        **_BASE,
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    },
+}
+
+
+def random_model(name: str, dtype: str = "float32") -> EarlyExitModel:
+    """A model of shape `name` that computes in `dtype`, with random weights in float32."""
+    config = ModelConfig.from_hugging_face(SHAPES[name], 2)
+    return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+def random_tokens(config: ModelConfig, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Full rows: without padding every token counts."""
+    random = np.random.default_rng(0)
+    ids = random.integers(1, config.vocab_size, (rows, length), dtype=np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Multiplications and additions of one layer's matrix products, per token."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    products = 4 * hidden * hidden + 2 * hidden * inner + 2 * length * hidden
+    return 2.0 * products * config.inner_group_num

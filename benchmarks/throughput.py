@@ -1,0 +1,244 @@
+"""Many rows: examples per second of every driver against the mean exit layer.
+
+    python -m benchmarks.throughput
+    python -m benchmarks.throughput --checkpoint runs/mrpc --patience 0,3,4,5
+
+Without a checkpoint: models with random weights, rows of one length, exit layers from a binomial
+distribution around the given means. With one: its own dev set and real exits, and the factors by
+which it differs from PyTorch with length-sorted batches.
+"""
+
+import functools
+
+import jax
+import matplotlib
+import numpy as np
+
+from benchmarks import command_line, pytorch
+from benchmarks.checkpoint import dev_set
+from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
+from benchmarks.measure import Budget, in_turns
+from benchmarks.models import flops_per_token, random_model, random_tokens
+from pabee_jax import EarlyExitClassifier, Patience
+from pabee_jax.data.batching import by_bucket, sequence_buckets
+from pabee_jax.pretrained import Pretrained
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+PYTORCH_BATCH = 32
+
+
+def classifiers_of(model, length: int, drivers, chunk_tokens) -> dict[str, EarlyExitClassifier]:
+    """A classifier per driver, without a tokenizer: it gets token ids."""
+    pretrained = Pretrained(model, None, {}, ("0", "1"), length)
+    return {
+        driver: EarlyExitClassifier(pretrained, driver=driver, chunk_tokens=chunk_tokens)
+        for driver in drivers
+    }
+
+
+def random_case(name: str, rows: int, values, seconds: float) -> list[dict]:
+    model = random_model(name, values.dtype)
+    config, length = model.config, values.sequence_length
+    tokens = random_tokens(config, rows, length)
+    schedules = {config.num_hidden_layers: np.full(rows, config.num_hidden_layers, np.int32)}
+    for mean in values.means:
+        share = mean * config.num_hidden_layers / 12
+        schedules[mean] = binomial_exit_layers(rows, share, config.num_hidden_layers)
+    measures = {}
+    for driver, classifier in classifiers_of(
+        model, length, values.drivers, values.chunk_tokens
+    ).items():
+
+        def run(exit_layers, classifier=classifier, driver=driver):
+            if driver == "full":  # Every row goes all the way: the exits change nothing.
+                return classifier.all_exit_logits(tokens)
+            classifier.criterion = ExitSchedule(exit_layers)
+            found = classifier.predict(tokens)
+            np.testing.assert_array_equal(found.exit_layers, exit_layers)
+
+        for mean, exit_layers in schedules.items():
+            if driver != "full" or mean == config.num_hidden_layers:
+                measures[driver, mean] = functools.partial(run, exit_layers)
+    if values.torch:
+        last_exit = pytorch.last_exit(model, values.dtype)
+        lengths = np.full(rows, length)
+        measures["PyTorch", config.num_hidden_layers] = lambda: [
+            last_exit(batch) for batch in pytorch.length_sorted(lengths, tokens, PYTORCH_BATCH)
+        ]
+    taken = in_turns(measures, seconds, values.rounds)
+    rounds = taken.pop("rounds")
+    return records_of(name, rows, length, config, schedules, taken, rounds)
+
+
+def records_of(name, rows, length, config, schedules, taken, rounds) -> list[dict]:
+    depth = config.num_hidden_layers
+    ours = [taken[key] for key in taken if key[1] == depth and key[0] != "PyTorch"]
+    found = []
+    for (driver, mean), seconds in taken.items():
+        real_mean = float(schedules[mean].mean())
+        share = real_mean / depth
+        flops = rows * length * real_mean * flops_per_token(config, length)
+        found.append(
+            {
+                "model": name,
+                "rows": rows,
+                "driver": driver,
+                "mean exit layer": real_mean,
+                "examples/s": rows / seconds,
+                "ms/example": 1000 * seconds / rows,
+                "speed-up": taken[driver, depth] / seconds,
+                "efficiency": taken[driver, depth] / seconds * share,
+                "efficiency over the fastest": min(ours) / seconds * share,
+                "GFLOP/s": flops / seconds / 1e9,
+                "rounds": rounds,
+            }
+        )
+    return found
+
+
+def checkpoint_case(values) -> list[dict]:
+    """A trained checkpoint's dev set, and PyTorch on the same rows."""
+    pretrained, dataset = dev_set(values.checkpoint)
+    rows, layers = len(dataset), pretrained.model.config.num_hidden_layers
+    full = EarlyExitClassifier(pretrained, driver="full")
+    pool = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=values.chunk_tokens)
+    mean_of = {}
+
+    def run(patience):
+        pool.criterion = Patience(patience, values.regression_threshold)
+        mean_of[f"pool, patience {patience}"] = float(pool.predict(dataset).exit_layers.mean())
+
+    measures = {f"pool, patience {each}": functools.partial(run, each) for each in values.patience}
+    measures["full, batches of 32"] = lambda: full.all_exit_logits(dataset)
+    if values.torch:
+        last_exit = pytorch.last_exit(pretrained.model)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        buckets = sequence_buckets(pretrained.max_length)
+        wide = dataset.fitted(pretrained.max_length)
+        whole = {name: getattr(wide, name) for name in names}
+        ways = {
+            f"PyTorch, padded to {pretrained.max_length}": [
+                {name: values[start : start + PYTORCH_BATCH] for name, values in whole.items()}
+                for start in range(0, rows, PYTORCH_BATCH)
+            ],
+            "PyTorch, sorted by length": list(
+                pytorch.length_sorted(dataset.lengths, whole, PYTORCH_BATCH)
+            ),
+            "PyTorch, our buckets": [
+                {name: getattr(part, name) for name in names}
+                for _, part in by_bucket([dataset], PYTORCH_BATCH, buckets)
+            ],
+        }
+        for name, batches in ways.items():
+            measures[name] = lambda batches=batches: [last_exit(batch) for batch in batches]
+    taken = in_turns(measures, 60 * values.budget_minutes, values.rounds)
+    rounds = taken.pop("rounds")
+    baseline = taken.get("PyTorch, sorted by length", taken["pool, patience 0"])
+    return [
+        {
+            "way": way,
+            "rows": rows,
+            "mean exit layer": mean_of.get(way, float(layers)),
+            "examples/s": rows / seconds,
+            "ms/example": 1000 * seconds / rows,
+            "over pool at full depth": taken["pool, patience 0"] / seconds,
+            "over PyTorch, sorted": baseline / seconds if values.torch else None,
+            "rounds": rounds,
+        }
+        for way, seconds in taken.items()
+    ]
+
+
+def main(values) -> None:
+    if values.checkpoint:
+        values.patience = sorted({0, *values.patience})
+        records = checkpoint_case(values)
+        show(values.checkpoint, records)
+        draw_ways(records, values.output / "throughput.png")
+    else:
+        records = []
+        budget = Budget(values.budget_minutes, len(values.models) * len(values.rows))
+        for name in values.models:
+            for rows in values.rows:
+                here = random_case(name, rows, values, budget.next_case())
+                show(f"{name}, {rows} rows of {values.sequence_length} tokens", here)
+                records += here
+        draw(records, values.output / "throughput.png")
+    command_line.save(values.output, "throughput", values, records)
+
+
+def show(title: str, records: list[dict]) -> None:
+    print(f"\n{title}, {records[0]['rounds']} rounds")
+    columns = [name for name in records[0] if name not in ("model", "rows", "rounds")]
+    print(command_line.table(columns, [[each[name] for name in columns] for each in records]))
+
+
+def draw(records: list[dict], path) -> None:
+    """Examples per second against rows, one line per driver and mean, one panel per model."""
+    models = list(dict.fromkeys(each["model"] for each in records))
+    figure, axes = plt.subplots(1, len(models), figsize=(5.5 * len(models), 4), squeeze=False)
+    markers = {"full": "s", "loop": "^", "pool": "o", "auto": "d", "PyTorch": "x"}
+    for axis, name in zip(axes[0], models, strict=True):
+        here = [each for each in records if each["model"] == name]
+        depth = max(each["mean exit layer"] for each in here)
+        for driver in dict.fromkeys(each["driver"] for each in here):
+            for mean in sorted({round(each["mean exit layer"]) for each in here}):
+                line = [
+                    each
+                    for each in here
+                    if each["driver"] == driver and round(each["mean exit layer"]) == mean
+                ]
+                if line:
+                    axis.plot(
+                        [each["rows"] for each in line],
+                        [each["examples/s"] for each in line],
+                        marker=markers.get(driver, "."),
+                        color="black" if driver == "PyTorch" else plt.cm.viridis(1 - mean / depth),
+                        label=f"{driver}, mean exit {mean}",
+                    )
+        axis.set(title=name, xlabel="rows", ylabel="examples per second", ylim=(0, None))
+        axis.set_xscale("log", base=2)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_ways(records: list[dict], path) -> None:
+    """Examples per second, one bar per way of running the dev set."""
+    figure, axis = plt.subplots(figsize=(7, 0.45 * len(records) + 1))
+    names = [each["way"] for each in records]
+    colors = ["#999999" if "PyTorch" in name else "#3b7dd8" for name in names]
+    bars = axis.barh(names, [each["examples/s"] for each in records], color=colors)
+    axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel=f"examples per second ({jax.devices()[0].device_kind})")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def arguments():
+    result = command_line.parser(
+        __doc__.splitlines()[0], models="bert-base,albert-base", budget_minutes=25
+    )
+    positive_integers = command_line.positive_integers
+    result.add_argument("--rows", type=positive_integers, default=[1, 4, 16, 64, 256])
+    result.add_argument("--sequence_length", type=int, default=64)
+    result.add_argument("--means", type=positive_integers, default=[4, 6, 8], help="of 12 layers")
+    drivers = command_line.names_of(("full", "loop", "pool", "auto"))
+    result.add_argument("--drivers", type=drivers, default=["full", "loop", "pool"])
+    result.add_argument("--chunk_tokens", type=int, help="tokens in a chunk of the pool")
+    result.add_argument("--rounds", type=int, default=10, help="at most so many")
+    result.add_argument("--checkpoint", help="a run directory of train.py")
+    result.add_argument("--patience", type=lambda text: [*map(int, text.split(","))], default=[0])
+    result.add_argument("--regression_threshold", type=float, default=0.0)
+    return result
+
+
+if __name__ == "__main__":
+    command_line.run(main, arguments())

@@ -1,0 +1,103 @@
+"""One optimiser step: milliseconds per step of 32 rows, beside PyTorch's with the same joint loss.
+
+    python -m benchmarks.training_step
+
+Dropout is active, the optimiser is AdamW, the loss is the joint one over all exits.
+"""
+
+import jax
+import matplotlib
+import numpy as np
+
+from benchmarks import command_line, pytorch
+from benchmarks.measure import Budget, in_turns
+from benchmarks.models import flops_per_token, random_model, random_tokens
+from pabee_jax import parallel
+from pabee_jax.model import split, stacked
+from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.step import initial_state, make_train_step
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_STEPS = 1_000_000  # Of the schedule; far more than are timed.
+
+
+def jax_step(model, batch):
+    """A call that makes one step and waits for it."""
+    mesh = parallel.make_mesh()
+    graph, parameters = split(stacked(model))
+    config = TrainConfig()
+    state = parallel.replicate(initial_state(parameters, config, _STEPS), mesh)
+    step = make_train_step(graph, config, _STEPS)
+    batch = parallel.shard_batch(batch, mesh)
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+def main(values) -> None:
+    cases = [(name, length) for name in values.models for length in values.sequence_lengths]
+    budget = Budget(values.budget_minutes, len(cases))
+    records = []
+    for name, length in cases:
+        model = random_model(name, values.dtype)
+        config = model.config
+        batch = random_tokens(config, values.batch_size, length)
+        labels = np.arange(values.batch_size, dtype=np.int32) % config.num_labels
+        batch |= {"labels": labels, "valid": np.ones(values.batch_size, bool)}
+        measures = {"pabee_jax": jax_step(model, batch)}
+        if values.torch:
+            measures["PyTorch"] = pytorch.training_step(model, batch, values.dtype)
+        taken = in_turns(measures, budget.next_case(), values.rounds)
+        rounds = taken.pop("rounds")
+        tokens = values.batch_size * length
+        flops = 3 * tokens * config.num_hidden_layers * flops_per_token(config, length)
+        here = [
+            {
+                "model": name,
+                "S": length,
+                "way": way,
+                "ms/step": 1000 * seconds,
+                "tokens/s": tokens / seconds,
+                "GFLOP/s": flops / seconds / 1e9,
+                "of PyTorch": seconds / taken["PyTorch"] if values.torch else None,
+                "rounds": rounds,
+            }
+            for way, seconds in taken.items()
+        ]
+        columns = list(here[0])
+        print()
+        print(command_line.table(columns, [[each[key] for key in columns] for each in here]))
+        records += here
+    draw(records, values.output / "training_step.png")
+    command_line.save(values.output, "training_step", values, records)
+
+
+def draw(records: list[dict], path) -> None:
+    figure, axis = plt.subplots(figsize=(7, 0.45 * len(records) + 1))
+    names = [f"{each['model']}, S = {each['S']}: {each['way']}" for each in records]
+    bars = axis.barh(names, [each["ms/step"] for each in records])
+    axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="ms per step")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def arguments():
+    result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
+    result.add_argument("--sequence_lengths", type=command_line.positive_integers, default=[32, 64])
+    result.add_argument("--batch_size", type=int, default=32)
+    result.add_argument("--rounds", type=int, default=10, help="at most so many")
+    return result
+
+
+if __name__ == "__main__":
+    command_line.run(main, arguments())
