@@ -19,11 +19,11 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _PATIENCE = flags.DEFINE_string("patience", "0,1,2,3,4,5,6", "Patience values, comma-separated.")
 _DRIVER = flags.DEFINE_string(
-    "driver", "full", "full: one pass and a replay; auto, loop: real runs."
+    "driver", "full", "full: one pass and a replay; auto, loop, pool: real runs."
 )
 _TIME = flags.DEFINE_bool("time", False, "Also measure milliseconds per example.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Rows that run together; by default 32, and 1 in runs that are timed."
+    "batch_size", None, "Rows that run together; by default 32, and in a pool what memory allows."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory of the results; by default the checkpoint."
@@ -34,6 +34,7 @@ _THRESHOLD = flags.DEFINE_float(
 _SPLIT = flags.DEFINE_string("split", "dev", "dev or test.")
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "File for predictions in GLUE's format.")
 _ALL_CHECKPOINTS = flags.DEFINE_bool("all_checkpoints", False, "Every kept training checkpoint.")
+_CACHE = flags.DEFINE_string("compilation_cache", None, "Directory that keeps compiled programs.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Data to use instead of the run's own.")
 
 
@@ -49,6 +50,7 @@ def main(_) -> None:
         split=_SPLIT.value,
         predictions=_PREDICTIONS.value,
         all_checkpoints=_ALL_CHECKPOINTS.value,
+        compilation_cache=_CACHE.value,
     )
     evaluate(options, _CONFIG.value)
 

@@ -10,6 +10,9 @@ from typing import Any
 import jax
 
 Measure = Callable[[], Any]
+# Seconds. A shorter measure is called once more, untimed, before every timed call: the threads of
+# the measure before (PyTorch's OpenMP) spin for a while, and idle cores are slow to start.
+_SHORT = 0.5
 
 
 class Budget:
@@ -31,25 +34,30 @@ def in_turns(
 ) -> dict[str, float]:
     """The median seconds of every measure.
 
-    Each is called once to warm up (which compiles), and then once per round, until the time is up
+    Each is called to warm up (which compiles), and then once per round, until the time is up
     or `most_rounds` are done; there is always at least one round. A measure must wait for its
-    result. The first round also decides how fast the machine was: no figure is taken from another
-    run.
+    result.
     """
     end = time.monotonic() + seconds
     for measure in measures.values():
         measure()
+    short = {name for name, measure in measures.items() if _seconds(measure) < _SHORT}
     taken: dict[str, list[float]] = {name: [] for name in measures}
-    while True:
+    rounds, slowest = 0, 0.0
+    while rounds == 0 or (rounds < most_rounds and time.monotonic() + slowest < end):
         started = time.monotonic()
         for name, measure in measures.items():
-            begin = time.perf_counter()
-            measure()
-            taken[name].append(time.perf_counter() - begin)
-        rounds = len(next(iter(taken.values())))
-        if rounds == most_rounds or time.monotonic() + (time.monotonic() - started) > end:
-            break
+            if name in short:
+                measure()
+            taken[name].append(_seconds(measure))
+        rounds, slowest = rounds + 1, max(slowest, time.monotonic() - started)
     return {name: statistics.median(values) for name, values in taken.items()} | {"rounds": rounds}
+
+
+def _seconds(measure: Measure) -> float:
+    begin = time.perf_counter()
+    measure()
+    return time.perf_counter() - begin
 
 
 def environment() -> dict[str, Any]:

@@ -47,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 100,
         **_BASE,
         "embedding_size": 16,
+        "num_hidden_layers": 3,
         "hidden_size": 32,
         "num_attention_heads": 2,
         "intermediate_size": 64,

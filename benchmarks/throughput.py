@@ -20,7 +20,7 @@ from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import flops_per_token, random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
-from pabee_jax.data.batching import by_bucket, sequence_buckets
+from pabee_jax.data.batching import by_bucket, inference_buckets
 from pabee_jax.pretrained import Pretrained
 
 matplotlib.use("Agg")
@@ -115,7 +115,7 @@ def checkpoint_case(values) -> list[dict]:
     if values.torch:
         last_exit = pytorch.last_exit(pretrained.model)
         names = ("input_ids", "attention_mask", "token_type_ids")
-        buckets = sequence_buckets(pretrained.max_length)
+        buckets = inference_buckets(pretrained.max_length)
         wide = dataset.fitted(pretrained.max_length)
         whole = {name: getattr(wide, name) for name in names}
         ways = {

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pabee_jax import compilation_cache as persistent_cache
 from pabee_jax import parallel
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, warn
-from pabee_jax.data.batching import by_bucket, sequence_buckets
+from pabee_jax.data.batching import by_bucket, inference_buckets
 from pabee_jax.data.inputs import Text, Tokens, checked_texts, checked_tokens
 from pabee_jax.data.tokenization import Dataset
 from pabee_jax.drivers import plan
@@ -30,13 +30,13 @@ _ROWS_PER_BLOCK = 512  # Texts that are tokenised at a time.
 
 class _Source(NamedTuple):
     """Attributes:
-    count: rows in all.
+    num_rows: rows in all.
     buckets: the sequence lengths at which they run.
     blocks: the rows, a block at a time. Texts are tokenised when their block is asked for, which
         is while the device works on earlier ones.
     """
 
-    count: int
+    num_rows: int
     buckets: tuple[int, ...]
     blocks: Iterable[Dataset]
 
@@ -151,8 +151,10 @@ class EarlyExitClassifier:
             exits, logits = np.array(exits), np.array(logits)
         else:
             source = self._read(inputs)
-            exits = np.empty(source.count, np.int32)
-            logits = np.empty((source.count, self.pretrained.model.config.num_labels), np.float32)
+            exits = np.empty(source.num_rows, np.int32)
+            logits = np.empty(
+                (source.num_rows, self.pretrained.model.config.num_labels), np.float32
+            )
             jobs = self._early_exit_jobs(source, batch_size)
             for rows, (exit_layers, row_logits) in results(jobs, self._mesh):
                 exits[rows], logits[rows] = exit_layers, row_logits
@@ -170,9 +172,9 @@ class EarlyExitClassifier:
         size = batch_size or plan.DEFAULT_BATCH_SIZE
         source = self._read(inputs)
         config = self.pretrained.model.config
-        found = np.empty((source.count, config.num_hidden_layers, config.num_labels), np.float32)
+        found = np.empty((source.num_rows, config.num_hidden_layers, config.num_labels), np.float32)
         shape = plan.next_power_of_two(
-            min(size, source.count)
+            min(size, source.num_rows)
         )  # One for all of a bucket's batches.
 
         def run(batch, row):
@@ -240,7 +242,7 @@ class EarlyExitClassifier:
         if self._pools:  # One size is enough for the pool: it has one shape.
             limit = 0 if self.driver == "pool" else self._loop_rows
             counts = {rows for rows in counts if rows <= limit} | {min(limit + 1, most)}
-        for length in sequence_buckets(self.pretrained.max_length):
+        for length in inference_buckets(self.pretrained.max_length):
             for rows in sorted(counts):
                 ones = np.ones((rows, length), np.int32)
                 self.predict(Dataset(ones, ones, 0 * ones), batch_size)
@@ -272,7 +274,7 @@ class EarlyExitClassifier:
 
         starts = range(0, count, _ROWS_PER_BLOCK)
         blocks = (read(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
-        return _Source(count, sequence_buckets(max(longest, self.pretrained.max_length)), blocks)
+        return _Source(count, inference_buckets(max(longest, self.pretrained.max_length)), blocks)
 
     def _early_exit_jobs(self, source: _Source, batch_size: int | None) -> Iterator[Job]:
         """Every batch through `loop` or `pool`."""

@@ -25,7 +25,7 @@ _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """`app.run` without stack traces for what a person can mend, and without others' chatter.
 
-    The program must have defined a config file flag named "config".
+    A flag named "config" must be a config file flag.
     """
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -51,7 +51,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> Sequence[str]:
     """Parses the flags and returns the program's name; exits at the first mistake."""
     # The library's own parser keeps a file's error to itself until its config is used.
-    flag_values["config"].parser = _ConfigParser()
+    if "config" in flag_values:
+        flag_values["config"].parser = _ConfigParser()
     try:
         _check_config_arguments(flag_values.read_flags_from_files(arguments, force_gnu=False))
         rest = flag_values(arguments)

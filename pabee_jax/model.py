@@ -237,23 +237,43 @@ class EarlyExitModel(nnx.Module):
         return isinstance(self.groups, LayerGroup)
 
 
-def split(model: EarlyExitModel) -> tuple[nnx.GraphDef, dict[str, Any]]:
+class Structure:
+    """A model without its parameters, to be a static argument of `jit`.
+
+    Two structures are equal when the models differ in their parameters' values only. The hash is
+    computed once: flax computes it anew for every call, which takes 0.9 ms for 12 layers.
+    """
+
+    def __init__(self, graph: nnx.GraphDef):
+        self.graph = graph
+        self._hash = hash(graph)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        if not isinstance(other, Structure):
+            return NotImplemented
+        return self.graph is other.graph or self.graph == other.graph
+
+
+def split(model: EarlyExitModel) -> tuple[Structure, dict[str, Any]]:
     """The model's structure and its parameters by name, such as "pooler.kernel".
 
     Checkpoints, the optimiser and the table of checkpoint names all work on these names.
     """
     graph, parameters = nnx.split(model)
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(parameters))
-    return graph, {".".join(map(str, path)): value for path, value in flat.items()}
+    return Structure(graph), {".".join(map(str, path)): value for path, value in flat.items()}
 
 
-def merge(graph: nnx.GraphDef, parameters: Mapping[str, Any]) -> EarlyExitModel:
+def merge(structure: Structure, parameters: Mapping[str, Any]) -> EarlyExitModel:
     """The inverse of `split`."""
     paths = {
         tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
         for name, value in parameters.items()
     }
-    return nnx.merge(graph, traverse_util.unflatten_dict(paths))
+    return nnx.merge(structure.graph, traverse_util.unflatten_dict(paths))
 
 
 def stacked(model: EarlyExitModel) -> EarlyExitModel:

@@ -1,12 +1,24 @@
 """The user's class: texts in, predictions with exit layers out."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-from helpers import random_batch, tiny_checkpoint
+from helpers import random_batch, tiny_checkpoint, tiny_model
 
-from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from benchmarks.exit_schedule import ExitSchedule
+from pabee_jax import EarlyExitClassifier, InputError, Patience, parallel, replay
+from pabee_jax import classifier as classifier_module
+from pabee_jax.criteria import as_arrays
+from pabee_jax.drivers import plan
 from pabee_jax.drivers.programs import run_early_exit
+from pabee_jax.model import split
+from pabee_jax.pretrained import Pretrained
 
+ROOT = Path(__file__).parents[1]
 TEXTS = ["a film", ("a film", "was good"), "", "the film was not good at all " * 9, "good", "bad"]
 
 
@@ -37,6 +49,129 @@ def test_drivers_agree_in_input_order(classifier, directory):
     assert one.label_names == ("LABEL_0", "LABEL_1", "LABEL_2")
     alone = [classifier.predict([text]) for text in TEXTS]
     np.testing.assert_array_equal(one.exit_layers, [found.exit_layers[0] for found in alone])
+
+
+def with_driver(classifier, driver, **settings):
+    criterion = settings.pop("criterion", classifier.criterion)
+    return EarlyExitClassifier(
+        classifier.pretrained, criterion=criterion, driver=driver, **settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices"), [("loop", 8), ("pool", 1), ("pool", 8), ("auto", 1), ("full", 8)]
+)
+def test_results_are_in_input_order_whatever_runs_together(classifier, driver, devices):
+    """Row r leaves where the schedule says r leaves: the criterion sees the row's index too."""
+    random = np.random.default_rng(0)
+    texts = [" ".join(["film"] * random.integers(1, 14)) for _ in range(61)]
+    expected = random.integers(1, classifier.num_layers + 1, len(texts)).astype(np.int32)
+    runner = with_driver(
+        classifier, driver, criterion=ExitSchedule(expected), mesh=parallel.make_mesh(devices)
+    )
+    logits = classifier.all_exit_logits(texts)
+    answers = logits[expected - 1, np.arange(len(texts))]
+    for batch_size in (None, 16):
+        found = runner.predict(texts, batch_size)
+        np.testing.assert_array_equal(found.exit_layers, expected)
+        np.testing.assert_allclose(found.logits, answers, atol=2e-5)
+
+
+def test_auto_takes_the_loop_for_few_rows_and_the_pool_for_many(classifier, monkeypatch):
+    chunk_sizes = []
+
+    def spy(*arguments, chunk_size, **others):
+        chunk_sizes.append(chunk_size)
+        return run_early_exit(*arguments, chunk_size=chunk_size, **others)
+
+    monkeypatch.setattr(classifier_module, "run_early_exit", spy)
+    auto = with_driver(classifier, "auto")
+    limit = plan.backend(auto._mesh).loop_rows
+    auto.predict(["good"] * limit)
+    auto.predict(["good"] * (limit + 1))
+    assert chunk_sizes[0] is None and chunk_sizes[1] is not None
+
+
+@pytest.mark.parametrize("driver", ["loop", "pool", "auto"])
+def test_two_hundred_calls_compile_no_more_programs_than_there_are_shapes(classifier, driver):
+    runner = with_driver(classifier, driver)
+    runner.warmup(batch_size=4)
+    compiled = run_early_exit._cache_size()
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        runner.criterion = Patience(int(random.integers(0, 7)))
+        lengths = random.integers(1, 60, random.integers(1, 20))
+        runner.predict([" ".join(["film"] * length) for length in lengths], batch_size=4)
+    assert run_early_exit._cache_size() == compiled
+
+
+def test_a_pool_says_what_it_costs_and_fits_the_memory(monkeypatch):
+    """Beside what the compiler itself says the program needs."""
+    shape = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4)
+    for family, rows, length in (("bert", 96, 24), ("albert", 200, 16)):
+        model = tiny_model(family, **shape)
+        pretrained = Pretrained(model, None, {}, ("0", "1", "2"), length)
+        runner = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=8 * length)
+        stated = runner.pool_plan(rows)
+        assert (stated.rows, stated.chunk_size) == (rows, 8)
+        graph, parameters = split(model)
+        batch = random_batch(rows, length)
+        program = run_early_exit.lower(
+            graph,
+            parallel.make_mesh(1),
+            parameters,
+            batch,
+            as_arrays(Patience(1)),
+            np.arange(rows),
+            chunk_size=8,
+        )
+        used = program.compile().memory_analysis()
+        needed = used.temp_size_in_bytes + sum(each.nbytes for each in batch.values())
+        assert 0.7 * stated.bytes_per_device <= needed <= stated.bytes_per_device
+    monkeypatch.setattr(plan, "_free_bytes", lambda mesh: 8 * stated.bytes_per_device)
+    fitting = runner.pool_plan()
+    assert fitting.rows < plan.backend(runner._mesh).pool_rows
+    assert fitting.bytes_per_device <= 2 * stated.bytes_per_device < 2 * fitting.bytes_per_device
+    monkeypatch.setattr(plan, "_free_bytes", lambda mesh: stated.bytes_per_device - 1)
+    with pytest.raises(InputError, match="takes .* MB on each device, but only .* MB are free"):
+        runner.predict(random_batch(3), batch_size=rows)
+
+
+FRESH_PROCESS = """
+import sys, jax
+seconds = 0.0
+def listen(event, duration, **_):
+    global seconds
+    if event == "/jax/core/compile/backend_compile_duration":
+        seconds += duration
+jax.monitoring.register_event_duration_secs_listener(listen)
+from pabee_jax import EarlyExitClassifier
+directory, cache = sys.argv[1:]
+classifier = EarlyExitClassifier.from_pretrained(directory, num_labels=3, compilation_cache=cache)
+classifier.predict(["good", "bad"])
+print("seconds in the compiler:", seconds)
+"""
+
+
+def test_with_the_cache_a_second_process_hardly_compiles(directory, tmp_path):
+    def seconds():
+        command = [sys.executable, "-c", FRESH_PROCESS, str(directory), str(tmp_path / "cache")]
+        environment = {**os.environ, "XLA_FLAGS": ""}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True
+        )
+        return float(done.stdout.rpartition(":")[2])
+
+    first, second = seconds(), seconds()
+    assert second <= first / 3, f"{second:.2f} s after {first:.2f} s"
+
+
+def test_refuses_a_cache_that_cannot_be_written(directory, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="the compilation cache .*file"):
+        EarlyExitClassifier.from_pretrained(
+            str(directory), num_labels=2, compilation_cache=tmp_path / "file"
+        )
 
 
 def test_all_exit_logits_answer_every_patience(classifier):
@@ -138,3 +273,7 @@ def test_refuses_bad_settings(directory):
         load(str(directory), num_labels=0)
     with pytest.raises(InputError, match="batch_size must be at least 1"):
         load(str(directory), num_labels=2).predict(["a"], batch_size=0)
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        load(str(directory), num_labels=2, driver="pool").pool_plan(-1)
+    with pytest.raises(InputError, match="chunk_tokens must be at least 1, not 0"):
+        load(str(directory), num_labels=2, chunk_tokens=0)

@@ -63,6 +63,7 @@ def options(run, **changes):
         split="dev",
         predictions=None,
         all_checkpoints=False,
+        compilation_cache=None,
     )
     return Options.checked(**{**values, **changes})
 

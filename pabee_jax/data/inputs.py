@@ -4,16 +4,26 @@ Inside a compiled program an id outside the vocabulary would not fail: it would 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from pabee_jax.config import ModelConfig
 from pabee_jax.data.tokenization import Dataset
 from pabee_jax.errors import InputError
 
 Text = str | tuple[str, str]
 Tokens = Mapping[str, Any]
+
+
+class TokenLimits(Protocol):
+    """What a model takes: `ModelConfig` and an exported program both say it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
 
 
 def checked_texts(inputs: Sequence[Text]) -> tuple[list[str], list[str | None]]:
@@ -40,7 +50,7 @@ def _are_texts(parts) -> bool:
     return isinstance(parts[0], str) and (parts[1] is None or isinstance(parts[1], str))
 
 
-def checked_tokens(inputs: Tokens, config: ModelConfig) -> Dataset:
+def checked_tokens(inputs: Tokens, config: TokenLimits) -> Dataset:
     """Tokenised rows; an absent mask means no padding, absent segments mean one text.
 
     Raises:

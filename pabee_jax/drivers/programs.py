@@ -10,27 +10,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers import full, loop, pool
 from pabee_jax.drivers.walk import CONTROL, Control, Exits
-from pabee_jax.model import merge
+from pabee_jax.model import Structure, merge
 from pabee_jax.parallel import DATA
 
 Parameters = Mapping[str, Any]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_full(graph: nnx.GraphDef, parameters: Parameters, batch):
+def run_full(graph: Structure, parameters: Parameters, batch):
     """Every exit's logits, (rows, exits, classes)."""
     return full.all_exit_logits(merge(graph, parameters), batch).swapaxes(0, 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("chunk_size", "control"))
 def run_early_exit(
-    graph: nnx.GraphDef,
+    graph: Structure,
     mesh: Mesh,
     parameters: Parameters,
     batch,

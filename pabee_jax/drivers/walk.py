@@ -92,10 +92,13 @@ def walk(
     # Everything is derived from the batch, so that it is sharded as the batch is.
     no_logits = jnp.zeros_like(hidden[:, 0, :1], jnp.float32) * jnp.ones(model.config.num_labels)
     none = jnp.zeros_like(mask[:, 0], jnp.int32)
+    row = jnp.arange(none.shape[0]) if row is None else row
     state = WalkState(
         layer=0,
         hidden=hidden,
-        criterion_state=criterion.init(no_logits, jnp.arange(len(none)) if row is None else row),
+        criterion_state=criterion.init(
+            no_logits, jnp.arange(none.shape[0]) if row is None else row
+        ),
         done=~jnp.any(mask, axis=1),
         logits=no_logits,
         exit_layer=none,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pabee_jax import compilation_cache
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import Patience, warn
 from pabee_jax.data.load import load_task
@@ -20,8 +21,6 @@ from pabee_jax.pretrained import Pretrained, load_pretrained
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import TrainConfig, check
-
-_TIMED_BATCH_SIZE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Options:
     split: str
     predictions: Path | None
     all_checkpoints: bool
+    compilation_cache: str | None
 
     @classmethod
     def checked(
@@ -86,6 +86,8 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
     Raises:
         InputError: a checkpoint or data that cannot be used, or that do not fit each other.
     """
+    if options.compilation_cache:
+        compilation_cache.enable(options.compilation_cache)
     checkpoint = Path(options.checkpoint).expanduser()
     if (checkpoint / run_directory.CONFIG_FILE).is_file() and not (
         checkpoint / run_directory.WEIGHTS_FILE
@@ -174,15 +176,18 @@ def _evaluate_one(
     options: Options, classifier: EarlyExitClassifier, task: Task, rows: Rows
 ) -> tuple[list[OperatingPoint], np.ndarray]:
     logits = classifier.all_exit_logits(rows.dataset, options.batch_size)
-    if options.driver == "full":
-        points = sweep.replayed(logits, options.settings, task, rows)
-    else:
+    points = sweep.replayed(logits, options.settings, task, rows)
+    if options.driver != "full":
+        expected = points
         points = sweep.run(classifier, options.settings, task, rows, options.batch_size)
+        print(sweep.agreement(points, expected, logits))
     if options.time:
         # The full driver cannot save time: what is timed is the driver that people deploy.
         if options.driver == "full":
             classifier = EarlyExitClassifier(classifier.pretrained, driver="auto")
-        points = sweep.timed(points, classifier, rows, options.batch_size or _TIMED_BATCH_SIZE)
+        points = sweep.timed(points, classifier, rows, options.batch_size)
+    if classifier.driver in ("auto", "pool"):
+        print(classifier.pool_plan(options.batch_size))
     return points, logits
 
 

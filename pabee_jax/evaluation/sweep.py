@@ -15,6 +15,8 @@ from pabee_jax.drivers.replay import replay
 from pabee_jax.evaluation import metrics
 
 _TIMED_REPEATS = 3
+# What float32 allows: matrix products of different sizes differ by about 2e-6.
+MARGIN = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,10 @@ def run(
 
 
 def timed(
-    points: Sequence[OperatingPoint], classifier: EarlyExitClassifier, rows: Rows, batch_size: int
+    points: Sequence[OperatingPoint],
+    classifier: EarlyExitClassifier,
+    rows: Rows,
+    batch_size: int | None,
 ) -> list[OperatingPoint]:
     """Adds measured times: the median of three runs over all rows, after one that compiles.
 
@@ -149,6 +154,42 @@ def timed(
         )
         for point, median in zip(points, medians, strict=True)
     ]
+
+
+def agreement(
+    found: Sequence[OperatingPoint], expected: Sequence[OperatingPoint], logits: np.ndarray
+) -> str:
+    """How many exits differ from those that the full pass says, and how many might, in a sentence.
+
+    Products of different batch sizes round differently, so a row may leave elsewhere when one of
+    its decisions hangs on less than `MARGIN`.
+    """
+    pairs = list(zip(found, expected, strict=True))
+    elsewhere = sum(int((one.exit_layers != other.exit_layers).sum()) for one, other in pairs)
+    close = sum(int((decision_margins(other, logits) < MARGIN).sum()) for other in expected)
+    exits = sum(len(one.exit_layers) for one in found)
+    return (
+        f"{elsewhere} of {exits} exits are at another layer than in the full pass; {close} hang on "
+        f"a decision closer than {MARGIN:g}"
+    )
+
+
+def decision_margins(
+    point: OperatingPoint, logits: Float[np.ndarray, "exits rows classes"]
+) -> Float[np.ndarray, " rows"]:
+    """How far each row's closest decision, up to its exit, is from another one; in logits.
+
+    For classes the distance of the two highest logits; for scores that of the difference of two
+    exits from the threshold.
+    """
+    if logits.shape[2] == 1:
+        moved = np.abs(np.diff(logits[..., 0], axis=0, prepend=np.inf))
+        margins = np.abs(moved - point.criterion.regression_threshold)
+    else:
+        ordered = np.sort(logits, axis=2)
+        margins = ordered[..., -1] - ordered[..., -2]
+    taken = np.arange(1, len(logits) + 1)[:, None] <= point.exit_layers
+    return np.where(taken, margins, np.inf).min(axis=0)
 
 
 def mean_exit_by_kind(point: OperatingPoint, kinds: Sequence[str]) -> dict[str, float]:

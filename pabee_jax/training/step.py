@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.model import Batch, merge
+from pabee_jax.model import Batch, Structure, merge
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.loss import exit_losses, exit_weights, joint_loss
 from pabee_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -52,7 +51,7 @@ def initial_state(parameters: Parameters, config: TrainConfig, total_steps: int)
 
 
 def make_train_step(
-    graph: nnx.GraphDef, config: TrainConfig, total_steps: int
+    graph: Structure, config: TrainConfig, total_steps: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The compiled training step. It takes over the state's buffers."""
     optimizer = make_optimizer(config, total_steps)
@@ -78,7 +77,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    graph: nnx.GraphDef,
+    graph: Structure,
 ) -> Callable[[Parameters, Batch], Float[Array, "exits batch classes"]]:
     """The compiled evaluation step: every exit's logits, without dropout."""
     return jax.jit(lambda parameters, batch: all_exit_logits(merge(graph, parameters), batch))
