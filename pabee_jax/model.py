@@ -1,8 +1,9 @@
 """One encoder for BERT and ALBERT that can be run a layer at a time, with a classifier per layer.
 
-The three methods that drivers call are `embed`, `layer` and `exit_logits`. Modules here only hold
-parameters: they are pytrees, so plain `jax.jit`, `jax.grad` and `jax.lax.scan` take them as they
-are. Randomness is an argument: `key=None` means inference, a key means training with dropout.
+The methods that drivers call are `embed`, `layer` (or its two parts, `start_layer` and
+`finish_layer`) and `exit_logits`. Modules here only hold parameters: they are pytrees, so plain
+`jax.jit`, `jax.grad` and `jax.lax.scan` take them as they are. Randomness is an argument:
+`key=None` means inference, a key means training with dropout.
 """
 
 import contextlib
@@ -22,6 +23,10 @@ from pabee_jax.config import ModelConfig
 Batch = Mapping[str, Array | np.ndarray]
 Hidden = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
+Heads = Float[Array, "batch seq heads features"]
+KeysValues = tuple[Heads, Heads]
+# Of all positions or only the first ones.
+Queries = Float[Array, "batch queries hidden"]
 
 
 def full_precision(dtype: str | np.dtype = "float32"):
@@ -118,18 +123,41 @@ class TransformerLayer(nnx.Module):
         self.attention_dropout_rate = config.attention_probs_dropout_prob
 
     def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
+        return self.finish(hidden, self.keys_values(hidden), mask, key)
+
+    def keys_values(self, hidden: Hidden) -> KeysValues:
+        """What every position offers to the others' attention."""
+        return self._heads(self.key(hidden)), self._heads(self.value(hidden))
+
+    def finish(
+        self,
+        hidden: Queries,
+        keys_values: KeysValues,
+        mask: Mask,
+        key: Key[Array, ""] | None = None,
+    ) -> Queries:
+        """The output at the positions of `hidden`: all of them, or only the first ones.
+
+        `keys_values` and `mask` are those of all positions.
+        """
         attention_key, first_key, second_key = _keys(key, 3)
-        context = self.attention_output(self._attend(hidden, mask, attention_key))
+        context = self.attention_output(self._attend(hidden, keys_values, mask, attention_key))
         hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, first_key))
         expanded = ACTIVATIONS[self.activation](self.intermediate(hidden))
         expanded = dropout(self.output(expanded), self.dropout_rate, second_key)
         return self.output_norm(hidden + expanded)
 
-    def _attend(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None) -> Hidden:
-        heads = (*hidden.shape[:2], self.num_heads, hidden.shape[2] // self.num_heads)
-        query, keys, values = (
-            project(hidden).reshape(heads) for project in (self.query, self.key, self.value)
-        )
+    def _heads(self, projected: Queries) -> Float[Array, "batch queries heads features"]:
+        return projected.reshape(*projected.shape[:2], self.num_heads, -1)
+
+    def _attend(
+        self,
+        hidden: Queries,
+        keys_values: KeysValues,
+        mask: Mask,
+        key: Key[Array, ""] | None,
+    ) -> Queries:
+        query, (keys, values) = self._heads(self.query(hidden)), keys_values
         mask = mask[:, None, None, :]
         if key is None:
             context = jax.nn.dot_product_attention(query, keys, values, mask=mask)
@@ -160,6 +188,16 @@ class LayerGroup(nnx.Module):
         for layer, layer_key in zip(self.inner, _keys(key, len(self.inner)), strict=True):
             hidden = layer(hidden, mask, layer_key)
         return hidden
+
+    def start(self, hidden: Hidden, mask: Mask) -> tuple[Hidden, KeysValues]:
+        """Everything up to the last inner layer's keys and values."""
+        for layer in list(self.inner)[:-1]:
+            hidden = layer(hidden, mask)
+        return hidden, self.inner[-1].keys_values(hidden)
+
+    def finish(self, hidden: Queries, keys_values: KeysValues, mask: Mask) -> Queries:
+        """The rest, for the positions of `hidden`; see `TransformerLayer.finish`."""
+        return self.inner[-1].finish(hidden, keys_values, mask)
 
 
 class Classifiers(nnx.Module):
@@ -217,10 +255,29 @@ class EarlyExitModel(nnx.Module):
         with full_precision(self.dtype):
             return parameters(hidden, mask, key)
 
+    def start_layer(
+        self, parameters: LayerGroup, hidden: Hidden, mask: Mask
+    ) -> tuple[Hidden, KeysValues]:
+        """The first part of a layer: what `finish_layer` needs, for inference.
+
+        An exit looks at the first token only. With the keys and values of all tokens,
+        `finish_layer` of `hidden[:, :1]` gives it for a few percent of the layer; the rest can wait
+        until it is known that the row stays.
+        """
+        with full_precision(self.dtype):
+            return parameters.start(hidden, mask)
+
+    def finish_layer(
+        self, parameters: LayerGroup, hidden: Queries, keys_values: KeysValues, mask: Mask
+    ) -> Queries:
+        """The layer's output at the positions of `hidden`: all of them, or `hidden[:, :1]`."""
+        with full_precision(self.dtype):
+            return parameters.finish(hidden, keys_values, mask)
+
     def exit_logits(
         self,
         exit_index: int | Int[Array, ""],
-        hidden: Hidden,
+        hidden: Queries,
         mask: Mask,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:

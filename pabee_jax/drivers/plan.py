@@ -118,16 +118,16 @@ def pool_plan(
 
 
 def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, size: int) -> int:
-    """Inputs and hidden states of all rows, and the activations of one chunk.
+    """Inputs, hidden states, keys and values of all rows, and the activations of one chunk.
 
-    Per token of a chunk: queries, keys, values and residual, the feed-forward's inside, and three
-    arrays of attention scores; the compiled program needs about nine tenths of it.
+    Per token of a chunk: its own hidden states, keys, values and residual, the feed-forward's
+    inside, and three arrays of attention scores.
     """
     inputs = 3 * 4 * rows * length
-    hidden = size * rows * length * config.hidden_size
-    per_token = 4 * config.hidden_size + config.intermediate_size
+    carried = 3 * size * rows * length * config.hidden_size
+    per_token = 6 * config.hidden_size + config.intermediate_size
     per_token += 3 * config.num_attention_heads * length
-    return inputs + hidden + size * chunk_size * length * per_token
+    return inputs + carried + size * chunk_size * length * per_token
 
 
 def _free_bytes(mesh: Mesh) -> int | None:

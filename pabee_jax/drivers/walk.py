@@ -12,9 +12,9 @@ from pabee_jax.model import EarlyExitModel, Hidden, Mask
 
 Layer = int | Int[Array, ""]
 Exits = tuple[Int[Array, " batch"], Float[Array, "batch classes"]]
-# (layer from 0, hidden states, done) -> (hidden states, logits of this layer's exit). Rows that are
-# done may come back with anything.
-RunLayer = Callable[[Layer, Hidden, Bool[Array, " batch"]], tuple[Hidden, Array]]
+# (layer from 0, hidden states, done) -> (hidden states, logits of this layer's exit). The hidden
+# states are whatever a driver carries. Rows that are done may come back with anything.
+RunLayer = Callable[[Layer, Any, Bool[Array, " batch"]], tuple[Any, Array]]
 
 
 class Control(NamedTuple):
@@ -39,7 +39,7 @@ class WalkState(NamedTuple):
 
     Attributes:
         layer: how many layers have run.
-        hidden: output of the last layer that ran, for the rows that are not done.
+        hidden: what the driver carries from layer to layer, for the rows that are not done.
         criterion_state: for `Patience` the counter and the previous prediction.
         done: which rows have left.
         logits: the answer of the rows that have left.
@@ -47,7 +47,7 @@ class WalkState(NamedTuple):
     """
 
     layer: Layer
-    hidden: Float[Array, "batch seq hidden"]
+    hidden: Any
     criterion_state: Any
     done: Bool[Array, " batch"]
     logits: Float[Array, "batch classes"]
@@ -56,7 +56,7 @@ class WalkState(NamedTuple):
 
 def walk(
     model: EarlyExitModel,
-    hidden: Hidden,
+    hidden: Any,
     mask: Mask,
     criterion: ExitCriterion,
     row: Int[Array, " batch"] | None,
@@ -90,8 +90,8 @@ def walk(
         )
 
     # Everything is derived from the batch, so that it is sharded as the batch is.
-    no_logits = jnp.zeros_like(hidden[:, 0, :1], jnp.float32) * jnp.ones(model.config.num_labels)
     none = jnp.zeros_like(mask[:, 0], jnp.int32)
+    no_logits = none[:, None] * jnp.zeros(model.config.num_labels)
     row = jnp.arange(none.shape[0]) if row is None else row
     state = WalkState(
         layer=0,
