@@ -64,7 +64,8 @@ def measures_of(model, length: int, controls, exit_layers, dtype: str, with_torc
         return jax.device_get(straight_line(graph, parameters, batch, layer))
 
     measures = {}
-    for layer in exit_layers:
+    # The longest first: its untimed call comes after PyTorch, whose threads spin for a while.
+    for layer in reversed(exit_layers):
         for name in controls:
             measures[f"{name} {layer}"] = functools.partial(leave_at, layer, CONTROLS[name])
         measures[f"straight {layer}"] = functools.partial(run_straight, layer)

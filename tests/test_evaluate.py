@@ -98,7 +98,7 @@ def test_writes_the_table_and_everything_behind_it(run, tmp_path, capsys):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("driver", ["loop", "auto"])
+@pytest.mark.parametrize("driver", ["loop", "pool"])
 def test_real_runs_agree_with_the_replay_row_for_row(run, tmp_path, driver):
     evaluate(options(run, output=str(tmp_path / "full")), None)
     evaluate(options(run, output=str(tmp_path / driver), driver=driver, batch_size=7), None)
@@ -132,7 +132,7 @@ def test_a_split_without_labels_gives_layers_and_predictions(run, tmp_path, caps
         ({"patience": "1,,2"}, "takes whole numbers"),
         ({"patience": ""}, "takes whole numbers"),
         ({"patience": "1.5"}, "takes whole numbers"),
-        ({"driver": "warp"}, "unknown driver 'warp'; known are auto, full, loop"),
+        ({"driver": "warp"}, "unknown driver 'warp'; known are auto, full, loop, pool"),
         ({"split": "train"}, "--split is 'train'; it must be dev or test"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"predictions": "x.tsv"}, "give one --patience, not 4"),
@@ -244,3 +244,21 @@ def test_other_scores_are_submitted_as_they_are(tmp_path):
 def test_mean_exit_layer_by_kind():
     point = sweep.OperatingPoint(Patience(1), np.int32([2, 4, 3]), np.zeros((3, 2)), {}, 6)
     assert sweep.mean_exit_by_kind(point, ["b", "a", "b"]) == {"b": 2.5, "a": 4.0}
+
+
+def test_margins_are_those_of_the_decisions_on_the_way():
+    """By hand: three exits, two classes; row 0 leaves at layer 2, row 1 at layer 3."""
+    logits = np.zeros((3, 2, 2), np.float32)
+    logits[:, 0] = [[3, 1], [0, 0.5], [7, 7]]  # The tie at layer 3 is beyond its exit.
+    logits[:, 1] = [[1, 2], [4, 1], [0, 1e-6]]
+    point = sweep.OperatingPoint(Patience(1), np.array([2, 3]), logits[-1], {}, 3)
+    np.testing.assert_allclose(sweep.decision_margins(point, logits), [0.5, 1e-6])
+    moved = sweep.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
+    text = sweep.agreement([moved], [point], logits)
+    assert text.startswith("1 of 2 exits are at another layer than in the full pass; 1 hang on")
+
+    scores = np.array([0.0, 0.25, 1.0], np.float32).reshape(3, 1, 1)
+    point = sweep.OperatingPoint(Patience(1, 0.25), np.array([3]), scores[-1], {}, 3)
+    np.testing.assert_allclose(sweep.decision_margins(point, scores), [0.0])
+    point = sweep.OperatingPoint(Patience(1, 0.5), np.array([2]), scores[-1], {}, 3)
+    np.testing.assert_allclose(sweep.decision_margins(point, scores), [0.25])
