@@ -173,9 +173,8 @@ class EarlyExitClassifier:
         source = self._read(inputs)
         config = self.pretrained.model.config
         found = np.empty((source.num_rows, config.num_hidden_layers, config.num_labels), np.float32)
-        shape = plan.next_power_of_two(
-            min(size, source.num_rows)
-        )  # One for all of a bucket's batches.
+        # One shape for all batches of a bucket.
+        shape = plan.next_power_of_two(min(size, source.num_rows))
 
         def run(batch, row):
             del row
@@ -220,7 +219,7 @@ class EarlyExitClassifier:
             sequence_length: absent, the longest that the checkpoint allows.
 
         Raises:
-            InputError: a size below 1, or a pool that is larger than the memory that is free.
+            InputError: a size below 1.
         """
         return plan.pool_plan(
             self.pretrained.model.config,
@@ -279,6 +278,8 @@ class EarlyExitClassifier:
     def _early_exit_jobs(self, source: _Source, batch_size: int | None) -> Iterator[Job]:
         """Every batch through `loop` or `pool`."""
         size = batch_size or (self.pool_rows if self._pools else plan.DEFAULT_BATCH_SIZE)
+        if self._pools and batch_size:
+            plan.check_fits(self.pool_plan(size, source.buckets[-1]), self._mesh)
         criterion = as_arrays(self.criterion)
 
         def run(batch, row, chunk_size=None):

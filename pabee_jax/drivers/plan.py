@@ -1,7 +1,7 @@
 """Which driver runs a batch, and how large pools and chunks are: every such choice in one place."""
 
 import dataclasses
-import os
+from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -93,13 +93,12 @@ def pool_plan(
     """Sizes of a pool; without `rows` one that fits the memory that is free on the devices.
 
     Raises:
-        InputError: a size below 1, or a pool of `rows` rows that is larger than the free memory.
+        InputError: a size below 1.
     """
     check_size("batch_size", rows)
     check_size("chunk_tokens", chunk_tokens)
     defaults, devices = backend(mesh), mesh.shape[DATA]
     chunk = max(1, (chunk_tokens or defaults.chunk_tokens) // sequence_length)
-    free = _free_bytes(mesh)
 
     def plan(rows_per_device: int) -> PoolPlan:
         chunk_size = min(chunk, rows_per_device)
@@ -107,14 +106,18 @@ def pool_plan(
         return PoolPlan(rows_per_device * devices, chunk_size, sequence_length, cost)
 
     if rows is not None:
-        chosen = plan(-(-rows // devices))
-        if free is not None and chosen.bytes_per_device > free:
-            raise InputError(f"{chosen}, but only {free / 1e6:.1f} MB are free")
-        return chosen
-    chosen = plan(defaults.pool_rows)
+        return plan(-(-rows // devices))
+    chosen, free = plan(defaults.pool_rows), _free_bytes(mesh)
     while free and chosen.rows > devices and chosen.bytes_per_device > _MEMORY_SHARE * free:
         chosen = plan(chosen.rows // devices // 2)
     return chosen
+
+
+def check_fits(pool: PoolPlan, mesh: Mesh) -> None:
+    """Raises InputError for a pool that is larger than the memory that is free."""
+    free = _free_bytes(mesh)
+    if free is not None and pool.bytes_per_device > free:
+        raise InputError(f"{pool}, but only {free / 1e6:.1f} MB are free")
 
 
 def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, size: int) -> int:
@@ -134,11 +137,17 @@ def _free_bytes(mesh: Mesh) -> int | None:
     """Memory that is free on each device of this process; None where nobody says."""
     device = mesh.local_devices[0]
     if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return None
+        return _free_host_bytes()
     statistics = device.memory_stats() or {}
     if "bytes_limit" not in statistics:
         return None
     return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+
+
+def _free_host_bytes() -> int | None:
+    try:
+        # Not sysconf's free pages: those leave out what the file cache would give back.
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return None
