@@ -238,9 +238,12 @@ class EarlyExitClassifier:
         plan.check_size("batch_size", batch_size)
         most = batch_size or (self.pool_rows if self._pools else plan.DEFAULT_BATCH_SIZE)
         counts = {min(plan.next_power_of_two(rows), most) for rows in range(1, most + 1)}
-        if self._pools:  # One size is enough for the pool: it has one shape.
+        if self._pools:
             limit = 0 if self.driver == "pool" else self._loop_rows
-            counts = {rows for rows in counts if rows <= limit} | {min(limit + 1, most)}
+            counts = {rows for rows in counts if rows <= limit}
+            # As many rows as a pool has compile it; few rows would do, but which shape they take
+            # is for `plan` to say.
+            counts |= {max(rows, min(limit + 1, most)) for rows in plan.pool_shapes(most)}
         for length in inference_buckets(self.pretrained.max_length):
             for rows in sorted(counts):
                 ones = np.ones((rows, length), np.int32)
@@ -297,6 +300,7 @@ class EarlyExitClassifier:
             if not self._pools or (self.driver == "auto" and len(rows) <= self._loop_rows):
                 yield Job(rows, part, plan.next_power_of_two(len(rows)), run)
             else:
-                pool = self.pool_plan(size, part.input_ids.shape[1])
+                shape = next(each for each in plan.pool_shapes(size) if each >= len(rows))
+                pool = self.pool_plan(shape, part.input_ids.shape[1])
                 in_chunks = functools.partial(run, chunk_size=pool.chunk_size)
                 yield Job(rows, part, pool.rows, in_chunks)
