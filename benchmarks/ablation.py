@@ -9,18 +9,19 @@ Without a checkpoint: a random model of the shape given by --models and 408 rows
 import matplotlib
 import numpy as np
 
-from benchmarks import command_line
+from benchmarks import command_line, pytorch
 from benchmarks.checkpoint import dev_set
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience, replay
+from pabee_jax.data.batching import MODEL_INPUTS
 from pabee_jax.pretrained import Pretrained
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
-def measures_of(pretrained: Pretrained, rows, settings) -> dict:
+def measures_of(pretrained: Pretrained, rows, settings, torch_dtype: str | None) -> dict:
     full = EarlyExitClassifier(pretrained, driver="full")
     pool = EarlyExitClassifier(pretrained, driver="pool")
     loop = EarlyExitClassifier(pretrained, driver="loop")
@@ -36,19 +37,27 @@ def measures_of(pretrained: Pretrained, rows, settings) -> dict:
             found.append(classifier.predict(rows, batch_size).exit_layers)
         return found
 
-    return {
+    found = {
         "one full-depth pass": lambda: full.all_exit_logits(rows),
         f"replay of {len(settings)} settings": study,
         f"{len(settings)} real runs, pool": lambda: real_runs(pool),
         f"{len(settings)} real runs, loop, one row at a time": lambda: real_runs(loop, 1),
     }
+    if torch_dtype is not None:
+        last_exit = pytorch.last_exit(pretrained.model, torch_dtype)
+        dataset = full.tokenize(rows)
+        tokens = {name: getattr(dataset, name) for name in MODEL_INPUTS}
+        found["one full-depth pass, PyTorch, sorted by length"] = lambda: [
+            last_exit(batch) for batch in pytorch.length_sorted(dataset.lengths, tokens, 32)
+        ]
+    return found
 
 
 def main(values) -> None:
     settings = [Patience(each, values.regression_threshold) for each in values.patience]
     cases = {}
     if values.checkpoint:
-        cases[values.checkpoint] = dev_set(values.checkpoint)
+        cases[values.checkpoint] = dev_set(values.checkpoint, values.dtype)
     else:
         for name in values.models:
             model = random_model(name, values.dtype)
@@ -57,7 +66,8 @@ def main(values) -> None:
     budget = Budget(values.budget_minutes, len(cases))
     records = []
     for name, (pretrained, rows) in cases.items():
-        taken = in_turns(measures_of(pretrained, rows, settings), budget.next_case(), values.rounds)
+        measures = measures_of(pretrained, rows, settings, values.dtype if values.torch else None)
+        taken = in_turns(measures, budget.next_case(), values.rounds)
         rounds = taken.pop("rounds")
         here = [
             {
@@ -92,12 +102,12 @@ def draw(records: list[dict], path) -> None:
 
 def arguments():
     result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
-    result.add_argument("--sequence_length", type=int, default=64)
-    patience = dict(type=lambda text: [*map(int, text.split(","))], default=[0, 1, 2, 3, 4, 5])
-    result.add_argument("--patience", **patience)
+    result.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
+    kind, default = command_line.patience_values, [0, 1, 2, 3, 4, 5]
+    result.add_argument("--patience", type=kind, default=default)
     result.add_argument("--regression_threshold", type=float, default=0.0)
     result.add_argument("--checkpoint", help="a run directory of train.py")
-    result.add_argument("--rounds", type=int, default=5, help="at most so many")
+    result.add_argument("--rounds", type=command_line.positive_integer, default=5)
     return result
 
 

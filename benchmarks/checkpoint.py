@@ -7,7 +7,7 @@ from pabee_jax.errors import InputError
 from pabee_jax.pretrained import Pretrained, load_pretrained
 
 
-def dev_set(checkpoint: str) -> tuple[Pretrained, Dataset]:
+def dev_set(checkpoint: str, dtype: str) -> tuple[Pretrained, Dataset]:
     """The checkpoint, and the dev rows of the data it was trained on.
 
     Raises:
@@ -20,7 +20,7 @@ def dev_set(checkpoint: str) -> tuple[Pretrained, Dataset]:
     if not (directory / run_directory.CONFIG_FILE).is_file():
         raise InputError(f"--checkpoint {checkpoint} is not a run directory of train.py")
     config = run_directory.read_config(directory)
-    pretrained = load_pretrained(str(directory)).with_max_length(config.max_seq_length)
+    pretrained = load_pretrained(str(directory), dtype=dtype).with_max_length(config.max_seq_length)
     parts = load_task(config, pretrained.label_names).read("dev").values()
     texts = [text for part in parts for text in part.texts]
     pairs = [pair for part in parts for pair in part.pairs or [None] * len(part.texts)]

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pabee_jax.errors import InputError
 def parser(description: str, *, models: str, budget_minutes: float) -> argparse.ArgumentParser:
     """The arguments that every benchmark takes."""
     result = argparse.ArgumentParser(description=description)
-    result.add_argument("--models", type=_names(SHAPES), default=_names(SHAPES)(models))
+    result.add_argument("--models", type=names_of(SHAPES), default=models.split(","))
     result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     result.add_argument("--budget_minutes", type=_positive(float), default=budget_minutes)
     result.add_argument("--output", type=Path, default=Path("benchmark_results"))
@@ -28,14 +28,38 @@ def parser(description: str, *, models: str, budget_minutes: float) -> argparse.
     return result
 
 
+def positive_integer(text: str) -> int:
+    """An argument type."""
+    return _positive(int)(text)
+
+
 def positive_integers(text: str) -> list[int]:
-    """A comma-separated list, as an argument type."""
-    return [_positive(int)(part) for part in text.split(",")]
+    """An argument type: a comma-separated list."""
+    return [positive_integer(part) for part in text.split(",")]
 
 
-def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """A comma-separated list of known names, as an argument type."""
-    return _names(known)
+def patience_values(text: str) -> list[int]:
+    """An argument type: a comma-separated list of whole numbers, 0 or more."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1]
+    if min(values) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, 0 or more")
+    return values
+
+
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """An argument type: a comma-separated list of known names."""
+
+    def convert(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return names
+
+    return convert
 
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
@@ -57,7 +81,7 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Argument
 
 
 def save(output: Path, name: str, values: argparse.Namespace, records: list[dict[str, Any]]):
-    """Writes `name`.json: arguments, environment and every measured figure."""
+    """Writes `name`.json: arguments, environment and the table at full precision."""
     arguments = {key: str(value) for key, value in vars(values).items()}
     content = {"environment": environment(), "arguments": arguments, "records": records}
     path = output / f"{name}.json"
@@ -66,7 +90,7 @@ def save(output: Path, name: str, values: argparse.Namespace, records: list[dict
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; floats with three significant figures or two decimals."""
+    """A Markdown table; floats with three decimals, or with four figures from 100 on."""
     lines = [[_text(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rule = ["-" * (width - 1) + ":" for width in widths]
@@ -92,16 +116,5 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
         if value <= 0:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
         return value
-
-    return convert
-
-
-def _names(known) -> Callable[[str], list[str]]:
-    def convert(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return names
 
     return convert

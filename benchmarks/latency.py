@@ -10,6 +10,7 @@ Efficiency is (speed-up over full depth) / (layers / exit layer): 1 means that t
 import functools
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
@@ -20,6 +21,7 @@ from benchmarks.models import random_model, random_tokens
 from pabee_jax import parallel
 from pabee_jax.drivers.programs import run_early_exit
 from pabee_jax.drivers.walk import Control, apply_layer
+from pabee_jax.errors import InputError
 from pabee_jax.model import in_compute_dtype, merge, split
 
 matplotlib.use("Agg")
@@ -42,7 +44,7 @@ def straight_line(graph, parameters, batch, layers):
     for layer in range(layers):
         hidden = apply_layer(model, layer, hidden, mask)
         logits.append(model.exit_logits(layer, hidden, mask))
-    return logits
+    return jnp.stack(logits)
 
 
 def measures_of(model, length: int, controls, exit_layers, dtype: str, with_torch: bool):
@@ -86,6 +88,9 @@ def main(values) -> None:
         layers = model.config.num_hidden_layers
         exit_layers = sorted({max(1, round(layers * part / 12)) for part in (1, 2, 4, 6, 8, 10)})
         exit_layers.append(layers)
+        positions = model.config.max_position_embeddings
+        if max(values.sequence_lengths) > positions:
+            raise InputError(f"--sequence_lengths: {name} has {positions} positions")
         for length in values.sequence_lengths:
             measures = measures_of(
                 model, length, values.controls, exit_layers, values.dtype, values.torch
@@ -161,7 +166,7 @@ def arguments():
         "--sequence_lengths", type=command_line.positive_integers, default=[32, 128]
     )
     result.add_argument("--controls", type=command_line.names_of(CONTROLS), default=["while"])
-    result.add_argument("--rounds", type=int, default=30, help="at most so many")
+    result.add_argument("--rounds", type=command_line.positive_integer, default=30)
     return result
 
 

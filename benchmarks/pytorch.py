@@ -48,7 +48,8 @@ def training_step(
     encoder, classifiers, device = _loaded(model, "float32")
     encoder.train()
     parameters = [value.requires_grad_() for pair in classifiers for value in pair]
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *parameters], lr=1e-5)
+    parameters += encoder.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
     inputs = {
         name: torch.from_numpy(batch[name]).long().to(device)
         for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
@@ -71,7 +72,7 @@ def training_step(
         loss = sum(weight * each for weight, each in pairs) / sum(weights_of_exits)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         loss.item()
 
@@ -108,7 +109,7 @@ def _loaded(model: EarlyExitModel, dtype: str):
     }
     prefix = f"{model.config.family}."
     encoder = _encoder(model.config)
-    encoder.load_state_dict(
+    missing, _ = encoder.load_state_dict(
         {
             name.removeprefix(prefix): tensor
             for name, tensor in tensors.items()
@@ -116,6 +117,7 @@ def _loaded(model: EarlyExitModel, dtype: str):
         },
         strict=False,
     )
+    assert not [name for name in missing if "position_ids" not in name], missing
     classifiers = [
         (tensors[f"classifiers.{index}.weight"], tensors[f"classifiers.{index}.bias"])
         for index in range(model.config.num_hidden_layers)

@@ -8,6 +8,7 @@ distribution around the given means. With one: its own dev set and real exits, a
 which it differs from PyTorch with length-sorted batches.
 """
 
+import argparse
 import functools
 
 import jax
@@ -20,13 +21,14 @@ from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import flops_per_token, random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
-from pabee_jax.data.batching import by_bucket, inference_buckets
+from pabee_jax.data.batching import MODEL_INPUTS, by_bucket, inference_buckets
 from pabee_jax.pretrained import Pretrained
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PYTORCH_BATCH = 32
+FULL_DEPTH = "full depth"
 
 
 def classifiers_of(model, length: int, drivers, chunk_tokens) -> dict[str, EarlyExitClassifier]:
@@ -42,7 +44,7 @@ def random_case(name: str, rows: int, values, seconds: float) -> list[dict]:
     model = random_model(name, values.dtype)
     config, length = model.config, values.sequence_length
     tokens = random_tokens(config, rows, length)
-    schedules = {config.num_hidden_layers: np.full(rows, config.num_hidden_layers, np.int32)}
+    schedules = {FULL_DEPTH: np.full(rows, config.num_hidden_layers, np.int32)}
     for mean in values.means:
         share = mean * config.num_hidden_layers / 12
         schedules[mean] = binomial_exit_layers(rows, share, config.num_hidden_layers)
@@ -59,12 +61,12 @@ def random_case(name: str, rows: int, values, seconds: float) -> list[dict]:
             np.testing.assert_array_equal(found.exit_layers, exit_layers)
 
         for mean, exit_layers in schedules.items():
-            if driver != "full" or mean == config.num_hidden_layers:
+            if driver != "full" or mean == FULL_DEPTH:
                 measures[driver, mean] = functools.partial(run, exit_layers)
     if values.torch:
         last_exit = pytorch.last_exit(model, values.dtype)
         lengths = np.full(rows, length)
-        measures["PyTorch", config.num_hidden_layers] = lambda: [
+        measures["PyTorch", FULL_DEPTH] = lambda: [
             last_exit(batch) for batch in pytorch.length_sorted(lengths, tokens, PYTORCH_BATCH)
         ]
     taken = in_turns(measures, seconds, values.rounds)
@@ -74,12 +76,12 @@ def random_case(name: str, rows: int, values, seconds: float) -> list[dict]:
 
 def records_of(name, rows, length, config, schedules, taken, rounds) -> list[dict]:
     depth = config.num_hidden_layers
-    ours = [taken[key] for key in taken if key[1] == depth and key[0] != "PyTorch"]
+    ours = [taken[key] for key in taken if key[1] == FULL_DEPTH and key[0] != "PyTorch"]
     found = []
     for (driver, mean), seconds in taken.items():
         real_mean = float(schedules[mean].mean())
         share = real_mean / depth
-        flops = rows * length * real_mean * flops_per_token(config, length)
+        flops = rows * length * depth * flops_per_token(config, length)
         found.append(
             {
                 "model": name,
@@ -88,10 +90,10 @@ def records_of(name, rows, length, config, schedules, taken, rounds) -> list[dic
                 "mean exit layer": real_mean,
                 "examples/s": rows / seconds,
                 "ms/example": 1000 * seconds / rows,
-                "speed-up": taken[driver, depth] / seconds,
-                "efficiency": taken[driver, depth] / seconds * share,
+                "speed-up": taken[driver, FULL_DEPTH] / seconds,
+                "efficiency": taken[driver, FULL_DEPTH] / seconds * share,
                 "efficiency over the fastest": min(ours) / seconds * share,
-                "GFLOP/s": flops / seconds / 1e9,
+                "GFLOP/s": flops / seconds / 1e9 if mean == FULL_DEPTH else None,
                 "rounds": rounds,
             }
         )
@@ -100,7 +102,7 @@ def records_of(name, rows, length, config, schedules, taken, rounds) -> list[dic
 
 def checkpoint_case(values) -> list[dict]:
     """A trained checkpoint's dev set, and PyTorch on the same rows."""
-    pretrained, dataset = dev_set(values.checkpoint)
+    pretrained, dataset = dev_set(values.checkpoint, values.dtype)
     rows, layers = len(dataset), pretrained.model.config.num_hidden_layers
     full = EarlyExitClassifier(pretrained, driver="full")
     pool = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=values.chunk_tokens)
@@ -113,11 +115,10 @@ def checkpoint_case(values) -> list[dict]:
     measures = {f"pool, patience {each}": functools.partial(run, each) for each in values.patience}
     measures["full, batches of 32"] = lambda: full.all_exit_logits(dataset)
     if values.torch:
-        last_exit = pytorch.last_exit(pretrained.model)
-        names = ("input_ids", "attention_mask", "token_type_ids")
+        last_exit = pytorch.last_exit(pretrained.model, values.dtype)
         buckets = inference_buckets(pretrained.max_length)
         wide = dataset.fitted(pretrained.max_length)
-        whole = {name: getattr(wide, name) for name in names}
+        whole = {name: getattr(wide, name) for name in MODEL_INPUTS}
         ways = {
             f"PyTorch, padded to {pretrained.max_length}": [
                 {name: values[start : start + PYTORCH_BATCH] for name, values in whole.items()}
@@ -127,7 +128,7 @@ def checkpoint_case(values) -> list[dict]:
                 pytorch.length_sorted(dataset.lengths, whole, PYTORCH_BATCH)
             ),
             "PyTorch, our buckets": [
-                {name: getattr(part, name) for name in names}
+                {name: getattr(part, name) for name in MODEL_INPUTS}
                 for _, part in by_bucket([dataset], PYTORCH_BATCH, buckets)
             ],
         }
@@ -156,6 +157,8 @@ def main(values) -> None:
         values.patience = sorted({0, *values.patience})
         records = checkpoint_case(values)
         show(values.checkpoint, records)
+        if values.torch:
+            show_factors(records)
         draw_ways(records, values.output / "throughput.png")
     else:
         records = []
@@ -167,6 +170,18 @@ def main(values) -> None:
                 records += here
         draw(records, values.output / "throughput.png")
     command_line.save(values.output, "throughput", values, records)
+
+
+def show_factors(records: list[dict]) -> None:
+    """What compiler, padding and exit each contribute to the speed-up over sorted PyTorch."""
+    speed = {each["way"]: each["examples/s"] for each in records}
+    buckets, pool = speed["PyTorch, our buckets"], speed["pool, patience 0"]
+    padding = buckets / speed["PyTorch, sorted by length"]
+    print(f"\ncompiler {pool / buckets:.2f}x, padding {padding:.2f}x", end="")
+    for way in speed:
+        if way.startswith("pool") and way != "pool, patience 0":
+            print(f", exit at {way.removeprefix('pool, ')} {speed[way] / pool:.2f}x", end="")
+    print()
 
 
 def show(title: str, records: list[dict]) -> None:
@@ -222,20 +237,27 @@ def draw_ways(records: list[dict], path) -> None:
     plt.close(figure)
 
 
+def _means(text: str) -> list[int]:
+    means = command_line.positive_integers(text)
+    if max(means) > 12:
+        raise argparse.ArgumentTypeError(f"{max(means)} is more than the 12 layers")
+    return means
+
+
 def arguments():
     result = command_line.parser(
         __doc__.splitlines()[0], models="bert-base,albert-base", budget_minutes=25
     )
     positive_integers = command_line.positive_integers
     result.add_argument("--rows", type=positive_integers, default=[1, 4, 16, 64, 256])
-    result.add_argument("--sequence_length", type=int, default=64)
-    result.add_argument("--means", type=positive_integers, default=[4, 6, 8], help="of 12 layers")
+    result.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
+    result.add_argument("--means", type=_means, default=[4, 6, 8], help="of 12 layers")
     drivers = command_line.names_of(("full", "loop", "pool", "auto"))
     result.add_argument("--drivers", type=drivers, default=["full", "loop", "pool"])
-    result.add_argument("--chunk_tokens", type=int, help="tokens in a chunk of the pool")
-    result.add_argument("--rounds", type=int, default=10, help="at most so many")
+    result.add_argument("--chunk_tokens", type=command_line.positive_integer, help="of the pool")
+    result.add_argument("--rounds", type=command_line.positive_integer, default=10)
     result.add_argument("--checkpoint", help="a run directory of train.py")
-    result.add_argument("--patience", type=lambda text: [*map(int, text.split(","))], default=[0])
+    result.add_argument("--patience", type=command_line.patience_values, default=[0])
     result.add_argument("--regression_threshold", type=float, default=0.0)
     return result
 

@@ -25,7 +25,7 @@ _STEPS = 1_000_000  # Of the schedule; far more than are timed.
 
 def jax_step(model, batch):
     """A call that makes one step and waits for it."""
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(1)
     graph, parameters = split(stacked(model))
     config = TrainConfig()
     state = parallel.replicate(initial_state(parameters, config, _STEPS), mesh)
@@ -94,8 +94,8 @@ def draw(records: list[dict], path) -> None:
 def arguments():
     result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
     result.add_argument("--sequence_lengths", type=command_line.positive_integers, default=[32, 64])
-    result.add_argument("--batch_size", type=int, default=32)
-    result.add_argument("--rounds", type=int, default=10, help="at most so many")
+    result.add_argument("--batch_size", type=command_line.positive_integer, default=32)
+    result.add_argument("--rounds", type=command_line.positive_integer, default=10)
     return result
 
 

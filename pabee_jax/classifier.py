@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pabee_jax import compilation_cache as persistent_cache
 from pabee_jax import parallel
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, warn
-from pabee_jax.data.batching import by_bucket, inference_buckets
+from pabee_jax.data.batching import bucket_of, by_bucket, inference_buckets, prefetched
 from pabee_jax.data.inputs import Text, Tokens, checked_texts, checked_tokens
 from pabee_jax.data.tokenization import Dataset
 from pabee_jax.drivers import plan
@@ -25,18 +25,20 @@ from pabee_jax.model import EarlyExitModel, in_compute_dtype, merge, split
 from pabee_jax.predictions import Predictions, predictions_of
 from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 
-_ROWS_PER_BLOCK = 512  # Texts that are tokenised at a time.
+_ROWS_PER_BLOCK = 256  # Texts that are tokenised at a time.
 
 
 class _Source(NamedTuple):
     """Attributes:
     num_rows: rows in all.
+    longest: no row has more tokens.
     buckets: the sequence lengths at which they run.
     blocks: the rows, a block at a time. Texts are tokenised when their block is asked for, which
         is while the device works on earlier ones.
     """
 
     num_rows: int
+    longest: int
     buckets: tuple[int, ...]
     blocks: Iterable[Dataset]
 
@@ -95,7 +97,8 @@ class EarlyExitClassifier:
                 from `seed`.
             chunk_tokens: tokens (rows times sequence length) that run together in the `pool`
                 driver; absent, a number that suits the device.
-            compilation_cache: a directory that keeps compiled programs for the next process.
+            compilation_cache: a directory that keeps compiled programs for the next process; from
+                then on those of this whole process.
 
         Raises:
             InputError: see `pabee_jax.pretrained.load_pretrained`; an unknown driver or dtype; a
@@ -105,7 +108,7 @@ class EarlyExitClassifier:
         plan.check_size("chunk_tokens", chunk_tokens)
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
-        if compilation_cache is not None:
+        if compilation_cache is not None:  # Before loading, which compiles as well.
             persistent_cache.enable(compilation_cache)
         pretrained = load_pretrained(path_or_hub_id, num_labels=num_labels, dtype=dtype, seed=seed)
         return cls(
@@ -206,7 +209,7 @@ class EarlyExitClassifier:
         Decided once, by the memory that is free when it is first asked for: another size would be
         another program.
         """
-        return self.pool_plan().rows
+        return self._pool_plan(None, self.pretrained.max_length).rows
 
     def pool_plan(
         self, batch_size: int | None = None, sequence_length: int | None = None
@@ -214,21 +217,16 @@ class EarlyExitClassifier:
         """Sizes of the pool for a batch size, and the memory it will take. Allocates nothing.
 
         Args:
-            batch_size: rows; absent, as many as are good for speed and fit into a quarter of the
-                memory that is free.
+            batch_size: rows; absent, `pool_rows`: as many as are good for speed and fit into a
+                quarter of the memory that is free.
             sequence_length: absent, the longest that the checkpoint allows.
 
         Raises:
             InputError: a size below 1.
         """
-        return plan.pool_plan(
-            self.pretrained.model.config,
-            self._mesh,
-            sequence_length or self.pretrained.max_length,
-            bytes_per_value=self.pretrained.model.dtype.itemsize,
-            rows=batch_size,
-            chunk_tokens=self._chunk_tokens,
-        )
+        rows = self.pool_rows if batch_size is None else batch_size
+        length = self.pretrained.max_length if sequence_length is None else sequence_length
+        return self._pool_plan(rows, length)
 
     def warmup(self, batch_size: int | None = None) -> None:
         """Compiles every shape of the model that `predict` will use for texts with this batch size.
@@ -240,23 +238,35 @@ class EarlyExitClassifier:
         counts = {min(plan.next_power_of_two(rows), most) for rows in range(1, most + 1)}
         if self._pools:
             limit = 0 if self.driver == "pool" else self._loop_rows
-            counts = {rows for rows in counts if rows <= limit}
-            # As many rows as a pool has compile it; few rows would do, but which shape they take
-            # is for `plan` to say.
+            counts = {rows for rows in counts if rows <= limit} | {min(limit, most)} - {0}
             counts |= {max(rows, min(limit + 1, most)) for rows in plan.pool_shapes(most)}
         for length in inference_buckets(self.pretrained.max_length):
             for rows in sorted(counts):
-                ones = np.ones((rows, length), np.int32)
-                self.predict(Dataset(ones, ones, 0 * ones), batch_size)
+                # Rows without a token count as having left: nothing is computed for them.
+                nothing = np.zeros((rows, length), np.int32)
+                self.predict(Dataset(nothing, nothing, nothing), batch_size)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the checkpoint, with the criterion chosen for it."""
         chosen = dataclasses.replace(self.pretrained, criterion=self.criterion)
         save_pretrained(chosen, Path(directory))
 
+    def _pool_plan(self, rows: int | None, sequence_length: int) -> plan.PoolPlan:
+        return plan.pool_plan(
+            self.pretrained.model.config,
+            self._mesh,
+            sequence_length,
+            bytes_per_value=self.pretrained.model.dtype.itemsize,
+            rows=rows,
+            chunk_tokens=self._chunk_tokens,
+        )
+
     @property
     def _pools(self) -> bool:
         return self.driver in ("auto", "pool")
+
+    def _takes_pool(self, rows: int) -> bool:
+        return self.driver == "pool" or (self.driver == "auto" and rows > self._loop_rows)
 
     @property
     def _loop_rows(self) -> int:
@@ -266,7 +276,7 @@ class EarlyExitClassifier:
     def _read(self, inputs: Sequence[Text] | Tokens | Dataset) -> _Source:
         if isinstance(inputs, Dataset | Mapping):
             dataset = self.tokenize(inputs)
-            count, longest, read = len(dataset), dataset.input_ids.shape[1], dataset.take
+            count, longest, read = len(dataset), int(dataset.lengths.max()), dataset.take
         else:
             texts, pairs = checked_texts(inputs)
             count, longest = len(texts), 0
@@ -276,13 +286,18 @@ class EarlyExitClassifier:
 
         starts = range(0, count, _ROWS_PER_BLOCK)
         blocks = (read(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
-        return _Source(count, inference_buckets(max(longest, self.pretrained.max_length)), blocks)
+        if count > _ROWS_PER_BLOCK:
+            blocks = prefetched(blocks)
+        limit = self.pretrained.max_length
+        return _Source(count, longest or limit, inference_buckets(max(longest, limit)), blocks)
 
     def _early_exit_jobs(self, source: _Source, batch_size: int | None) -> Iterator[Job]:
         """Every batch through `loop` or `pool`."""
         size = batch_size or (self.pool_rows if self._pools else plan.DEFAULT_BATCH_SIZE)
-        if self._pools and batch_size:
-            plan.check_fits(self.pool_plan(size, source.buckets[-1]), self._mesh)
+        if batch_size and self._takes_pool(min(size, source.num_rows)):
+            shape = plan.pool_shape(min(size, source.num_rows), size)
+            length = bucket_of(source.longest, source.buckets)
+            plan.check_fits(self._pool_plan(shape, length), self._mesh)
         criterion = as_arrays(self.criterion)
 
         def run(batch, row, chunk_size=None):
@@ -297,10 +312,10 @@ class EarlyExitClassifier:
             )
 
         for rows, part in by_bucket(source.blocks, size, source.buckets):
-            if not self._pools or (self.driver == "auto" and len(rows) <= self._loop_rows):
-                yield Job(rows, part, plan.next_power_of_two(len(rows)), run)
-            else:
-                shape = next(each for each in plan.pool_shapes(size) if each >= len(rows))
-                pool = self.pool_plan(shape, part.input_ids.shape[1])
+            if self._takes_pool(len(rows)):
+                shape = plan.pool_shape(len(rows), size)
+                pool = self._pool_plan(shape, part.input_ids.shape[1])
                 in_chunks = functools.partial(run, chunk_size=pool.chunk_size)
                 yield Job(rows, part, pool.rows, in_chunks)
+            else:
+                yield Job(rows, part, plan.next_power_of_two(len(rows)), run)

@@ -18,6 +18,8 @@ def enable(directory: str | Path) -> None:
         InputError: the directory cannot be made or written to.
     """
     path = Path(directory).expanduser()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"the compilation cache {directory} is a file; it must be a directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):

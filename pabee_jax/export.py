@@ -32,7 +32,7 @@ from safetensors.numpy import save
 from pabee_jax import command_line
 from pabee_jax.atomic import temporary_of, write_atomically
 from pabee_jax.classifier import EarlyExitClassifier
-from pabee_jax.criteria import to_config
+from pabee_jax.criteria import CRITERIA
 from pabee_jax.drivers import loop, plan
 from pabee_jax.errors import InputError
 from pabee_jax.exported import (
@@ -77,8 +77,13 @@ def export(
             written, or flatbuffers is not installed.
     """
     output = Path(output).expanduser()
+    platforms = [platforms] if isinstance(platforms, str) else platforms
     _check_arguments(output, platforms, sequence_length)
-    to_config(classifier.criterion)  # Another process could not find a class of the user's own.
+    if type(classifier.criterion) not in CRITERIA.values():
+        raise InputError(
+            f"the exit criterion {type(classifier.criterion).__name__} is a class of your own, "
+            f"which another process could not find; known are {', '.join(CRITERIA)}"
+        )
     config = classifier.pretrained.model.config
     length = sequence_length or classifier.pretrained.max_length
     if length > config.max_position_embeddings:

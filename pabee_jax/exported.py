@@ -63,6 +63,7 @@ class Artifact:
     def to_json(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"format": FORMAT, "criterion": to_config(self.criterion)}
+        values["sha256_of_this"] = _digest_of(values)
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -84,7 +85,13 @@ class Artifact:
             raise InputError(
                 f"{path} has format version {values['format']!r}, but this pabee_jax reads {FORMAT}"
             )
+        if values.pop("sha256_of_this", None) != _digest_of(values):
+            raise InputError(f"{path} is damaged: its values are not those that were written")
         return cls(**{field.name: _value(path, field, values) for field in dataclasses.fields(cls)})
+
+
+def _digest_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _value(path: Path, field: dataclasses.Field, values: Mapping[str, Any]) -> Any:

@@ -255,7 +255,7 @@ def test_margins_are_those_of_the_decisions_on_the_way():
     np.testing.assert_allclose(sweep.decision_margins(point, logits), [0.5, 1e-6])
     moved = sweep.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
     text = sweep.agreement([moved], [point], logits)
-    assert text.startswith("1 of 2 exits are at another layer than in the full pass; 1 hang on")
+    assert text.startswith("1 of 2 exits are at another layer than in the full pass (1 of them")
 
     scores = np.array([0.0, 0.25, 1.0], np.float32).reshape(3, 1, 1)
     point = sweep.OperatingPoint(Patience(1, 0.25), np.array([3]), scores[-1], {}, 3)

@@ -80,7 +80,15 @@ def copy(directory, tmp_path):
 
 def change(directory, **values):
     path = directory / "artifact.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    values = json.loads(path.read_text()) | values
+    del values["sha256_of_this"]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(values | {"sha256_of_this": digest}))
+
+
+def flip(directory):
+    path = directory / "artifact.json"
+    path.write_text(path.read_text().replace('"sequence_length": 12', '"sequence_length": 13'))
 
 
 def contents(directory):
@@ -208,7 +216,7 @@ def test_refuses_a_criterion_of_the_users_own(tmp_path):
     class Mine(Patience):
         pass
 
-    with pytest.raises(InputError, match="Mine"):
+    with pytest.raises(InputError, match="criterion Mine is a class of your own"):
         export.export(classifier_of(criterion=Mine(1)), tmp_path / "new")
 
 
@@ -266,6 +274,7 @@ def test_names_the_extra_when_flatbuffers_is_absent(classifier, directory, tmp_p
         (lambda path: (path / "artifact.json").write_text("{"), "it is not JSON"),
         (lambda path: (path / "artifact.json").write_bytes(b"\xff"), "it is not JSON"),
         (lambda path: (path / "artifact.json").write_text("[]"), "says no format version"),
+        (flip, "artifact.json is damaged: its values are not those that were written"),
         (lambda path: change(path, format=2), "format version 2, but this pabee_jax reads 1"),
         (lambda path: change(path, sequence_length=None), "damaged: sequence_length is None"),
         (lambda path: change(path, criterion={"criterion": "luck"}), "exit criterion 'luck'"),

@@ -1,5 +1,6 @@
 """Rows -> batches of static shapes. A training batch is a pure function of (seed, step)."""
 
+import concurrent.futures
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from pabee_jax.data.tokenization import Dataset
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def sequence_buckets(
@@ -84,6 +87,20 @@ def training_batch(
     rows = training_rows(len(dataset), batch_size, seed, step)
     longest = int(dataset.lengths[rows].max())
     return assemble(dataset, rows, batch_size, bucket_of(longest, buckets))
+
+
+def prefetched(blocks: Iterable[Dataset]) -> Iterator[Dataset]:
+    """The same blocks, each made by another thread while the one before is in use.
+
+    Dispatching a program may block the thread that does it: a GPU asks the host after every
+    iteration of a loop whose end depends on data.
+    """
+    blocks = iter(blocks)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = thread.submit(next, blocks, None)
+            yield block
 
 
 def by_bucket(

@@ -9,10 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax import parallel
-from pabee_jax.data.batching import assemble
+from pabee_jax.data.batching import MODEL_INPUTS, assemble
 from pabee_jax.data.tokenization import Dataset
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # How many batches the devices may have in front of them: enough that they never wait for the host,
 # few enough that the inputs do not fill their memory.
 _BATCHES_AHEAD = 4
@@ -61,7 +60,7 @@ def _on_devices(job: Job, mesh: Mesh):
     dealt = np.arange(size).reshape(-1, devices).T.ravel()
     count = len(job.rows)
     values = assemble(job.part, np.arange(count), size, job.part.input_ids.shape[1])
-    batch = {name: values[name] for name in _MODEL_INPUTS}
+    batch = {name: values[name] for name in MODEL_INPUTS}
     batch["row"] = np.pad(job.rows.astype(np.int32), (0, size - count))
     batch = {name: each[dealt] for name, each in batch.items()}
     batch = parallel.shard_batch(batch, mesh)

@@ -1,8 +1,10 @@
 """Which driver runs a batch, and how large pools and chunks are: every such choice in one place."""
 
 import dataclasses
+import math
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax.config import ModelConfig
@@ -69,8 +71,12 @@ def check_driver(driver: str) -> None:
 
 
 def check_size(name: str, value: int | None) -> None:
-    """Raises InputError for a number of rows or tokens below 1; None means the default."""
-    if value is not None and value < 1:
+    """Raises InputError for what is no whole number of rows or tokens; None means the default."""
+    if value is None:
+        return
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
         raise InputError(f"{name} must be at least 1, not {value}")
 
 
@@ -89,6 +95,11 @@ def pool_shapes(batch_size: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, batch_size // _SMALL_POOL), batch_size}))
 
 
+def pool_shape(rows: int, batch_size: int) -> int:
+    """The smallest of `pool_shapes` that holds `rows`."""
+    return next(shape for shape in pool_shapes(batch_size) if shape >= rows)
+
+
 def pool_plan(
     config: ModelConfig,
     mesh: Mesh,
@@ -105,6 +116,7 @@ def pool_plan(
     """
     check_size("batch_size", rows)
     check_size("chunk_tokens", chunk_tokens)
+    check_size("sequence_length", sequence_length)
     defaults, devices = backend(mesh), mesh.shape[DATA]
     chunk = max(1, (chunk_tokens or defaults.chunk_tokens) // sequence_length)
 
@@ -116,7 +128,8 @@ def pool_plan(
     if rows is not None:
         return plan(-(-rows // devices))
     chosen, free = plan(defaults.pool_rows), _free_bytes(mesh)
-    while free and chosen.rows > devices and chosen.bytes_per_device > _MEMORY_SHARE * free:
+    allowed = math.inf if free is None else _MEMORY_SHARE * free
+    while chosen.rows > devices and chosen.bytes_per_device > allowed:
         chosen = plan(chosen.rows // devices // 2)
     return chosen
 
@@ -132,20 +145,21 @@ def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, si
     """Inputs, hidden states, keys and values of all rows, and the activations of one chunk.
 
     Per token of a chunk: its own hidden states, keys, values and residual, the feed-forward's
-    inside, and three arrays of attention scores.
+    inside, and three arrays of attention scores, which are float32 in any case.
     """
     inputs = 3 * 4 * rows * length
     carried = 3 * size * rows * length * config.hidden_size
-    per_token = 6 * config.hidden_size + config.intermediate_size
-    per_token += 3 * config.num_attention_heads * length
-    return inputs + carried + size * chunk_size * length * per_token
+    per_token = size * (6 * config.hidden_size + config.intermediate_size)
+    per_token += 4 * 3 * config.num_attention_heads * length
+    return inputs + carried + chunk_size * length * per_token
 
 
 def _free_bytes(mesh: Mesh) -> int | None:
     """Memory that is free on each device of this process; None where nobody says."""
     device = mesh.local_devices[0]
-    if device.platform == "cpu":
-        return _free_host_bytes()
+    if device.platform == "cpu":  # All CPU devices share the host's memory.
+        free = _free_host_bytes()
+        return None if free is None else free // len(mesh.local_devices)
     statistics = device.memory_stats() or {}
     if "bytes_limit" not in statistics:
         return None
@@ -156,6 +170,14 @@ def _free_host_bytes() -> int | None:
     try:
         # Not sysconf's free pages: those leave out what the file cache would give back.
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+        free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
     except (OSError, StopIteration):
         return None
+    try:  # A container may have less.
+        limit, used = (
+            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii"))
+            for name in ("max", "current")
+        )
+        return max(0, min(free, limit - used))
+    except (OSError, ValueError):  # No such limit.
+        return free

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from pabee_jax.criteria import ExitCriterion, as_arrays
+from pabee_jax.drivers.plan import next_power_of_two
 from pabee_jax.errors import InputError
 
 
@@ -49,4 +50,8 @@ def replay(
     logits = jnp.asarray(logits, jnp.float32)
     if logits.ndim != 3 or 0 in logits.shape:
         raise InputError(f"logits must be (exits, rows, classes), not of shape {logits.shape}")
-    return _replay(as_arrays(criterion), logits)
+    rows = logits.shape[1]
+    # So that many numbers of rows share a program.
+    padded = jnp.pad(logits, ((0, 0), (0, next_power_of_two(rows) - rows), (0, 0)))
+    exit_layer, exit_logits = _replay(as_arrays(criterion), padded)
+    return exit_layer[:rows], exit_logits[:rows]

@@ -103,7 +103,7 @@ def walk(
         logits=no_logits,
         exit_layer=none,
     )
-    for _ in range(control.untested_layers):
+    for _ in range(min(control.untested_layers, num_layers)):
         state = step(state)
     if control.kind == "while":
         traced = state._replace(layer=jnp.int32(state.layer))

@@ -86,8 +86,6 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
     Raises:
         InputError: a checkpoint or data that cannot be used, or that do not fit each other.
     """
-    if options.compilation_cache:
-        compilation_cache.enable(options.compilation_cache)
     checkpoint = Path(options.checkpoint).expanduser()
     if (checkpoint / run_directory.CONFIG_FILE).is_file() and not (
         checkpoint / run_directory.WEIGHTS_FILE
@@ -103,6 +101,8 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
         )
     config = config or run_directory.read_config(checkpoint)
     check(config)
+    if options.compilation_cache:
+        compilation_cache.enable(options.compilation_cache)
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
     for setting in options.settings:
@@ -179,6 +179,8 @@ def _evaluate_one(
     points = sweep.replayed(logits, options.settings, task, rows)
     if options.driver != "full":
         expected = points
+        if classifier.driver == "pool":
+            print(classifier.pool_plan(options.batch_size))
         points = sweep.run(classifier, options.settings, task, rows, options.batch_size)
         print(sweep.agreement(points, expected, logits))
     if options.time:
@@ -186,8 +188,6 @@ def _evaluate_one(
         if options.driver == "full":
             classifier = EarlyExitClassifier(classifier.pretrained, driver="auto")
         points = sweep.timed(points, classifier, rows, options.batch_size)
-    if classifier.driver in ("auto", "pool"):
-        print(classifier.pool_plan(options.batch_size))
     return points, logits
 
 

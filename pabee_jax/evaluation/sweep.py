@@ -159,18 +159,19 @@ def timed(
 def agreement(
     found: Sequence[OperatingPoint], expected: Sequence[OperatingPoint], logits: np.ndarray
 ) -> str:
-    """How many exits differ from those that the full pass says, and how many might, in a sentence.
+    """How many exits differ from those that the full pass says, in a sentence.
 
     Products of different batch sizes round differently, so a row may leave elsewhere when one of
-    its decisions hangs on less than `MARGIN`.
+    its decisions hangs on less than `MARGIN`; no other row may.
     """
-    pairs = list(zip(found, expected, strict=True))
-    elsewhere = sum(int((one.exit_layers != other.exit_layers).sum()) for one, other in pairs)
-    close = sum(int((decision_margins(other, logits) < MARGIN).sum()) for other in expected)
-    exits = sum(len(one.exit_layers) for one in found)
+    exits = moved = close = 0
+    for one, other in zip(found, expected, strict=True):
+        elsewhere = one.exit_layers != other.exit_layers
+        exits, moved = exits + len(elsewhere), moved + int(elsewhere.sum())
+        close += int((elsewhere & (decision_margins(other, logits) < MARGIN)).sum())
     return (
-        f"{elsewhere} of {exits} exits are at another layer than in the full pass; {close} hang on "
-        f"a decision closer than {MARGIN:g}"
+        f"{moved} of {exits} exits are at another layer than in the full pass ({close} of them "
+        f"hang on a decision closer than {MARGIN:g})"
     )
 
 
