@@ -46,7 +46,7 @@ def test_leaves_a_table_a_picture_and_every_figure(name, tmp_path):
         (["throughput", "--models=gpt"], "'gpt' is not one of bert-base"),
         (["throughput", "--drivers=fast"], "'fast' is not one of full, loop, pool, auto"),
         (["throughput", "--checkpoint=nowhere"], "nowhere is not a run directory"),
-        (["throughput", "--chunk_tokens=-1", "--models=tiny"], "chunk_tokens must be at least 1"),
+        (["throughput", "--chunk_tokens=-1", "--models=tiny"], "'-1' is not a number above 0"),
         (["latency", "--budget_minutes=-1"], "'-1' is not a number above 0"),
     ],
 )

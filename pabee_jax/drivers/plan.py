@@ -70,7 +70,7 @@ def check_driver(driver: str) -> None:
         raise InputError(f"unknown driver {driver!r}; known are {', '.join(DRIVERS)}")
 
 
-def check_size(name: str, value: int | None) -> None:
+def check_size(name: str, value: object) -> None:
     """Raises InputError for what is no whole number of rows or tokens; None means the default."""
     if value is None:
         return
