@@ -3,11 +3,6 @@
 python evaluate.py --checkpoint runs/mrpc --patience 0,3,4,5,6
 """
 
-import os
-
-# transformers warns at import that without PyTorch it has no models; only tokenizers are used.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
 from absl import flags
 from ml_collections import config_flags
 

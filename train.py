@@ -3,11 +3,6 @@
 python train.py --config configs/demo.py --workdir runs/demo
 """
 
-import os
-
-# transformers warns at import that without PyTorch it has no models; only tokenizers are used.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
 from pathlib import Path
 
 from absl import flags

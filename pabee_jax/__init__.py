@@ -1,5 +1,10 @@
 """Patience-based early exit (PABEE) for BERT and ALBERT in JAX."""
 
+import os
+
+# transformers warns at import that without PyTorch it has no models; only tokenizers are used.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import ExitCriterion, Patience
 from pabee_jax.drivers.loop import early_exit
