@@ -191,30 +191,31 @@ def show(title: str, records: list[dict]) -> None:
 
 
 def draw(records: list[dict], path) -> None:
-    """Examples per second against rows, one line per driver and mean, one panel per model."""
+    """Examples per second against the mean exit layer, a line per driver and number of rows."""
     models = list(dict.fromkeys(each["model"] for each in records))
-    figure, axes = plt.subplots(1, len(models), figsize=(5.5 * len(models), 4), squeeze=False)
-    markers = {"full": "s", "loop": "^", "pool": "o", "auto": "d", "PyTorch": "x"}
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False)
+    colors = {"full": "#777777", "loop": "#d1495b", "pool": "#3b7dd8", "auto": "#66a182"}
+    markers = ("o", "^", "s", "d", "v", "P", "*")
+    all_rows = list(dict.fromkeys(each["rows"] for each in records))
     for axis, name in zip(axes[0], models, strict=True):
         here = [each for each in records if each["model"] == name]
-        depth = max(each["mean exit layer"] for each in here)
-        for driver in dict.fromkeys(each["driver"] for each in here):
-            for mean in sorted({round(each["mean exit layer"]) for each in here}):
-                line = [
-                    each
-                    for each in here
-                    if each["driver"] == driver and round(each["mean exit layer"]) == mean
-                ]
-                if line:
-                    axis.plot(
-                        [each["rows"] for each in line],
-                        [each["examples/s"] for each in line],
-                        marker=markers.get(driver, "."),
-                        color="black" if driver == "PyTorch" else plt.cm.viridis(1 - mean / depth),
-                        label=f"{driver}, mean exit {mean}",
-                    )
-        axis.set(title=name, xlabel="rows", ylabel="examples per second", ylim=(0, None))
-        axis.set_xscale("log", base=2)
+        for driver, rows in dict.fromkeys((each["driver"], each["rows"]) for each in here):
+            line = [each for each in here if (each["driver"], each["rows"]) == (driver, rows)]
+            line.sort(key=lambda each: each["mean exit layer"])
+            axis.plot(
+                [each["mean exit layer"] for each in line],
+                [each["examples/s"] for each in line],
+                marker=markers[all_rows.index(rows) % len(markers)],
+                color=colors.get(driver, "black"),
+                lw=1,
+                label=f"{driver}, {rows} rows",
+            )
+        deepest = [each for each in here if each["speed-up"] == 1 and each["driver"] != "PyTorch"]
+        best = max(deepest, key=lambda each: each["examples/s"])
+        means = np.linspace(best["mean exit layer"] / 4, best["mean exit layer"])
+        ideal = best["examples/s"] * best["mean exit layer"] / means
+        axis.plot(means, ideal, ":", color="black", lw=1, label="fastest full depth x L / mean")
+        axis.set(title=name, xlabel="mean exit layer", ylabel="examples per second", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7)
     figure.tight_layout()
