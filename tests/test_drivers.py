@@ -78,7 +78,7 @@ def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_sizes, thresh
     return clear
 
 
-@pytest.mark.parametrize(("name", "labels"), zip(MODELS, (3, 1, 3), strict=True))
+@pytest.mark.parametrize(("name", "labels"), list(zip(MODELS, (3, 1, 3), strict=True)))
 @pytest.mark.parametrize(("devices", "rows"), [(1, 7), (8, 32)])
 def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
     clear = assert_every_driver_agrees(
