@@ -18,7 +18,7 @@ _DRIVER = flags.DEFINE_string(
 )
 _TIME = flags.DEFINE_bool("time", False, "Also measure milliseconds per example.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Rows that run together; by default 32, and in a pool what memory allows."
+    "batch_size", None, "Rows that run together; by default 32, in a pool 256 if they fit."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory of the results; by default the checkpoint."

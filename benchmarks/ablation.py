@@ -6,19 +6,18 @@
 Without a checkpoint: a random model of the shape given by --models and 408 rows of 64 tokens.
 """
 
-import matplotlib
+from pathlib import Path
+
 import numpy as np
 
 from benchmarks import command_line, pytorch
 from benchmarks.checkpoint import dev_set
+from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience, replay
 from pabee_jax.data.batching import MODEL_INPUTS
 from pabee_jax.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def measures_of(pretrained: Pretrained, rows, settings, torch_dtype: str | None) -> dict:
@@ -83,21 +82,14 @@ def main(values) -> None:
         columns = ["way", "seconds", "of one full-depth pass"]
         print(command_line.table(columns, [[each[key] for key in columns] for each in here]))
         records += here
-    draw(records, values.output / "ablation.png")
+    bars(
+        values.output / "ablation.png",
+        [f"{Path(each['model']).name}: {each['way']}" for each in records],
+        [each["of one full-depth pass"] for each in records],
+        "time, in full-depth passes",
+        "%.2f",
+    )
     command_line.save(values.output, "ablation", values, records)
-
-
-def draw(records: list[dict], path) -> None:
-    figure, axis = plt.subplots(figsize=(7, 0.45 * len(records) + 1))
-    names = [f"{each['model'].rstrip('/').split('/')[-1]}: {each['way']}" for each in records]
-    bars = axis.barh(names, [each["of one full-depth pass"] for each in records])
-    axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel="time, in full-depth passes")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def arguments():

@@ -120,9 +120,7 @@ def records_of(name, length, layers, exit_layers, controls, seconds) -> list[dic
                     "straight-line ms": 1000 * seconds[f"straight {layer}"],
                     "efficiency": seconds[f"{control} {layers}"] / here * share,
                     "efficiency over the fastest": fastest / here * share,
-                    "PyTorch full depth ms": 1000 * seconds["torch"]
-                    if "torch" in seconds
-                    else None,
+                    "PyTorch full depth ms": theirs and 1000 * theirs,
                     "of PyTorch": theirs and here / theirs,
                     "rounds": seconds["rounds"],
                 }

@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import command_line, pytorch
 from benchmarks.checkpoint import dev_set
 from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
+from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import flops_per_token, random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
@@ -159,7 +160,15 @@ def main(values) -> None:
         show(values.checkpoint, records)
         if values.torch:
             show_factors(records)
-        draw_ways(records, values.output / "throughput.png")
+        names = [each["way"] for each in records]
+        bars(
+            values.output / "throughput.png",
+            names,
+            [each["examples/s"] for each in records],
+            f"examples per second ({jax.devices()[0].device_kind})",
+            "%.0f",
+            ["#999999" if "PyTorch" in name else "#3b7dd8" for name in names],
+        )
     else:
         records = []
         budget = Budget(values.budget_minutes, len(values.models) * len(values.rows))
@@ -218,21 +227,6 @@ def draw(records: list[dict], path) -> None:
         axis.set(title=name, xlabel="mean exit layer", ylabel="examples per second", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_ways(records: list[dict], path) -> None:
-    """Examples per second, one bar per way of running the dev set."""
-    figure, axis = plt.subplots(figsize=(7, 0.45 * len(records) + 1))
-    names = [each["way"] for each in records]
-    colors = ["#999999" if "PyTorch" in name else "#3b7dd8" for name in names]
-    bars = axis.barh(names, [each["examples/s"] for each in records], color=colors)
-    axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel=f"examples per second ({jax.devices()[0].device_kind})")
-    axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

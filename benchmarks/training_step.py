@@ -6,19 +6,16 @@ Dropout is active, the optimiser is AdamW, the loss is the joint one over all ex
 """
 
 import jax
-import matplotlib
 import numpy as np
 
 from benchmarks import command_line, pytorch
+from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import flops_per_token, random_model, random_tokens
 from pabee_jax import parallel
 from pabee_jax.model import split, stacked
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _STEPS = 1_000_000  # Of the schedule; far more than are timed.
 
@@ -74,21 +71,14 @@ def main(values) -> None:
         print()
         print(command_line.table(columns, [[each[key] for key in columns] for each in here]))
         records += here
-    draw(records, values.output / "training_step.png")
+    bars(
+        values.output / "training_step.png",
+        [f"{each['model']}, S = {each['S']}: {each['way']}" for each in records],
+        [each["ms/step"] for each in records],
+        "ms per step",
+        "%.0f",
+    )
     command_line.save(values.output, "training_step", values, records)
-
-
-def draw(records: list[dict], path) -> None:
-    figure, axis = plt.subplots(figsize=(7, 0.45 * len(records) + 1))
-    names = [f"{each['model']}, S = {each['S']}: {each['way']}" for each in records]
-    bars = axis.barh(names, [each["ms/step"] for each in records])
-    axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel="ms per step")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def arguments():

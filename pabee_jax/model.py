@@ -39,6 +39,12 @@ def full_precision(dtype: str | np.dtype = "float32"):
     return contextlib.nullcontext()
 
 
+def attention_mask(batch: Batch) -> Mask:
+    """Which positions of a batch may be attended to; every one where the batch does not say."""
+    ones = jnp.ones_like(jnp.asarray(batch["input_ids"]))
+    return jnp.asarray(batch.get("attention_mask", ones), bool)
+
+
 def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
     """Inverted dropout; the identity without a key."""
     return nnx.Dropout(rate)(x, deterministic=key is None, rngs=key)
@@ -237,7 +243,7 @@ class EarlyExitModel(nnx.Module):
         `token_type_ids` (absent: one segment), each (batch, seq) int.
         """
         input_ids = jnp.asarray(batch["input_ids"])
-        mask = jnp.asarray(batch.get("attention_mask", jnp.ones_like(input_ids)), bool)
+        mask = attention_mask(batch)
         token_type_ids = jnp.asarray(batch.get("token_type_ids", jnp.zeros_like(input_ids)))
         chex.assert_rank(input_ids, 2)
         chex.assert_equal_shape([input_ids, mask, token_type_ids])

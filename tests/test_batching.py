@@ -12,6 +12,7 @@ import pytest
 from pabee_jax.data.batching import (
     assemble,
     by_bucket,
+    inference_buckets,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
@@ -116,9 +117,10 @@ def test_a_row_outside_the_batch_does_not_widen_it():
     assert widths == {8, 32}
 
 
-def test_at_most_five_buckets_and_the_last_is_the_limit():
+@pytest.mark.parametrize("get", [sequence_buckets, inference_buckets])
+def test_at_most_five_buckets_and_the_last_is_the_limit(get):
     for max_length in range(8, 513):
-        buckets = sequence_buckets(max_length)
+        buckets = get(max_length)
         assert 1 <= len(buckets) <= 5 and buckets[-1] == max_length, buckets
         assert list(buckets) == sorted(set(buckets)), buckets
         assert all(bucket % 8 == 0 for bucket in buckets[:-1]), buckets

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from pabee_jax.criteria import ExitCriterion
-from pabee_jax.drivers.walk import CONTROL, Control, Exits, Layer, walk
-from pabee_jax.model import Batch, EarlyExitModel, Hidden, KeysValues, Mask, Queries
+from pabee_jax.drivers.walk import CONTROL, Control, Exits, Layer, no_logits, walk
+from pabee_jax.model import Batch, EarlyExitModel, Hidden, KeysValues, Mask, Queries, attention_mask
 
 Carry = TypeVar("Carry")
 # Of the layer that was started last: the hidden states that enter it, and their keys and values.
@@ -48,14 +48,12 @@ def pooled_early_exit(
     """
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
     input_ids = batch["input_ids"]
-    mask = jnp.asarray(batch.get("attention_mask", jnp.ones_like(input_ids)), bool)
-    config = model.config
-    # Made from the batch, here and below, so that they are sharded as the batch is.
+    mask, config = attention_mask(batch), model.config
+    # Made from the batch, so that it is sharded as the batch is.
     nothing = (0 * input_ids[:, :, None]).astype(model.dtype)
     hidden = jnp.broadcast_to(nothing, (*input_ids.shape, config.hidden_size))
     heads = (*input_ids.shape, config.num_attention_heads, -1)
     keys_values = (hidden.reshape(heads), hidden.reshape(heads))
-    no_logits = nothing[:, 0].astype(jnp.float32) * jnp.zeros(config.num_labels)
 
     def embed_chunk(rows, hidden):
         part, _ = model.embed({name: _take(values, rows) for name, values in batch.items()})
@@ -71,7 +69,7 @@ def pooled_early_exit(
             started = jax.tree.map(lambda values, each: _put(values, rows, each), started, part)
             return started, _put(logits, rows, part_logits)
 
-        return _in_chunks(~done, chunk_size, run_chunk, (started, no_logits))
+        return _in_chunks(~done, chunk_size, run_chunk, (started, no_logits(model, mask)))
 
     hidden = _in_chunks(jnp.any(mask, axis=1), chunk_size, embed_chunk, hidden)
     return walk(model, (hidden, keys_values), mask, criterion, row, run_layer, control)

@@ -89,18 +89,15 @@ def walk(
             exit_layer=jnp.where(leaves, layer, state.exit_layer),
         )
 
-    # Everything is derived from the batch, so that it is sharded as the batch is.
     none = jnp.zeros_like(mask[:, 0], jnp.int32)
-    no_logits = none[:, None] * jnp.zeros(model.config.num_labels)
+    nothing = no_logits(model, mask)
     row = jnp.arange(none.shape[0]) if row is None else row
     state = WalkState(
         layer=0,
         hidden=hidden,
-        criterion_state=criterion.init(
-            no_logits, jnp.arange(none.shape[0]) if row is None else row
-        ),
+        criterion_state=criterion.init(nothing, row),
         done=~jnp.any(mask, axis=1),
-        logits=no_logits,
+        logits=nothing,
         exit_layer=none,
     )
     for _ in range(min(control.untested_layers, num_layers)):
@@ -117,6 +114,11 @@ def walk(
                 state._replace(layer=jnp.int32(layer)),
             )
     return state.exit_layer, state.logits
+
+
+def no_logits(model: EarlyExitModel, mask: Mask) -> Float[Array, "batch classes"]:
+    """Zeros, derived from the batch so that they are sharded as the batch is."""
+    return jnp.zeros_like(mask[:, :1], jnp.float32) * jnp.zeros(model.config.num_labels)
 
 
 def apply_layer(model: EarlyExitModel, layer: Layer, hidden: Hidden, mask: Mask) -> Hidden:

@@ -1,0 +1,28 @@
+"""The picture that several benchmarks draw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def bars(
+    path: Path,
+    names: Sequence[str],
+    values: Sequence[float],
+    xlabel: str,
+    number_format: str,
+    colors: Sequence[str] | None = None,
+) -> None:
+    """One labelled bar per name, the first on top."""
+    figure, axis = plt.subplots(figsize=(7, 0.45 * len(names) + 1))
+    axis.bar_label(axis.barh(names, values, color=colors), fmt=number_format, padding=3, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
