@@ -95,7 +95,7 @@ def main(values) -> None:
 def arguments():
     result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
     result.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
-    kind, default = command_line.patience_values, [0, 1, 2, 3, 4, 5]
+    kind, default = command_line.whole_numbers, [0, 1, 2, 3, 4, 5]
     result.add_argument("--patience", type=kind, default=default)
     result.add_argument("--regression_threshold", type=float, default=0.0)
     result.add_argument("--checkpoint", help="a run directory of train.py")

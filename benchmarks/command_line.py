@@ -38,7 +38,7 @@ def positive_integers(text: str) -> list[int]:
     return [positive_integer(part) for part in text.split(",")]
 
 
-def patience_values(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
     """An argument type: a comma-separated list of whole numbers, 0 or more."""
     try:
         values = [int(part) for part in text.split(",")]

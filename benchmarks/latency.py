@@ -22,7 +22,7 @@ from pabee_jax import parallel
 from pabee_jax.drivers.programs import run_early_exit
 from pabee_jax.drivers.walk import Control, apply_layer
 from pabee_jax.errors import InputError
-from pabee_jax.model import in_compute_dtype, merge, split
+from pabee_jax.parameters import in_compute_dtype, merge, split
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

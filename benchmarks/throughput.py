@@ -252,7 +252,7 @@ def arguments():
     result.add_argument("--chunk_tokens", type=command_line.positive_integer, help="of the pool")
     result.add_argument("--rounds", type=command_line.positive_integer, default=10)
     result.add_argument("--checkpoint", help="a run directory of train.py")
-    result.add_argument("--patience", type=command_line.patience_values, default=[0])
+    result.add_argument("--patience", type=command_line.whole_numbers, default=[0])
     result.add_argument("--regression_threshold", type=float, default=0.0)
     return result
 

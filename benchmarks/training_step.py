@@ -13,9 +13,10 @@ from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import flops_per_token, random_model, random_tokens
 from pabee_jax import parallel
-from pabee_jax.model import split, stacked
+from pabee_jax.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
+from pabee_jax.training.strategy import phase_of
 
 _STEPS = 1_000_000  # Of the schedule; far more than are timed.
 
@@ -25,13 +26,14 @@ def jax_step(model, batch):
     mesh = parallel.make_mesh(1)
     graph, parameters = split(stacked(model))
     config = TrainConfig()
-    state = parallel.replicate(initial_state(parameters, config, _STEPS), mesh)
+    state = parallel.replicate(initial_state(parameters, config), mesh)
     step = make_train_step(graph, config, _STEPS)
     batch = parallel.shard_batch(batch, mesh)
+    phase = phase_of(config, 0, _STEPS, model.config.num_hidden_layers)
 
     def run():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, phase)
         jax.block_until_ready(metrics)
 
     return run

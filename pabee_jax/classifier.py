@@ -21,7 +21,8 @@ from pabee_jax.drivers.dispatch import Job, results
 from pabee_jax.drivers.programs import run_early_exit, run_full
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
-from pabee_jax.model import EarlyExitModel, in_compute_dtype, merge, split
+from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import in_compute_dtype, merge, split
 from pabee_jax.predictions import Predictions, predictions_of
 from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 
@@ -246,10 +247,14 @@ class EarlyExitClassifier:
                 nothing = np.zeros((rows, length), np.int32)
                 self.predict(Dataset(nothing, nothing, nothing), batch_size)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the checkpoint, with the criterion chosen for it."""
+    def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
+        """Writes the checkpoint, with the criterion chosen for it.
+
+        With `for_pytorch` it is meant for PyTorch PABEE: an InputError says why if that cannot run
+        the model (`exit_pooler=per_exit`, `exit_pooling=mean`).
+        """
         chosen = dataclasses.replace(self.pretrained, criterion=self.criterion)
-        save_pretrained(chosen, Path(directory))
+        save_pretrained(chosen, Path(directory), for_pytorch=for_pytorch)
 
     def _pool_plan(self, rows: int | None, sequence_length: int) -> plan.PoolPlan:
         return plan.pool_plan(

@@ -12,6 +12,8 @@ from pabee_jax.activations import ACTIVATIONS
 from pabee_jax.errors import InputError
 
 FAMILIES = ("bert", "albert")
+# PABEE's first.
+EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "mean")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,10 @@ class ModelConfig:
     Attributes:
         family: "bert" or "albert".
         num_labels: width C of every internal classifier; 1 means regression.
+        exit_pooler: "shared", one pooler for all exits (PABEE), or "per_exit", one for each
+            (DeeBERT).
+        exit_pooling: what an exit reads of a layer: "cls", the first token (PABEE), or "mean", the
+            mean over the tokens that may be attended to (as sentence-transformers do).
         exit_dropout_prob: rate of the dropout in front of the classifiers, training only
             (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT; the newer
             `classifier_dropout` is not used, as in the reference).
@@ -47,6 +53,8 @@ class ModelConfig:
     exit_dropout_prob: float
     initializer_range: float
     num_labels: int
+    exit_pooler: str = "shared"
+    exit_pooling: str = "cls"
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -57,6 +65,11 @@ class ModelConfig:
             raise InputError(
                 f"hidden_act {self.hidden_act!r} is not one of {', '.join(sorted(ACTIVATIONS))}"
             )
+        for name, choices in EXIT_CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
         sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, self.num_hidden_groups)
         if min(*sizes, self.inner_group_num, self.num_attention_heads, self.num_labels) < 1:
             raise InputError("every size in config.json must be at least 1")
@@ -69,6 +82,11 @@ class ModelConfig:
     @property
     def is_regression(self) -> bool:
         return self.num_labels == 1
+
+    @property
+    def is_pabee(self) -> bool:
+        """Whether PyTorch PABEE has such exits: a shared pooler over the first token."""
+        return all(getattr(self, name) == choices[0] for name, choices in EXIT_CHOICES.items())
 
     def group(self, layer: int) -> int:
         """The parameter group of layer `layer` (from 0), in floating point as ALBERT has it."""

@@ -115,7 +115,43 @@ class Patience:
         return found
 
 
-CRITERIA = {"patience": Patience}
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaxProbability:
+    """Exit at the first layer whose highest class probability is above `threshold` (strictly).
+
+    For classification (Shallow-Deep Networks, section 5; RightTool).
+
+    Attributes:
+        threshold: from 0 to 1; 1 means no early exit.
+
+    Raises:
+        InputError: a threshold that is no number from 0 to 1.
+    """
+
+    threshold: float
+
+    def __post_init__(self):
+        if _is_concrete(self.threshold):
+            number = not isinstance(self.threshold, (str, bool))
+            if not number or not 0 <= self.threshold <= 1:
+                raise InputError(f"threshold must be from 0 to 1, not {self.threshold!r}")
+            object.__setattr__(self, "threshold", float(self.threshold))
+
+    def init(self, logits, row):
+        del logits, row
+        return ()
+
+    def update(self, state, logits, layer):
+        del layer
+        return state, jax.nn.softmax(logits).max(axis=1) > self.threshold
+
+    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
+        del num_layers
+        return ["a score has no probability: every row leaves at layer 1"] if is_regression else []
+
+
+CRITERIA = {"patience": Patience, "max_probability": MaxProbability}
 
 
 def warn(criterion: ExitCriterion, num_layers: int, is_regression: bool) -> None:

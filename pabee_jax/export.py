@@ -46,7 +46,7 @@ from pabee_jax.exported import (
     require_flatbuffers,
     thresholds,
 )
-from pabee_jax.model import merge, split
+from pabee_jax.parameters import merge, split
 
 __all__ = ["Artifact", "ExportedClassifier", "export", "load"]
 

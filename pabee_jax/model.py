@@ -8,13 +8,12 @@ The methods that drivers call are `embed`, `layer` (or its two parts, `start_lay
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, traverse_util
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from pabee_jax.activations import ACTIVATIONS
@@ -182,6 +181,12 @@ def _attention_with_dropout(query, keys, values, mask, rate, key):
     return jnp.einsum("bhqk,bkhd->bqhd", probabilities, values)
 
 
+def _mean_over_tokens(hidden: Hidden, mask: Mask) -> Float[Array, "batch hidden"]:
+    """The mean over the tokens that may be attended to; 0 where there are none (padding rows)."""
+    count = jnp.maximum(mask.sum(axis=1), 1)
+    return jnp.where(mask[:, :, None], hidden, 0).sum(axis=1) / count[:, None]
+
+
 class LayerGroup(nnx.Module):
     """The parameters of one "layer": `inner_group_num` transformer layers (BERT: one)."""
 
@@ -206,24 +211,30 @@ class LayerGroup(nnx.Module):
         return self.inner[-1].finish(hidden, keys_values, mask)
 
 
-class Classifiers(nnx.Module):
-    """One linear classifier per exit, kept as one array so that an exit can be picked by index."""
+class ExitLinear(nnx.Module):
+    """A linear map per exit, kept as one array so that an exit can be picked by index."""
 
-    def __init__(self, config: ModelConfig, build: _Builder):
-        exits, labels = config.num_hidden_layers, config.num_labels
-        shape = (exits, config.hidden_size, labels)
+    def __init__(self, config: ModelConfig, features_out: int, build: _Builder):
+        exits, features_in = config.num_hidden_layers, config.hidden_size
+        shape = (exits, features_in, features_out)
         self.kernel = nnx.Param(build.init(build.rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((exits, labels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((exits, features_out), jnp.float32))
+
+    def __call__(
+        self, exit_index: int | Int[Array, ""], x: Float[Array, "batch features"]
+    ) -> Float[Array, "batch outputs"]:
+        return x @ self.kernel[...][exit_index] + self.bias[...][exit_index]
 
 
 class EarlyExitModel(nnx.Module):
-    """A BERT or ALBERT encoder with a shared pooler and an internal classifier on every layer.
+    """A BERT or ALBERT encoder with a pooler and an internal classifier on every layer.
 
     Attributes:
         config: the architecture (static: part of a compiled program's identity).
         groups: the distinct layer parameters. A list of `LayerGroup`s, each owning its arrays
             (inference), or one `LayerGroup` whose arrays have a leading group axis (training: see
-            `stacked`).
+            `pabee_jax.parameters.stacked`).
+        pooler: one for all exits, or an `ExitLinear` (`config.exit_pooler`).
     """
 
     def __init__(self, config: ModelConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
@@ -233,8 +244,12 @@ class EarlyExitModel(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.embeddings = Embeddings(config, build)
         self.groups = nnx.List([LayerGroup(config, build) for _ in range(config.num_hidden_groups)])
-        self.pooler = build.linear(config.hidden_size, config.hidden_size, dtype=jnp.float32)
-        self.classifiers = Classifiers(config, build)
+        size = config.hidden_size
+        if config.exit_pooler == "shared":
+            self.pooler = build.linear(size, size, dtype=jnp.float32)
+        else:
+            self.pooler = ExitLinear(config, size, build)
+        self.classifiers = ExitLinear(config, config.num_labels, build)
 
     def embed(self, batch: Batch, key: Key[Array, ""] | None = None) -> tuple[Hidden, Mask]:
         """Hidden states that enter the first layer, and which positions may be attended to.
@@ -266,7 +281,7 @@ class EarlyExitModel(nnx.Module):
     ) -> tuple[Hidden, KeysValues]:
         """The first part of a layer: what `finish_layer` needs, for inference.
 
-        An exit looks at the first token only. With the keys and values of all tokens,
+        An exit that pools "cls" reads the first token only. With all tokens' keys and values,
         `finish_layer` of `hidden[:, :1]` gives it for a few percent of the layer; the rest can wait
         until it is known that the row stays.
         """
@@ -287,84 +302,22 @@ class EarlyExitModel(nnx.Module):
         mask: Mask,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits of exit `exit_index` (from 0, possibly traced), always in float32."""
-        del mask  # The first token is always there.
+        """Logits of exit `exit_index` (from 0, possibly traced), always in float32.
+
+        `hidden` may be the first token alone where that is what an exit reads.
+        """
         with full_precision():
-            pooled = jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32)))
-            pooled = dropout(pooled, self.config.exit_dropout_prob, key)
-            kernel, bias = self.classifiers.kernel[...], self.classifiers.bias[...]
-            return pooled @ kernel[exit_index] + bias[exit_index]
+            if self.config.exit_pooling == "cls":
+                features = hidden[:, 0].astype(jnp.float32)
+            else:
+                features = _mean_over_tokens(hidden.astype(jnp.float32), mask)
+            if self.config.exit_pooler == "shared":
+                pooled = self.pooler(features)
+            else:
+                pooled = self.pooler(exit_index, features)
+            pooled = dropout(jnp.tanh(pooled), self.config.exit_dropout_prob, key)
+            return self.classifiers(exit_index, pooled)
 
     @property
     def is_stacked(self) -> bool:
         return isinstance(self.groups, LayerGroup)
-
-
-class Structure:
-    """A model without its parameters, to be a static argument of `jit`.
-
-    Two structures are equal when the models differ in their parameters' values only. The hash is
-    computed once: flax computes it anew for every call, which takes 0.9 ms for 12 layers.
-    """
-
-    def __init__(self, graph: nnx.GraphDef):
-        self.graph = graph
-        self._hash = hash(graph)
-
-    def __hash__(self):
-        return self._hash
-
-    def __eq__(self, other):
-        if not isinstance(other, Structure):
-            return NotImplemented
-        return self.graph is other.graph or self.graph == other.graph
-
-
-def split(model: EarlyExitModel) -> tuple[Structure, dict[str, Any]]:
-    """The model's structure and its parameters by name, such as "pooler.kernel".
-
-    Checkpoints, the optimiser and the table of checkpoint names all work on these names.
-    """
-    graph, parameters = nnx.split(model)
-    flat = traverse_util.flatten_dict(nnx.to_pure_dict(parameters))
-    return Structure(graph), {".".join(map(str, path)): value for path, value in flat.items()}
-
-
-def merge(structure: Structure, parameters: Mapping[str, Any]) -> EarlyExitModel:
-    """The inverse of `split`."""
-    paths = {
-        tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
-        for name, value in parameters.items()
-    }
-    return nnx.merge(structure.graph, traverse_util.unflatten_dict(paths))
-
-
-def stacked(model: EarlyExitModel) -> EarlyExitModel:
-    """The same model with its groups' arrays stacked on a leading axis, for `scan` in training."""
-    result = nnx.merge(*nnx.split(model))
-    result.groups = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.groups)
-    return result
-
-
-def unstacked(model: EarlyExitModel) -> EarlyExitModel:
-    """The inverse of `stacked`: every group owns its arrays, so no loop copies weights."""
-    result = nnx.merge(*nnx.split(model))
-    result.groups = nnx.List(
-        [
-            jax.tree.map(lambda leaf, index=index: leaf[index], model.groups)
-            for index in range(model.config.num_hidden_groups)
-        ]
-    )
-    return result
-
-
-def in_compute_dtype(model: EarlyExitModel) -> EarlyExitModel:
-    """The model with its encoder stored in the compute type, for inference.
-
-    Pooler and classifiers stay in float32.
-    """
-    graph, parameters = split(model)
-    for name, value in parameters.items():
-        if not name.startswith(("pooler.", "classifiers.")):
-            parameters[name] = value.astype(model.dtype)
-    return merge(graph, parameters)

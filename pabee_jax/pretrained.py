@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from pabee_jax import checkpoint_files, criteria, weights
 from pabee_jax.atomic import write_atomically
-from pabee_jax.config import ModelConfig, read_config_json
+from pabee_jax.config import EXIT_CHOICES, ModelConfig, read_config_json
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.tokenization import (
     Dataset,
@@ -23,12 +23,15 @@ from pabee_jax.data.tokenization import (
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 
+_PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
 # Beyond this a tokenizer's `model_max_length` means "not known".
 _UNKNOWN_LENGTH = 1_000_000
 _ARCHITECTURES = {
     "bert": "BertForSequenceClassificationWithPabee",
     "albert": "AlbertForSequenceClassificationWithPabee",
 }
+# For exits that PyTorch PABEE does not have: the encoder alone is what others can load.
+_ENCODERS = {"bert": "BertModel", "albert": "AlbertModel"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,30 +84,53 @@ class Pretrained:
 
 
 def load_pretrained(
-    path_or_hub_id: str, *, num_labels: int | None = None, dtype: str = "float32", seed: int = 0
+    path_or_hub_id: str,
+    *,
+    num_labels: int | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    exits: Mapping[str, str] | None = None,
+    classifier_bias: np.ndarray | None = None,
 ) -> Pretrained:
     """Reads a checkpoint from the hub or a directory.
 
     Args:
         num_labels: needed when the checkpoint has no internal classifiers; 1 means regression.
         seed: initialises what the checkpoint lacks (classifiers, perhaps the pooler).
+        exits: `exit_pooler` and `exit_pooling` of a model whose exits are yet to be trained;
+            absent, what `config.json` says, else PABEE's.
+        classifier_bias: (C,) where classifiers that are missing start; absent, at 0.
 
     Raises:
-        InputError: not a BERT or ALBERT checkpoint, damaged, of the wrong shape, out of reach, or
-            without classifiers and `num_labels`.
+        InputError: not a BERT or ALBERT checkpoint, damaged, of the wrong shape, out of reach,
+            without classifiers and `num_labels`, or with other trained exits than `exits`.
     """
     directory = checkpoint_files.resolve(path_or_hub_id)
     values = read_config_json(directory)
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels must be at least 1, not {num_labels}")
     tensors = checkpoint_files.read_tensors(directory)
-    if num_labels is None:
-        num_labels = _num_labels(tensors, path_or_hub_id)
+    trained_labels = _trained_labels(tensors)
+    if num_labels is None and trained_labels is None:
+        raise InputError(
+            f"{path_or_hub_id} has no internal classifiers yet: give num_labels= to start them "
+            "from scratch (1 means regression), or train them with train.py"
+        )
+    if exits is not None:
+        if trained_labels is not None:
+            _refuse_other_exits(values, exits, path_or_hub_id)
+        values |= exits
+    num_labels = num_labels or trained_labels
     config = ModelConfig.from_hugging_face(values, num_labels)
     # After the configuration, because the library reads that as well and words its faults badly.
     tokenizer = load_tokenizer(directory)
     model, report = weights.from_tensors(
-        tensors, config, dtype=dtype, seed=seed, source=path_or_hub_id
+        tensors,
+        config,
+        dtype=dtype,
+        seed=seed,
+        classifier_bias=classifier_bias,
+        source=path_or_hub_id,
     )
     weights.log_report(report, path_or_hub_id)
     chosen = values.get("early_exit")
@@ -118,21 +144,38 @@ def load_pretrained(
     )
 
 
-def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
-    """Writes a Hugging Face style checkpoint that PyTorch PABEE can load too.
+def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: bool = False) -> None:
+    """Writes a Hugging Face style checkpoint; PyTorch PABEE can load it if its exits are PABEE's.
 
     The weights come last and appear by a rename: a directory with `model.safetensors` is complete.
+
+    Args:
+        for_pytorch: the checkpoint is meant for PyTorch PABEE.
+
+    Raises:
+        InputError: `for_pytorch`, and PyTorch PABEE cannot compute these exits.
     """
     model, labels = pretrained.model, pretrained.label_names
+    exits = {name: getattr(model.config, name) for name in EXIT_CHOICES}
+    if for_pytorch and not model.config.is_pabee:
+        raise InputError(
+            f"PyTorch PABEE cannot run this model: its exits have {_told(exits)}, and PyTorch "
+            f"PABEE's have {_told(_PABEE_EXITS)}"
+        )
     directory.mkdir(parents=True, exist_ok=True)
+    names = _ARCHITECTURES if model.config.is_pabee else _ENCODERS
     values = {
         **pretrained.hugging_face_config,
-        "architectures": [_ARCHITECTURES[model.config.family]],
+        **exits,
+        "architectures": [names[model.config.family]],
         "num_labels": model.config.num_labels,
         "id2label": {str(index): name for index, name in enumerate(labels or ("score",))},
         "label2id": {name: index for index, name in enumerate(labels or ("score",))},
         "problem_type": "single_label_classification" if labels else "regression",
     }
+    if model.config.is_pabee:
+        for name in exits:
+            del values[name]
     values.pop("early_exit", None)
     if pretrained.criterion is not None:
         values["early_exit"] = criteria.to_config(pretrained.criterion)
@@ -152,14 +195,25 @@ def _json(values: Any) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def _num_labels(tensors: weights.Tensors, source: str) -> int:
+def _trained_labels(tensors: weights.Tensors) -> int | None:
+    """How many outputs the checkpoint's own internal classifiers have; None if it has none."""
     for name, tensor in tensors.items():
-        if weights.canonical_name(name) == "classifiers.0.weight":
+        if weights.canonical_name(name) in ("classifiers.0.weight", "exit_classifiers.0.weight"):
             return tensor.shape[0]
-    raise InputError(
-        f"{source} has no internal classifiers yet: give num_labels= to start them from scratch "
-        "(1 means regression), or train them with train.py"
-    )
+    return None
+
+
+def _refuse_other_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
+    trained = {name: values.get(name, default) for name, default in _PABEE_EXITS.items()}
+    if trained != dict(exits):
+        raise InputError(
+            f"{source} has trained exits with {_told(trained)}; they cannot go on with "
+            f"{_told(exits)}"
+        )
+
+
+def _told(exits: Mapping[str, str]) -> str:
+    return " and ".join(f"{name}={value}" for name, value in exits.items())
 
 
 def _label_names(values: dict[str, Any], num_labels: int) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 Every one of our parameters has one name in a PyTorch checkpoint, given by a table of regular
 expressions per family. Loading asks the checkpoint for the names our parameters have; saving
-writes those names. They are PyTorch PABEE's, which are Hugging Face's plus `classifiers.{i}`.
+writes those names. They are PyTorch PABEE's, which are Hugging Face's plus `classifiers.{i}`. Exits
+that PyTorch PABEE cannot compute have names of our own, so that it does not load them in silence:
+`exit_classifiers.{i}`, and `exit_poolers.{i}` where every exit has its own.
 """
 
 import dataclasses
@@ -18,7 +20,8 @@ from flax import nnx, traverse_util
 
 from pabee_jax.config import ModelConfig
 from pabee_jax.errors import InputError
-from pabee_jax.model import EarlyExitModel, merge, split
+from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import merge, split
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -60,7 +63,7 @@ MODULE_NAMES = {
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _OLD_NAMES = [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
 # What a checkpoint may lack: these start from scratch. An encoder with a hole in it is an error.
-_MAY_BE_MISSING = re.compile(r"(pooler|classifiers)\.")
+_MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers|exit_classifiers)\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,7 @@ def from_tensors(
     *,
     dtype: str = "float32",
     seed: int = 0,
+    classifier_bias: np.ndarray | None = None,
     source: str = "the checkpoint",
 ) -> tuple[EarlyExitModel, LoadReport]:
     """Builds the model from a checkpoint's tensors, as `checkpoint_files.read_tensors` gives them.
@@ -89,6 +93,7 @@ def from_tensors(
     Args:
         dtype: compute type; the parameters are float32.
         seed: for the parameters that are missing (pooler, classifiers).
+        classifier_bias: (C,) where classifiers that are missing start; absent, at 0.
         source: how messages name the checkpoint.
 
     Raises:
@@ -99,30 +104,34 @@ def from_tensors(
     graph, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
     loaded, missing, used = {}, {}, set()
     for path, shape in shapes.items():
-        names = torch_names(path, config)
+        names = _names_in(tensors, path, config)
         used.update(names)
         absent = [name for name in names if name not in tensors]
         if absent:
-            missing[path] = absent
+            missing[path] = list(dict.fromkeys(absent))
             continue
-        parts = [_checked(tensors[name], name, path, shape.shape, source) for name in names]
-        loaded[path] = np.stack(parts) if _is_classifier(path) else parts[0]
+        per_exit = _is_per_exit(path, config)
+        expected = shape.shape[1:] if per_exit else shape.shape
+        parts = [_checked(tensors[name], name, path, expected, source) for name in names]
+        loaded[path] = np.stack(parts) if per_exit else parts[0]
     absent_names = [name for names in missing.values() for name in names]
     _refuse_holes(absent_names, source)
     loaded |= _initial_values(config, dtype, seed, tuple(missing))
+    if classifier_bias is not None and "classifiers.bias" in missing:
+        loaded["classifiers.bias"] += classifier_bias
     loaded = {path: jnp.asarray(value, jnp.float32) for path, value in loaded.items()}
     report = LoadReport(tuple(absent_names), tuple(sorted(tensors.keys() - used)))
     return merge(graph, loaded), report
 
 
 def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
-    """The parameters of an unstacked model under PyTorch PABEE's names, in float32."""
+    """The parameters of an unstacked model under their names in a checkpoint, in float32."""
     prefix = model.config.family
     result = {}
     for path, value in split(model)[1].items():
         value = np.asarray(value, np.float32)
         names = torch_names(path, model.config)
-        if _is_classifier(path):
+        if _is_per_exit(path, model.config):
             result |= {
                 name: _transposed(part, path) for name, part in zip(names, value, strict=True)
             }
@@ -156,11 +165,12 @@ def log_report(report: LoadReport, source: str) -> None:
 
 
 def torch_names(path: str, config: ModelConfig) -> list[str]:
-    """PyTorch's names of one of our parameters: one name, or one per exit for the classifiers."""
+    """The names of one of our parameters in a checkpoint: one, or one per exit."""
     module, _, leaf = path.rpartition(".")
     leaf = _LEAF_NAMES[leaf]
-    if module == "classifiers":
-        return [f"classifiers.{exit}.{leaf}" for exit in range(config.num_hidden_layers)]
+    if _is_per_exit(path, config):
+        name = {"classifiers": classifiers_name(config), "pooler": "exit_poolers"}[module]
+        return [f"{name}.{exit}.{leaf}" for exit in range(config.num_hidden_layers)]
     for pattern, replacement in MODULE_NAMES[config.family]:
         match = re.fullmatch(pattern, module)
         if match:
@@ -168,8 +178,23 @@ def torch_names(path: str, config: ModelConfig) -> list[str]:
     raise KeyError(f"no checkpoint name for parameter {path}")
 
 
-def _is_classifier(path: str) -> bool:
-    return path.startswith("classifiers.")
+def _names_in(tensors: Tensors, path: str, config: ModelConfig) -> list[str]:
+    """The names under which these tensors can hold one of our parameters."""
+    names = torch_names(path, config)
+    if path.startswith("pooler.") and not any(name in tensors for name in names):
+        # Every exit starts from the encoder's own pooler, as in DeeBERT.
+        return torch_names(path, dataclasses.replace(config, exit_pooler="shared")) * len(names)
+    return names
+
+
+def classifiers_name(config: ModelConfig) -> str:
+    """What a checkpoint calls the classifiers of such exits."""
+    return "classifiers" if config.is_pabee else "exit_classifiers"
+
+
+def _is_per_exit(path: str, config: ModelConfig) -> bool:
+    owners = ("classifiers.", "pooler.") if config.exit_pooler == "per_exit" else ("classifiers.",)
+    return path.startswith(owners)
 
 
 def _transposed(value: np.ndarray, path: str) -> np.ndarray:
@@ -178,9 +203,8 @@ def _transposed(value: np.ndarray, path: str) -> np.ndarray:
 
 
 def _checked(tensor: np.ndarray, name: str, path: str, shape: tuple, source: str) -> np.ndarray:
-    shape = shape[1:] if _is_classifier(path) else shape
     value = _transposed(tensor, path)
-    if value.shape != shape and _is_classifier(path):
+    if value.shape != shape and path.startswith("classifiers."):
         raise InputError(
             f"{source}: {name} has {tensor.shape[0]} outputs, but {shape[-1]} are asked for (by "
             "num_labels, or by the task)"

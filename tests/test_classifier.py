@@ -17,7 +17,8 @@ from pabee_jax.criteria import as_arrays
 from pabee_jax.drivers import dispatch, plan
 from pabee_jax.drivers.dispatch import Job
 from pabee_jax.drivers.programs import run_early_exit
-from pabee_jax.model import EarlyExitModel, split
+from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import split
 from pabee_jax.pretrained import Pretrained
 
 ROOT = Path(__file__).parents[1]

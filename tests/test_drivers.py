@@ -16,7 +16,8 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.pool import pooled_early_exit
 from pabee_jax.drivers.programs import run_early_exit
 from pabee_jax.drivers.walk import Control
-from pabee_jax.model import EarlyExitModel, split
+from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import split
 
 # Matrix products of different batch sizes round differently by about 2e-6; rows whose decision
 # hangs on less than this may move.

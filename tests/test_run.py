@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from pabee_jax import weights
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
-from pabee_jax.model import merge, split, stacked, unstacked
+from pabee_jax.parameters import merge, split, stacked, unstacked
 from pabee_jax.pretrained import load_pretrained
 from pabee_jax.training import log, loop, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
@@ -111,10 +111,10 @@ def recording(monkeypatch):
         recording.saved[int(state.step)] = jax.device_get(state.parameters)
         save(self, state, score)
 
-    def deadly_batch(*arguments):
+    def deadly_batch(*arguments, **options):
         if arguments[-1] + 1 == recording.kill_in_step:
             raise Killed
-        return training_batch(*arguments)
+        return training_batch(*arguments, **options)
 
     monkeypatch.setattr(Checkpoints, "save", recorded_save)
     monkeypatch.setattr(loop, "training_batch", deadly_batch)
@@ -306,8 +306,8 @@ def test_overwrite_replaces_the_run(sources, finished, recording, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(sources, tmp_path, monkeypatch):
     training_batch = loop.training_batch
 
-    def without_rows(*arguments):
-        batch = training_batch(*arguments)
+    def without_rows(*arguments, **options):
+        batch = training_batch(*arguments, **options)
         if arguments[-1] + 1 == 6:
             batch["valid"] = np.zeros_like(batch["valid"])  # The mean of no rows is 0 / 0.
         return batch
@@ -338,8 +338,9 @@ def test_export_best_leaves_the_best_steps_parameters(sources, recording, tmp_pa
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
     def state(step):
-        parameters = {"layer.kernel": jnp.full(3, step, jnp.float32)}
-        return initial_state(parameters, TrainConfig(), 10)._replace(step=jnp.int32(step))
+        kernel = jnp.full((2, 3), step, jnp.float32)
+        parameters = {"layer.kernel": jnp.full(3, step, jnp.float32), "classifiers.kernel": kernel}
+        return initial_state(parameters, TrainConfig())._replace(step=jnp.int32(step))
 
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest is None and checkpoints.best is None

@@ -9,6 +9,8 @@ import numpy as np
 
 from pabee_jax.data.tokenization import Dataset
 
+# Batches that are sorted by length together: enough to be even, few enough to stay random.
+_GROUPED_BATCHES = 32
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -47,11 +49,26 @@ def _epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def training_rows(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which rows the batch of `step` (from 0) holds; every epoch sees every row once."""
+def training_rows(
+    num_rows: int, batch_size: int, seed: int, step: int, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """Which rows the batch of `step` (from 0) holds; every epoch sees every row once.
+
+    With the rows' `lengths`, rows of similar length share a batch: the shuffled rows of
+    `_GROUPED_BATCHES` batches at a time are sorted by length, cut into batches, and those batches
+    are shuffled. So which rows can meet is a little less random than without.
+    """
     epoch, position = divmod(step, steps_per_epoch(num_rows, batch_size))
+    rows = _epoch_order(num_rows, seed, epoch)
+    if lengths is not None:
+        window, position = divmod(position, _GROUPED_BATCHES)
+        size = _GROUPED_BATCHES * batch_size
+        rows = rows[window * size : (window + 1) * size]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches = steps_per_epoch(len(rows), batch_size)
+        position = np.random.default_rng([seed, epoch, window]).permutation(batches)[position]
     start = position * batch_size
-    return _epoch_order(num_rows, seed, epoch)[start : start + batch_size]
+    return rows[start : start + batch_size]
 
 
 def assemble(
@@ -81,10 +98,19 @@ def assemble(
 
 
 def training_batch(
-    dataset: Dataset, batch_size: int, buckets: Sequence[int], seed: int, step: int
+    dataset: Dataset,
+    batch_size: int,
+    buckets: Sequence[int],
+    seed: int,
+    step: int,
+    order: str = "shuffled",
 ) -> dict[str, np.ndarray]:
-    """The batch of `step`, cut to the smallest bucket that holds its longest row."""
-    rows = training_rows(len(dataset), batch_size, seed, step)
+    """The batch of `step`, cut to the smallest bucket that holds its longest row.
+
+    `order` is `TrainConfig.order`.
+    """
+    lengths = dataset.lengths if order == "length_grouped" else None
+    rows = training_rows(len(dataset), batch_size, seed, step, lengths)
     longest = int(dataset.lengths[rows].max())
     return assemble(dataset, rows, batch_size, bucket_of(longest, buckets))
 

@@ -1,5 +1,7 @@
 """Driver `full`: every layer runs and every exit answers. The oracle of all other drivers."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -7,8 +9,36 @@ from jaxtyping import Array, Float, Key
 from pabee_jax.model import Batch, EarlyExitModel
 
 
+class GradientScales(NamedTuple):
+    """Factors on gradients in training; the forward pass does not change. Each is (exits,).
+
+    Attributes:
+        exit: on what enters a layer's output from its own exit.
+        path: on what enters it from the layers above.
+    """
+
+    exit: Float[Array, " exits"]
+    path: Float[Array, " exits"]
+
+
+@jax.custom_vjp
+def scale_gradient(x: Array, scale: Array) -> Array:
+    """`x`, whose gradient is multiplied by `scale`."""
+    del scale
+    return x
+
+
+scale_gradient.defvjp(
+    lambda x, scale: (x, scale),
+    lambda scale, gradient: ((scale * gradient).astype(gradient.dtype), jnp.zeros_like(scale)),
+)
+
+
 def all_exit_logits(
-    model: EarlyExitModel, batch: Batch, key: Key[Array, ""] | None = None
+    model: EarlyExitModel,
+    batch: Batch,
+    key: Key[Array, ""] | None = None,
+    gradient_scales: GradientScales | None = None,
 ) -> Float[Array, "exits batch classes"]:
     """Logits of every exit; with a key, dropout is active (training).
 
@@ -24,8 +54,11 @@ def all_exit_logits(
 
     def step(hidden, layer, parameters):
         layer_key, exit_key = layer_keys(layer)
-        hidden = model.layer(parameters, hidden, mask, layer_key)
-        return hidden, model.exit_logits(layer, hidden, mask, exit_key)
+        hidden = read = model.layer(parameters, hidden, mask, layer_key)
+        if gradient_scales is not None:
+            read = scale_gradient(hidden, gradient_scales.exit[layer])
+            hidden = scale_gradient(hidden, gradient_scales.path[layer])
+        return hidden, model.exit_logits(layer, read, mask, exit_key)
 
     hidden, mask = model.embed(batch, None if key is None else jax.random.fold_in(key, 0))
     if not model.is_stacked:

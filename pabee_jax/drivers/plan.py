@@ -142,13 +142,16 @@ def check_fits(pool: PoolPlan, mesh: Mesh) -> None:
 
 
 def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, size: int) -> int:
-    """Inputs, hidden states, keys and values of all rows, and the activations of one chunk.
+    """Inputs and hidden states of all rows, and the activations of one chunk.
+
+    Where exits read the first token only, also the keys and values of all rows (see `pool`).
 
     Per token of a chunk: its own hidden states, keys, values and residual, the feed-forward's
     inside, and three arrays of attention scores, which are float32 in any case.
     """
     inputs = 3 * 4 * rows * length
-    carried = 3 * size * rows * length * config.hidden_size
+    arrays = 3 if config.exit_pooling == "cls" else 1
+    carried = arrays * size * rows * length * config.hidden_size
     per_token = size * (6 * config.hidden_size + config.intermediate_size)
     per_token += 4 * 3 * config.num_attention_heads * length
     return inputs + carried + chunk_size * length * per_token

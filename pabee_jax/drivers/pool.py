@@ -4,8 +4,8 @@ After each layer the indices of the rows that remain move to the front (a stable
 next layer runs just enough chunks for them. The hidden states themselves stay where they are: a
 chunk gathers its rows, runs the layer and writes the rows back.
 
-A row does not even pay for the whole of the layer at which it leaves. An exit looks at the first
-token only, which needs the layer's keys and values of all tokens, a sixth of the layer, and the
+Where exits read the first token only, a row does not even pay for the whole of the layer at which
+it leaves: that token needs the layer's keys and values of all tokens, a sixth of the layer, and the
 rest of it for one token. So a chunk finishes the layer before, for the rows that stayed, and starts
 this one.
 """
@@ -20,7 +20,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from pabee_jax.criteria import ExitCriterion
-from pabee_jax.drivers.walk import CONTROL, Control, Exits, Layer, no_logits, walk
+from pabee_jax.drivers.walk import (
+    CONTROL,
+    Control,
+    Exits,
+    Layer,
+    apply_layer,
+    no_logits,
+    walk,
+)
 from pabee_jax.model import Batch, EarlyExitModel, Hidden, KeysValues, Mask, Queries, attention_mask
 
 Carry = TypeVar("Carry")
@@ -53,26 +61,37 @@ def pooled_early_exit(
     nothing = (0 * input_ids[:, :, None]).astype(model.dtype)
     hidden = jnp.broadcast_to(nothing, (*input_ids.shape, config.hidden_size))
     heads = (*input_ids.shape, config.num_attention_heads, -1)
-    keys_values = (hidden.reshape(heads), hidden.reshape(heads))
+    reads_first_token = config.exit_pooling == "cls"
+    next_layer = _next_layer if reads_first_token else _whole_layer
 
     def embed_chunk(rows, hidden):
         part, _ = model.embed({name: _take(values, rows) for name, values in batch.items()})
         return _put(hidden, rows, part)
 
-    def run_layer(layer, started, done):
+    def run_layer(layer, carried, done):
         def run_chunk(rows, carry):
-            started, logits = carry
+            carried, logits = carry
             part_mask = _take(mask, rows)
-            part = jax.tree.map(lambda values: _take(values, rows), started)
-            part, first = _next_layer(model, layer, part, part_mask)
-            part_logits = model.exit_logits(layer, first, part_mask)
-            started = jax.tree.map(lambda values, each: _put(values, rows, each), started, part)
-            return started, _put(logits, rows, part_logits)
+            part = jax.tree.map(lambda values: _take(values, rows), carried)
+            part, read = next_layer(model, layer, part, part_mask)
+            part_logits = model.exit_logits(layer, read, part_mask)
+            carried = jax.tree.map(lambda values, each: _put(values, rows, each), carried, part)
+            return carried, _put(logits, rows, part_logits)
 
-        return _in_chunks(~done, chunk_size, run_chunk, (started, no_logits(model, mask)))
+        return _in_chunks(~done, chunk_size, run_chunk, (carried, no_logits(model, mask)))
 
+    keys_values = (hidden.reshape(heads), hidden.reshape(heads))
     hidden = _in_chunks(jnp.any(mask, axis=1), chunk_size, embed_chunk, hidden)
-    return walk(model, (hidden, keys_values), mask, criterion, row, run_layer, control)
+    carried = (hidden, keys_values) if reads_first_token else hidden
+    return walk(model, carried, mask, criterion, row, run_layer, control)
+
+
+def _whole_layer(
+    model: EarlyExitModel, layer: Layer, hidden: Hidden, mask: Mask
+) -> tuple[Hidden, Hidden]:
+    """The layer's output, to carry on and for the exit to read."""
+    hidden = apply_layer(model, layer, hidden, mask)
+    return hidden, hidden
 
 
 def _next_layer(

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers import full, loop, pool
 from pabee_jax.drivers.walk import CONTROL, Control, Exits
-from pabee_jax.model import Structure, merge
 from pabee_jax.parallel import DATA
+from pabee_jax.parameters import Structure, merge
 
 Parameters = Mapping[str, Any]
 

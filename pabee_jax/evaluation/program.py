@@ -16,7 +16,7 @@ from pabee_jax.drivers.plan import check_driver
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation import report, sweep
 from pabee_jax.evaluation.sweep import OperatingPoint, Rows
-from pabee_jax.model import merge, split, stacked, unstacked
+from pabee_jax.parameters import merge, split, stacked, unstacked
 from pabee_jax.pretrained import Pretrained, load_pretrained
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints

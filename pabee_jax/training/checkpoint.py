@@ -16,8 +16,9 @@ _KEEP_LAST = 2
 class Checkpoints:
     """The checkpoints of one run in one folder: the last two, and the best on dev.
 
-    A step holds `parameters`, and under `optimizer` the step and AdamW's moments `mu` and `nu`, all
-    by parameter name, so that a stored run does not depend on optax's classes. A step's folder
+    A step holds `step`, `parameters`, and under `optimizer` for each part of the parameters AdamW's
+    `count` and its moments `mu` and `nu`, all by name, so that a stored run does not depend on
+    optax's classes. A step's folder
     appears by a rename once it is complete: a run that is killed while saving leaves nothing that
     could be mistaken for a checkpoint.
     """
@@ -63,11 +64,11 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step`, with `like`'s shapes, types and shardings."""
         parts = self._checkpointer.load_checkpointables(step, _abstract(_parts(like)))
-        mu, nu, count = (parts["optimizer"][name] for name in ("mu", "nu", "step"))
-        optimizer = optax.tree.set(like.optimizer, mu=mu, nu=nu, count=count)
-        # The count now stands in several places; a donated buffer may stand in one only.
-        optimizer = jax.tree.map(lambda leaf: leaf.copy() if leaf is count else leaf, optimizer)
-        return TrainState(count, parts["parameters"], optimizer)
+        optimizer = {
+            part: optax.tree.set(state, **parts["optimizer"][part])
+            for part, state in like.optimizer.items()
+        }
+        return TrainState(parts["step"], parts["parameters"], optimizer)
 
     def parameters(self, step: int, like: Parameters) -> Parameters:
         """Only the parameters of `step`; the optimiser's moments are not read."""
@@ -85,8 +86,11 @@ def _score(metrics: Any) -> float:
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    moments = {name: optax.tree.get(state.optimizer, name) for name in ("mu", "nu")}
-    return {"parameters": state.parameters, "optimizer": {"step": state.step, **moments}}
+    optimizer = {
+        part: {name: optax.tree.get(one, name) for name in ("count", "mu", "nu")}
+        for part, one in state.optimizer.items()
+    }
+    return {"step": state.step, "parameters": state.parameters, "optimizer": optimizer}
 
 
 def _abstract(tree: Any) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from pabee_jax.config import EXIT_CHOICES
 from pabee_jax.errors import InputError
 
 
@@ -63,6 +64,19 @@ class LossConfig:
 
 
 @dataclasses.dataclass
+class DistillConfig:
+    """What the early exits learn from the last one beside the labels (FastBERT, BERxiT).
+
+    Attributes:
+        weight: of the distillation in each early exit's loss; 0 switches it off.
+        temperature: softens both predictions; classification only.
+    """
+
+    weight: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass
 class TrainConfig:
     """One training run.
 
@@ -71,7 +85,23 @@ class TrainConfig:
         model: Hugging Face hub id or local directory of the encoder; empty: from scratch.
         data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`. For
             task "files" the folder that their paths are relative to.
-        files, scratch, mesh, loss: see their classes.
+        files, scratch, mesh, loss, distill: see their classes.
+        strategy: which exits learn when: "joint", all of them always (PABEE); "two_stage", first
+            the last exit with the encoder, then the others with all else frozen (DeeBERT);
+            "alternating", odd steps the last exit alone and even steps all (BERxiT); "last_first",
+            first the last exit alone, then all.
+        last_exit_share: of the steps, for "two_stage" and "last_first": how many train the last
+            exit alone.
+        gradient: how much of an early exit's gradient enters the encoder: "full"; "equilibrium",
+            every layer gets the mean over the exits above it instead of their sum (ElasticBERT);
+            "scaled", multiplied by `gradient_scale`.
+        gradient_scale: from 0 (early exits read a detached encoder) to 1, for "scaled".
+        pooler: "shared" by all exits (PABEE), or one "per_exit" (DeeBERT).
+        pooling: what an exit reads: "cls", the first token (PABEE), or the "mean" over the tokens.
+        classifier_bias: where new classifiers start: at "zero", or at the "prior": the training
+            rows' mean score, or the logarithms of their class frequencies.
+        order: of the training rows: "shuffled", or "length_grouped": rows of similar length share a
+            batch, so that less of it is padding.
         max_seq_length: in tokens; longer texts are cut.
         batch_size: rows per step, over all devices together.
         learning_rate: its peak; it falls linearly to 0 at the last step.
@@ -109,12 +139,27 @@ class TrainConfig:
     export: str = "last"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    strategy: str = "joint"
+    last_exit_share: float = 0.5
+    gradient: str = "full"
+    gradient_scale: float = 1.0
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    pooler: str = "shared"
+    pooling: str = "cls"
+    classifier_bias: str = "zero"
+    order: str = "shuffled"
 
 
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "export": ("last", "best"),
     "loss.weights": ("linear", "uniform", "last"),
+    "strategy": ("joint", "two_stage", "alternating", "last_first"),
+    "gradient": ("full", "equilibrium", "scaled"),
+    "pooler": EXIT_CHOICES["exit_pooler"],
+    "pooling": EXIT_CHOICES["exit_pooling"],
+    "classifier_bias": ("zero", "prior"),
+    "order": ("shuffled", "length_grouped"),
 }
 _AT_LEAST = {
     "max_seq_length": 8,
@@ -126,6 +171,7 @@ _AT_LEAST = {
     "eval_every": 0,
     "save_every": 0,
     "seed": 0,
+    "distill.weight": 0,
     "scratch.num_hidden_layers": 1,
     "scratch.embedding_size": 1,
     "scratch.hidden_size": 1,
@@ -150,10 +196,41 @@ def check(config: TrainConfig) -> None:
     rate = config.scratch.dropout
     if not 0 <= rate < 1:
         raise InputError(f"config.scratch.dropout is {rate}; it must be from 0 to below 1")
-    for name in ("learning_rate", "adam_epsilon", "num_epochs"):
+    if not 0 <= config.gradient_scale <= 1:
+        raise InputError(f"config.gradient_scale is {config.gradient_scale}; it must be 0 to 1")
+    if not 0 < config.last_exit_share < 1:
+        raise InputError(
+            f"config.last_exit_share is {config.last_exit_share}; it must be between 0 and 1"
+        )
+    for name in ("learning_rate", "adam_epsilon", "num_epochs", "distill.temperature"):
         value = _get(config, name)
         if not 0 < value < float("inf"):
             raise InputError(f"config.{name} is {value}; it must be a positive number")
+    _refuse_settings_without_effect(config)
+
+
+def _refuse_settings_without_effect(config: TrainConfig) -> None:
+    """A setting that cannot change the run was surely meant otherwise."""
+    default = TrainConfig()
+
+    def refuse_changed(names: tuple[str, ...], reason: str) -> None:
+        for name in names:
+            if _get(config, name) != _get(default, name):
+                raise InputError(f"config.{name} is {_get(config, name)!r}, but {reason}")
+
+    if config.loss.weights == "last":
+        reason = "with config.loss.weights=last no early exit is trained"
+        refuse_changed(("strategy", "gradient", "distill.weight", "pooler"), reason)
+    if config.strategy == "two_stage":
+        reason = "with config.strategy=two_stage early exits never change the encoder"
+        refuse_changed(("gradient",), reason)
+    if config.strategy not in ("two_stage", "last_first"):
+        reason = "it is for config.strategy two_stage and last_first"
+        refuse_changed(("last_exit_share",), reason)
+    if config.gradient != "scaled":
+        refuse_changed(("gradient_scale",), "it is for config.gradient=scaled")
+    if not config.distill.weight:
+        refuse_changed(("distill.temperature",), "config.distill.weight is 0")
 
 
 def _get(config: TrainConfig, name: str) -> Any:

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from pabee_jax import parallel
-from pabee_jax.config import ModelConfig
-from pabee_jax.data import demo
 from pabee_jax.data.batching import (
     assemble,
     by_bucket,
@@ -22,16 +19,16 @@ from pabee_jax.data.batching import (
     training_batch,
 )
 from pabee_jax.data.load import load_task
-from pabee_jax.data.task import Task
 from pabee_jax.data.tokenization import Dataset
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation import metrics
-from pabee_jax.model import EarlyExitModel, merge, split, stacked, unstacked
-from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+from pabee_jax.parameters import merge, split, stacked, unstacked
+from pabee_jax.pretrained import Pretrained, save_pretrained
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.log import MetricsLog
+from pabee_jax.training.start import labeled_examples, starting_point, tokenized
 from pabee_jax.training.step import (
     Parameters,
     StepMetrics,
@@ -40,6 +37,7 @@ from pabee_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
+from pabee_jax.training.strategy import phase_of
 
 
 class TrainingDiverged(InputError):
@@ -61,53 +59,11 @@ def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> Non
     mesh = parallel.make_mesh(config.mesh.data)
     parallel.check_batch_size(config.batch_size, mesh)
     task = load_task(config)
-    start = starting_point(config, task)
-    data = {split: _tokenized(task, split, start) for split in ("train", "dev")}
+    examples = {name: labeled_examples(task, name) for name in ("train", "dev")}
+    start = starting_point(config, task, examples["train"])
+    data = {name: tokenized(parts, start) for name, parts in examples.items()}
     run_directory.prepare(workdir, config, overwrite=overwrite)
     _Run(config, workdir, mesh, task, start, data).run()
-
-
-def starting_point(config: TrainConfig, task: Task) -> Pretrained:
-    """The model that training starts from: a pretrained encoder, or a small ALBERT from scratch."""
-    if config.model:
-        start = load_pretrained(
-            config.model, num_labels=task.num_labels, dtype=config.dtype, seed=config.seed
-        )
-    elif config.task == "demo":
-        start = _from_scratch(config, task)
-    else:
-        raise InputError("config.model is empty: give a Hugging Face hub id or a local directory")
-    start = start.with_max_length(config.max_seq_length)
-    return dataclasses.replace(start, label_names=task.label_names, criterion=None)
-
-
-def _from_scratch(config: TrainConfig, task: Task) -> Pretrained:
-    scratch = dataclasses.asdict(config.scratch)
-    rate = scratch.pop("dropout")
-    tokenizer = demo.tokenizer()
-    values = {
-        "model_type": "albert",
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": config.max_seq_length,
-        "hidden_dropout_prob": rate,
-        "attention_probs_dropout_prob": rate,
-        "classifier_dropout_prob": rate,
-        **scratch,
-    }
-    shape = ModelConfig.from_hugging_face(values, task.num_labels)
-    model = EarlyExitModel(shape, dtype=config.dtype, rngs=nnx.Rngs(config.seed))
-    return Pretrained(model, tokenizer, values, task.label_names, config.max_seq_length)
-
-
-def _tokenized(task: Task, split: str, start: Pretrained) -> Mapping[str, Dataset]:
-    """Every part of a split as arrays, all with labels."""
-    parts = {}
-    for name, examples in task.read(split).items():
-        if examples.labels is None:
-            raise InputError(f"the {name} rows of task {task.name} have no labels")
-        encoded = start.encode(examples.texts, examples.pairs)
-        parts[name] = dataclasses.replace(encoded, labels=examples.labels)
-    return parts
 
 
 class _Run:
@@ -126,6 +82,7 @@ class _Run:
         self.total_steps = config.max_steps or math.ceil(config.num_epochs * self.epoch_steps)
         self.eval_every = config.eval_every or self.epoch_steps
         self.save_every = config.save_every or self.eval_every
+        self.num_exits = start.model.config.num_hidden_layers
         self.graph, parameters = split(stacked(start.model))
         self.state = self._on_mesh(parameters)
         self.train_step = make_train_step(self.graph, config, self.total_steps)
@@ -145,7 +102,7 @@ class _Run:
             self.checkpoints.close()
 
     def _on_mesh(self, parameters: Parameters) -> TrainState:
-        state = initial_state(parameters, self.config, self.total_steps)
+        state = initial_state(parameters, self.config)
         return parallel.replicate(state, self.mesh)
 
     def _resume(self) -> None:
@@ -173,9 +130,11 @@ class _Run:
                     self.buckets,
                     self.config.seed,
                     self.step,
+                    order=self.config.order,
                 )
+                phase = phase_of(self.config, self.step, self.total_steps, self.num_exits)
                 self.state, step_metrics = self.train_step(
-                    self.state, parallel.shard_batch(batch, self.mesh)
+                    self.state, parallel.shard_batch(batch, self.mesh), phase
                 )
                 self.step += 1
                 # The device is at work on this step while the host reads the one before.

@@ -1,24 +1,17 @@
-"""The joint loss over all exits (PABEE, section 3.3)."""
+"""The losses of the exits, and what is made of them (PABEE, section 3.3)."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-
-def exit_weights(kind: str, num_exits: int) -> Float[Array, " exits"]:
-    """Weights that sum to 1: `linear` (exit i counts i times), `uniform`, or `last`."""
-    exits = jnp.arange(1, num_exits + 1, dtype=jnp.float32)
-    weights = {
-        "linear": exits,
-        "uniform": jnp.ones(num_exits),
-        "last": jnp.float32(exits == num_exits),
-    }[kind]
-    return weights / weights.sum()
+Logits = Float[Array, "exits batch classes"]
 
 
 def exit_losses(
-    logits: Float[Array, "exits batch classes"], labels: Array, valid: Bool[Array, " batch"]
+    logits: Logits, labels: Array, valid: Bool[Array, " batch"]
 ) -> Float[Array, " exits"]:
     """Each exit's mean loss over the valid rows: cross-entropy, or squared error for one class."""
     if logits.shape[2] == 1:
@@ -29,9 +22,30 @@ def exit_losses(
     return jnp.where(valid, rows, 0).sum(axis=1) / valid.sum()
 
 
-def joint_loss(weights: Float[Array, " exits"], losses: Float[Array, " exits"]) -> jax.Array:
+def distillation_losses(
+    logits: Logits, valid: Bool[Array, " batch"], temperature: float
+) -> Float[Array, " exits"]:
+    """How far each exit is from the last one, whose predictions are taken as given.
+
+    T^2 KL(softmax(z_L / T) || softmax(z_i / T)), so that the gradient's size does not depend on T
+    ("Distilling the Knowledge in a Neural Network", section 2.1); the squared difference for one
+    class. The last exit's is 0.
+    """
+    teacher = jax.lax.stop_gradient(logits[-1])
+    if logits.shape[2] == 1:
+        rows = jnp.square(logits - teacher)[:, :, 0]
+    else:
+        ours = jax.nn.log_softmax(logits / temperature)
+        theirs = jax.nn.log_softmax(teacher / temperature)
+        rows = temperature**2 * optax.losses.kl_divergence_with_log_targets(ours, theirs)
+    means = jnp.where(valid, rows, 0).sum(axis=1) / valid.sum()
+    return means.at[-1].set(0.0)
+
+
+def joint_loss(weights: Sequence[float], losses: Float[Array, " exits"]) -> jax.Array:
     """sum_i(i * loss_i) / sum_i(i) with linear weights.
 
     An exit of weight 0 is left out, so that a loss that nobody asked for cannot spoil the sum.
     """
-    return jnp.where(weights > 0, weights * losses, 0).sum()
+    each = jnp.array(weights, jnp.float32)
+    return jnp.where(each > 0, each * losses, 0).sum()

@@ -25,15 +25,15 @@ def _decay_mask(parameters: dict) -> dict[str, bool]:
     return {name: decays(name) for name in parameters}
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser over parameters by name (`pabee_jax.model.split`)."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(
-        clip if config.max_grad_norm else optax.identity(),
-        optax.adamw(
-            learning_rate_schedule(config, total_steps),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            mask=_decay_mask,
-        ),
+def make_adamw(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW over parameters by name (`pabee_jax.parameters.split`), at a learning rate of 1."""
+    return optax.adamw(
+        1.0, eps=config.adam_epsilon, weight_decay=config.weight_decay, mask=_decay_mask
     )
+
+
+def make_clipping(config: TrainConfig) -> optax.GradientTransformation:
+    """Clips by the norm over all gradients of a step together."""
+    if not config.max_grad_norm:
+        return optax.identity()
+    return optax.clip_by_global_norm(config.max_grad_norm)
