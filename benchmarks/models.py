@@ -55,9 +55,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def random_model(name: str, dtype: str = "float32") -> EarlyExitModel:
-    """A model of shape `name` that computes in `dtype`, with random weights in float32."""
-    config = ModelConfig.from_hugging_face(SHAPES[name], 2)
+def random_model(name: str, dtype: str = "float32", **exits: str) -> EarlyExitModel:
+    """A model of shape `name` that computes in `dtype`, with random weights in float32.
+
+    `exits`: `exit_pooler` and `exit_pooling`, if they are not PABEE's.
+    """
+    config = ModelConfig.from_hugging_face(SHAPES[name] | exits, 2)
     return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
 
 

@@ -4,10 +4,12 @@
 
 Every recipe trains for the same number of steps on MRPC, STS-B and 10,000 fixed rows of SST-2, and
 is judged on the dev sets. Results are kept after every run in OUTPUT/training_exits.json; a second
-call runs only what is missing there, and with nothing missing prints the table.
+call runs only what is missing there, and with nothing missing prints the table. `--time` measures
+how long a step of each recipe takes instead, beside ordinary fine-tuning.
 """
 
 import bisect
+import collections
 import json
 import shutil
 import statistics
@@ -20,7 +22,9 @@ import numpy as np
 from flax import traverse_util
 
 from benchmarks import command_line
-from benchmarks.measure import environment
+from benchmarks.measure import environment, in_turns
+from benchmarks.models import random_model
+from benchmarks.training_step import jax_step, random_batch
 from pabee_jax import EarlyExitClassifier, InputError, Patience, criteria
 from pabee_jax.atomic import write_atomically
 from pabee_jax.criteria import ExitCriterion, MaxProbability
@@ -29,6 +33,7 @@ from pabee_jax.evaluation.sweep import OperatingPoint, Rows, replayed
 from pabee_jax.training import run_directory
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.loop import train
+from pabee_jax.training.strategy import phase_of
 
 PRIOR = {"classifier_bias": "prior"}
 MEAN = PRIOR | {"pooling": "mean"}
@@ -140,6 +145,25 @@ def _told(point: OperatingPoint) -> dict[str, Any]:
     }
 
 
+def step_seconds(values) -> dict[str, float]:
+    """A step of each recipe, 32 rows of 48 tokens: the mean over the phases of a run."""
+    measures, shares = {}, {}
+    for recipe in values.recipes:
+        config = config_of(recipe, "sst2", 0, values)
+        model = random_model("minilm", exit_pooler=config.pooler, exit_pooling=config.pooling)
+        batch, exits = random_batch(model.config, 32, 48), model.config.num_hidden_layers
+        phases = [phase_of(config, step, values.steps, exits) for step in range(values.steps)]
+        for phase, count in collections.Counter(phases).items():
+            name = f"{recipe}, {len(measures)}"
+            measures[name] = jax_step(model, batch, config, phase)
+            shares[name] = recipe, count / len(phases)
+    taken = in_turns(measures, 60 * values.budget_minutes, most_rounds=10)
+    seconds = dict.fromkeys(values.recipes, 0.0)
+    for name, (recipe, share) in shares.items():
+        seconds[recipe] += share * taken[name]
+    return seconds
+
+
 def wanted_runs(values) -> list[tuple[str, str, int]]:
     """(recipe, task, seed), all of the first seed before the second."""
     return [
@@ -151,9 +175,10 @@ def wanted_runs(values) -> list[tuple[str, str, int]]:
     ]
 
 
-def show(records: list[dict[str, Any]]) -> None:
+def show(content: dict[str, Any]) -> None:
     """The table: medians over the seeds, in percent."""
-    header = ["recipe", "seeds"]
+    records, seconds = content["records"], content.get("step seconds", {})
+    header = ["recipe", "step time", "seeds"]
     header += [f"{task} {what}" for task in METRICS for what in ("full", "25%", "50%")]
     lines = []
     for recipe in RECIPES:
@@ -165,7 +190,10 @@ def show(records: list[dict[str, Any]]) -> None:
             found += [[one[f"saving {share}"][metric] for one in here] for share in SAVINGS]
             cells += [f"{100 * statistics.median(each):.1f}" if each else "" for each in found]
         if seeds:
-            lines.append([recipe, len(seeds), *cells])
+            time = ""
+            if recipe in seconds:
+                time = f"{seconds[recipe] / seconds['ordinary']:.2f}"
+            lines.append([recipe, time, len(seeds), *cells])
     print(command_line.table(header, lines))
 
 
@@ -177,6 +205,10 @@ def main(values) -> None:
     records = content["records"]
     done = {(one["recipe"], one["task"], one["seed"]) for one in records}
     missing = [wanted for wanted in wanted_runs(values) if wanted not in done]
+    if values.time:
+        content["step seconds"] = step_seconds(values)
+        keep(content, path, values)
+        missing = []
     if missing and not (values.model and values.data_dir):
         raise InputError(
             f"{len(missing)} runs are missing in {path}: give --model and --data_dir to do them"
@@ -189,12 +221,16 @@ def main(values) -> None:
         config = config_of(recipe, task, seed, values)
         record = {"recipe": recipe, "task": task, "seed": seed, **measured(config, workdir)}
         records.append(record)
-        content["environment"] = environment()
-        content["settings"] = {"steps": values.steps, "learning_rate": values.learning_rate}
-        text = json.dumps(content, indent=1) + "\n"
-        write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+        keep(content, path, values)
         shutil.rmtree(workdir)
-    show(records)
+    show(content)
+
+
+def keep(content: dict[str, Any], path: Path, values) -> None:
+    content["environment"] = environment()
+    content["settings"] = {"steps": values.steps, "learning_rate": values.learning_rate}
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def take_rows(source: Path, target: Path) -> None:
@@ -217,6 +253,7 @@ def arguments():
     result.add_argument("--recipes", type=command_line.names_of(RECIPES), default=list(RECIPES))
     result.add_argument("--tasks", type=command_line.names_of(METRICS), default=list(METRICS))
     result.add_argument("--seeds", type=command_line.whole_numbers, default=[0, 1, 2])
+    result.add_argument("--time", action="store_true", help="measure the steps' time instead")
     result.add_argument("--steps", type=command_line.positive_integer, default=240)
     result.add_argument("--learning_rate", type=float, default=1e-4)
     return result

@@ -13,23 +13,28 @@ from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import flops_per_token, random_model, random_tokens
 from pabee_jax import parallel
+from pabee_jax.config import ModelConfig
 from pabee_jax.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
-from pabee_jax.training.strategy import phase_of
+from pabee_jax.training.strategy import Phase, phase_of
 
 _STEPS = 1_000_000  # Of the schedule; far more than are timed.
 
 
-def jax_step(model, batch):
+def random_batch(config: ModelConfig, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Full rows with labels."""
+    labels = np.arange(rows, dtype=np.int32) % config.num_labels
+    return random_tokens(config, rows, length) | {"labels": labels, "valid": np.ones(rows, bool)}
+
+
+def jax_step(model, batch, config: TrainConfig, phase: Phase):
     """A call that makes one step and waits for it."""
     mesh = parallel.make_mesh(1)
     graph, parameters = split(stacked(model))
-    config = TrainConfig()
     state = parallel.replicate(initial_state(parameters, config), mesh)
     step = make_train_step(graph, config, _STEPS)
     batch = parallel.shard_batch(batch, mesh)
-    phase = phase_of(config, 0, _STEPS, model.config.num_hidden_layers)
 
     def run():
         nonlocal state
@@ -46,10 +51,9 @@ def main(values) -> None:
     for name, length in cases:
         model = random_model(name, values.dtype)
         config = model.config
-        batch = random_tokens(config, values.batch_size, length)
-        labels = np.arange(values.batch_size, dtype=np.int32) % config.num_labels
-        batch |= {"labels": labels, "valid": np.ones(values.batch_size, bool)}
-        measures = {"pabee_jax": jax_step(model, batch)}
+        batch = random_batch(config, values.batch_size, length)
+        joint = phase_of(TrainConfig(), 0, _STEPS, config.num_hidden_layers)
+        measures = {"pabee_jax": jax_step(model, batch, TrainConfig(), joint)}
         if values.torch:
             measures["PyTorch"] = pytorch.training_step(model, batch, values.dtype)
         taken = in_turns(measures, budget.next_case(), values.rounds)

@@ -307,16 +307,22 @@ class EarlyExitModel(nnx.Module):
         `hidden` may be the first token alone where that is what an exit reads.
         """
         with full_precision():
+            pooled = self.pooled(exit_index, hidden, mask)
+            pooled = dropout(pooled, self.config.exit_dropout_prob, key)
+            return self.classifiers(exit_index, pooled)
+
+    def pooled(
+        self, exit_index: int | Int[Array, ""], hidden: Queries, mask: Mask
+    ) -> Float[Array, "batch hidden"]:
+        """What the classifier of exit `exit_index` reads: from -1 to 1, in float32."""
+        with full_precision():
             if self.config.exit_pooling == "cls":
                 features = hidden[:, 0].astype(jnp.float32)
             else:
                 features = _mean_over_tokens(hidden.astype(jnp.float32), mask)
             if self.config.exit_pooler == "shared":
-                pooled = self.pooler(features)
-            else:
-                pooled = self.pooler(exit_index, features)
-            pooled = dropout(jnp.tanh(pooled), self.config.exit_dropout_prob, key)
-            return self.classifiers(exit_index, pooled)
+                return jnp.tanh(self.pooler(features))
+            return jnp.tanh(self.pooler(exit_index, features))
 
     @property
     def is_stacked(self) -> bool:

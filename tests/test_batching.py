@@ -78,6 +78,34 @@ def test_every_epoch_has_every_row_once(rows, batch_size):
         assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
 
 
+@pytest.mark.parametrize("rows, batch_size", [(21, 8), (700, 8), (1, 1), (1, 8), (5, 64)])
+def test_rows_grouped_by_length_are_still_every_row_once(rows, batch_size):
+    lengths = np.random.default_rng(0).integers(3, 60, rows)
+    steps = steps_per_epoch(rows, batch_size)
+    for epoch in range(2):
+        batches = [
+            training_rows(rows, batch_size, 0, epoch * steps + step, lengths)
+            for step in range(steps)
+        ]
+        assert sorted(np.concatenate(batches)) == list(range(rows))
+        assert sorted(map(len, batches)) == sorted(
+            len(range(start, min(start + batch_size, rows))) for start in range(0, rows, batch_size)
+        )
+
+
+def test_grouping_by_length_leaves_little_padding_and_no_order_of_lengths():
+    lengths = np.random.default_rng(0).integers(3, 60, 4000)
+
+    def longest(lengths_or_none):
+        batches = [training_rows(4000, 16, 0, step, lengths_or_none) for step in range(250)]
+        return np.array([lengths[rows].max() for rows in batches])
+
+    shuffled, grouped = longest(None), longest(lengths)
+    assert shuffled.mean() > 1.6 * lengths.mean()
+    assert grouped.mean() < 1.1 * lengths.mean()
+    assert abs(np.corrcoef(np.arange(250), grouped)[0, 1]) < 0.2, "short rows come first, or last"
+
+
 def test_the_last_batch_of_an_epoch_is_padded_and_masked():
     batch = training_batch(random_dataset(21), 8, BUCKETS, 0, 2)
     assert batch["valid"].tolist() == [True] * 5 + [False] * 3

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pabee_jax import InputError, Patience, replay
-from pabee_jax.criteria import as_arrays, from_config, to_config
+from pabee_jax.criteria import MaxProbability, as_arrays, from_config, to_config
 from pabee_jax.drivers import replay as replay_module
 
 EXITS, ROWS = 7, 400
@@ -110,6 +110,34 @@ def test_says_what_saves_nothing():
     assert "saves nothing" in Patience(11).warnings(12, False)[0]
     assert "ever exits" in Patience(3, 0.0).warnings(12, True)[0]
     assert Patience(3, 0.1).warnings(12, True) == []
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.5, 0.7, 0.9, 1.0])
+def test_max_probability_equals_a_plain_python_loop(classes, threshold):
+    # Two equal logits of two classes have a probability of exactly 0.5, which is not above 0.5.
+    logits = random_logits(classes)
+    exits, answers = replay(MaxProbability(threshold), logits)
+    for row in range(ROWS):
+        for layer in range(1, EXITS + 1):
+            values = logits[layer - 1, row].astype(float)
+            highest = max(np.exp(values)) / sum(np.exp(values))
+            if highest > threshold or layer == EXITS:
+                break
+        assert exits[row] == layer
+        np.testing.assert_array_equal(answers[row], values)
+
+
+def test_max_probability_of_extreme_logits():
+    logits = np.array([[[1e4, -1e4]], [[0.0, 0.0]]], np.float32)
+    assert replay(MaxProbability(0.99), logits)[0].tolist() == [1]
+    assert replay(MaxProbability(1.0), logits)[0].tolist() == [2]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), "0.5", True])
+def test_refuses_what_is_no_probability(threshold):
+    with pytest.raises(InputError, match="from 0 to 1"):
+        MaxProbability(threshold)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0, 4, 2), (3, 0, 2)])

@@ -25,7 +25,7 @@ from pabee_jax.parameters import merge, split, stacked, unstacked
 from pabee_jax.pretrained import load_pretrained
 from pabee_jax.training import log, loop, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import FilesConfig, MeshConfig, TrainConfig
+from pabee_jax.training.config import DistillConfig, FilesConfig, MeshConfig, TrainConfig
 from pabee_jax.training.loop import TrainingDiverged, train
 from pabee_jax.training.step import initial_state
 
@@ -36,21 +36,6 @@ TOTAL_STEPS = 12
 
 class Killed(BaseException):
     """Not an Exception: like a signal, nothing in the program may catch it."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Most runs here compile the same programs."""
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    yield values["jax_compilation_cache_dir"]
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +216,76 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert metrics_of(tmp_path) == metrics_of(finished)
     assert kept_steps(tmp_path) == kept_steps(finished)
     assert (tmp_path / "config.json").read_bytes() == (finished / "config.json").read_bytes()
+
+
+def test_a_run_of_two_stages_goes_on_in_either(sources, recording, tmp_path):
+    """The phase is a function of the step; with all else that a run can be told."""
+    config = run_config(
+        sources,
+        strategy="two_stage",
+        pooler="per_exit",
+        pooling="mean",
+        classifier_bias="prior",
+        order="length_grouped",
+        distill=DistillConfig(weight=0.5, temperature=2.0),
+    )
+    train(config, tmp_path / "undisturbed")
+    for step in (4, 10):
+        recording.kill_in_step = step
+        with pytest.raises(Killed):
+            train(config, tmp_path / "killed")
+    recording.kill_in_step = None
+    train(config, tmp_path / "killed")
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "undisturbed")
+    first, last = recording.saved[6], recording.saved[TOTAL_STEPS]
+    for name, value in first.items():
+        own = name.startswith(("classifiers.", "pooler."))
+        same = value == last[name]
+        assert same[-1:].all(), f"{name} of the last exit changed in the second stage"
+        assert not same[:-1].all() if own else same.all(), f"{name} in the second stage"
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(strategy="two_stage"), "'two_stage', but the model has one layer"),
+        (dict(pooling="max"), "config.pooling is 'max'; it must be one of cls, mean"),
+    ],
+)
+def test_ways_of_training_that_a_model_cannot_be_trained_in(sources, tmp_path, fields, message):
+    tiny_checkpoint(tmp_path / "model", WORDS, num_hidden_layers=1)
+    config = run_config(sources, model=str(tmp_path / "model"), **fields)
+    with pytest.raises(InputError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_one_layer(sources, tmp_path):
+    """Its early exits are none at all."""
+    tiny_checkpoint(tmp_path / "model", WORDS, num_hidden_layers=1)
+    train(run_config(sources, model=str(tmp_path / "model"), max_steps=2), tmp_path / "run")
+    assert load_pretrained(str(tmp_path / "run")).model.config.num_hidden_layers == 1
+
+
+def test_a_temperature_softens_no_score(sources, tmp_path):
+    (tmp_path / "scores.csv").write_text("text,label\ngood,1.5\nbad,0.5\n")
+    files = FilesConfig(train="scores.csv", dev="scores.csv", regression=True)
+    distill = DistillConfig(weight=1.0, temperature=2.0)
+    config = run_config(sources, data_dir=str(tmp_path), files=files, distill=distill)
+    with pytest.raises(InputError, match="a regression: there is nothing to soften"):
+        train(config, tmp_path / "run")
+
+
+def test_new_classifiers_start_at_the_mean_score(sources, tmp_path):
+    (tmp_path / "scores.csv").write_text("text,label\ngood,4.5\nbad,0.5\nfair,4\n")
+    files = FilesConfig(train="scores.csv", dev="scores.csv", regression=True)
+    config = run_config(
+        sources, data_dir=str(tmp_path), files=files, classifier_bias="prior", max_steps=1
+    )
+    train(dataclasses.replace(config, learning_rate=1e-12), tmp_path / "run")
+    biases = load_pretrained(str(tmp_path / "run")).model.classifiers.bias[...]
+    np.testing.assert_allclose(biases, 3.0, atol=1e-6)
 
 
 def test_a_line_that_a_kill_cut_short_is_not_in_the_log(tmp_path):

@@ -36,7 +36,8 @@ def phase_of(config: TrainConfig, step: int, total_steps: int, num_exits: int) -
     """The phase of step number `step` (from 0): a function of nothing else, so a run can resume."""
     weights = exit_weights(config.loss.weights, num_exits)
     last_alone = exit_weights("last", num_exits)
-    first_steps = max(1, round(config.last_exit_share * total_steps))
+    # Both phases have a step at least, if there are two.
+    first_steps = max(1, min(round(config.last_exit_share * total_steps), total_steps - 1))
     if config.strategy == "joint":
         return _phase(config, weights)
     if config.strategy == "alternating":  # Its paper counts steps from 1.
@@ -91,14 +92,17 @@ def split_parts(parameters: Mapping[str, Any], pooler: str) -> Parts:
     owned = ("classifiers.", "pooler.") if pooler == "per_exit" else ("classifiers.",)
     parts: Parts = {part: {} for part in PARTS}
     for name, value in parameters.items():
-        if name.startswith(owned):
-            parts["early"][name], parts["last"][name] = value[:-1], value[-1:]
-        else:
+        if not name.startswith(owned):
             parts["shared"][name] = value
+            continue
+        parts["last"][name] = value[-1:]
+        if len(value) > 1:
+            parts["early"][name] = value[:-1]
     return parts
 
 
 def join_parts(parts: Parts) -> dict[str, Any]:
     """The inverse of `split_parts`."""
     early, last = parts["early"], parts["last"]
-    return parts["shared"] | {name: jnp.concatenate([early[name], last[name]]) for name in early}
+    joined = {name: jnp.concatenate([early[name], last[name]]) for name in early}
+    return parts["shared"] | last | joined
