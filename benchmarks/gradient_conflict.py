@@ -2,7 +2,7 @@
 
     python -m benchmarks.gradient_conflict --model DIR --data_dir GLUE
 
-For each recipe of `benchmarks.training_exits` it trains on one task and, every few steps, takes
+For each recipe (`benchmarks/recipes.py`) it trains on one task and, every few steps, takes
 each exit's own gradient on the parameters that exits share: its norm, its cosine with the others;
 and looks at what the classifiers read: how much of a gradient the pooler's tanh lets through, and
 how different the rows are. Without dropout, on the batch of that step, before the update.
@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks import command_line
-from benchmarks.training_exits import METRICS, RECIPES, config_of
+from benchmarks.recipes import METRICS, RECIPES, config_of
 from pabee_jax import InputError, parallel
 from pabee_jax.data.batching import sequence_buckets, training_batch
 from pabee_jax.data.load import load_task

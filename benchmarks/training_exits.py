@@ -3,9 +3,9 @@
     python -m benchmarks.training_exits --model DIR --data_dir GLUE
 
 Every recipe trains for the same number of steps on MRPC, STS-B and 10,000 fixed rows of SST-2, and
-is judged on the dev sets. Results are kept after every run in OUTPUT/training_exits.json; a second
-call runs only what is missing there, and with nothing missing prints the table. `--time` measures
-how long a step of each recipe takes instead, beside ordinary fine-tuning.
+is judged on the dev sets. Every run leaves its dev logits in OUTPUT/logits; a second call does only
+the runs that are missing there, and then writes OUTPUT/training_exits.json and prints the table.
+`--time` measures how long a step of each recipe takes instead, beside ordinary fine-tuning.
 """
 
 import bisect
@@ -13,136 +13,98 @@ import collections
 import json
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
+import safetensors.numpy
 
 from benchmarks import command_line
 from benchmarks.measure import environment, in_turns
 from benchmarks.models import random_model
+from benchmarks.recipes import METRICS, RECIPES, config_of
 from benchmarks.training_step import jax_step, random_batch
-from pabee_jax import EarlyExitClassifier, InputError, Patience, criteria
+from pabee_jax import EarlyExitClassifier, InputError, Patience, criteria, replay
 from pabee_jax.atomic import write_atomically
 from pabee_jax.criteria import ExitCriterion, MaxProbability
+from pabee_jax.data import glue
 from pabee_jax.data.load import load_task
-from pabee_jax.evaluation.sweep import OperatingPoint, Rows, replayed
-from pabee_jax.training import run_directory
+from pabee_jax.evaluation import metrics
+from pabee_jax.evaluation.sweep import Rows
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.loop import train
 from pabee_jax.training.strategy import phase_of
 
-PRIOR = {"classifier_bias": "prior"}
-MEAN = PRIOR | {"pooling": "mean"}
-OWN_MEAN = MEAN | {"pooler": "per_exit"}
-# What differs from PABEE's recipe, by name.
-RECIPES: dict[str, dict[str, Any]] = {
-    "ordinary": {"loss.weights": "last"},
-    "pabee": {},
-    "prior": PRIOR,
-    "uniform": PRIOR | {"loss.weights": "uniform"},
-    "two_stage": PRIOR | {"strategy": "two_stage"},
-    "alternating": PRIOR | {"strategy": "alternating"},
-    "last_first": PRIOR | {"strategy": "last_first"},
-    "equilibrium": PRIOR | {"gradient": "equilibrium"},
-    "scaled": PRIOR | {"gradient": "scaled", "gradient_scale": 0.1},
-    "detached": PRIOR | {"gradient": "scaled", "gradient_scale": 0.0},
-    "distill": PRIOR | {"distill.weight": 1.0},
-    "per_exit": PRIOR | {"pooler": "per_exit"},
-    "mean": MEAN,
-    "mean+per_exit": OWN_MEAN,
-    "mean+per_exit+two_stage": OWN_MEAN | {"strategy": "two_stage"},
-    "mean+per_exit+equilibrium": OWN_MEAN | {"gradient": "equilibrium"},
-    "mean+per_exit+scaled": OWN_MEAN | {"gradient": "scaled", "gradient_scale": 0.1},
-    "mean+per_exit+alternating": OWN_MEAN | {"strategy": "alternating"},
-    "mean+per_exit+distill": OWN_MEAN | {"distill.weight": 1.0},
-}
-# The metric that the table shows, and the tokens to which texts are cut.
-METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
 SAVINGS = (0.25, 0.5)
 # A patience serves for a saving if it saves at most so much more.
 _NEAR = 0.05
 _SST2_ROWS = 10_000
 
 
-def config_of(recipe: str, task: str, seed: int, values) -> TrainConfig:
-    common = {
-        "task": task,
-        "model": values.model,
-        "data_dir": str(values.output / "data" if task == "sst2" else values.data_dir),
-        "max_seq_length": 64,
-        "batch_size": 32,
-        "learning_rate": values.learning_rate,
-        "max_steps": values.steps,
-        "eval_every": values.steps,
-        "order": "length_grouped",
-        "seed": seed,
-    }
-    fields = traverse_util.unflatten_dict(common | RECIPES[recipe], sep=".")
-    return run_directory.from_dict(TrainConfig, fields)
-
-
-def measured(config: TrainConfig, workdir: Path) -> dict[str, Any]:
-    """Trains once; the last exit's metrics, every exit's, and those at the savings."""
+def dev_logits(config: TrainConfig, workdir: Path) -> dict[str, np.ndarray]:
+    """Trains once; every exit's logits on dev, and the labels."""
     train(config, workdir, overwrite=True)
     classifier = EarlyExitClassifier.from_pretrained(str(workdir), driver="full")
-    task = load_task(config)
-    rows = Rows.of(task.read("dev"), classifier)
-    logits = classifier.all_exit_logits(rows.dataset)
-
-    def point_of(criterion: ExitCriterion) -> OperatingPoint:
-        return replayed(logits, [criterion], task, rows)[0]
-
-    exits = [replayed(logits[:layer], [Patience(0)], task, rows)[0] for layer in _layers(logits)]
-    return {
-        "exits": [dict(point.metrics) for point in exits],
-        **{f"saving {share}": _told(_point_at(share, logits, point_of)) for share in SAVINGS},
-    }
+    rows = Rows.of(load_task(config).read("dev"), classifier)
+    assert rows.dataset.labels is not None  # Training has refused a dev set without them.
+    return {"logits": classifier.all_exit_logits(rows.dataset), "labels": rows.dataset.labels}
 
 
-def _layers(logits: np.ndarray) -> range:
-    return range(1, len(logits) + 1)
+class Judge:
+    """What one trained model is worth on dev, from its logits (L, N, C) and the labels (N,)."""
+
+    def __init__(self, task: str, logits: np.ndarray, labels: np.ndarray):
+        self.metrics = glue.task(task).metrics
+        self.logits, self.labels = logits, labels
+
+    def record(self) -> dict[str, Any]:
+        """Every exit's metrics, and the metrics at the savings."""
+        exits = [metrics.compute(self.metrics, each, self.labels) for each in self.logits]
+        points = {share: self.point(self.setting_that_saves(share)) for share in SAVINGS}
+        return {"exits": exits, **{f"saving {share}": point for share, point in points.items()}}
+
+    def point(self, criterion: ExitCriterion) -> dict[str, Any]:
+        exit_layers, answers = map(np.asarray, replay(criterion, self.logits))
+        return {
+            "criterion": criteria.to_config(criterion),
+            "layers saved": 1 - float(exit_layers.mean()) / len(self.logits),
+            **metrics.compute(self.metrics, answers, self.labels),
+        }
+
+    def setting_that_saves(self, share: float) -> ExitCriterion:
+        """The setting that saves `share` of the layers, or as little more as it can.
+
+        Classes: the highest patience that saves so much, unless that saves `_NEAR` too much: then
+        the highest confidence threshold. Scores: the highest patience that can save so much at any
+        threshold, with its smallest threshold.
+        """
+        exits = len(self.logits)
+        if self.logits.shape[2] == 1:
+            # Patience p leaves at layer p + 1 at the earliest.
+            patience = next(p for p in range(exits, 0, -1) if 1 - (p + 1) / exits >= share)
+            moved = np.abs(np.diff(self.logits[..., 0], axis=0))
+            thresholds = [*_quantiles(moved), 2 * float(moved.max()) + 1]
+            return self._first([Patience(patience, each) for each in thresholds], share)
+        patience = self._first([Patience(p) for p in range(exits - 1, 0, -1)], share)
+        if share <= self.point(patience)["layers saved"] <= share + _NEAR:
+            return patience
+        highest = np.asarray(jax.nn.softmax(self.logits).max(axis=2))
+        return self._first([MaxProbability(each) for each in _quantiles(highest)[::-1]], share)
+
+    def _first(self, settings: Sequence[ExitCriterion], share: float) -> ExitCriterion:
+        """The first that saves enough; what is saved grows along the settings."""
+        index = bisect.bisect_left(settings, share, key=self._saved)
+        return settings[min(index, len(settings) - 1)]
+
+    def _saved(self, criterion: ExitCriterion) -> float:
+        return self.point(criterion)["layers saved"]
 
 
-def _point_at(
-    share: float, logits: np.ndarray, point_of: Callable[[ExitCriterion], OperatingPoint]
-) -> OperatingPoint:
-    """A setting that saves `share` of the layers, or a little more.
-
-    Classification: the patience that does, else the highest confidence threshold. Scores:
-    patience 1 with the smallest threshold.
-    """
-    if logits.shape[2] == 1:
-        moved = np.abs(np.diff(logits[..., 0], axis=0)).ravel()
-        candidates = [Patience(1, float(value)) for value in _spread(moved)]
-    else:
-        points = [point_of(Patience(patience)) for patience in range(len(logits) - 2, 0, -1)]
-        for point in points:
-            if share <= point.layers_saved <= share + _NEAR:
-                return point
-        highest = np.asarray(jax.nn.softmax(logits).max(axis=2)).ravel()
-        candidates = [MaxProbability(float(value)) for value in _spread(highest)[::-1]]
-    # What is saved grows along the candidates.
-    first = bisect.bisect_left(
-        candidates, share, key=lambda criterion: point_of(criterion).layers_saved
-    )
-    return point_of(candidates[min(first, len(candidates) - 1)])
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    """Thresholds from the data's own quantiles."""
-    return np.quantile(values, np.linspace(0, 1, 401))
-
-
-def _told(point: OperatingPoint) -> dict[str, Any]:
-    return {
-        "criterion": criteria.to_config(point.criterion),
-        "layers saved": point.layers_saved,
-        **point.metrics,
-    }
+def _quantiles(values: np.ndarray) -> list[float]:
+    """Thresholds from the data themselves, ascending."""
+    return np.quantile(values, np.linspace(0, 1, 1001)).tolist()
 
 
 def step_seconds(values) -> dict[str, float]:
@@ -198,39 +160,55 @@ def show(content: dict[str, Any]) -> None:
 
 
 def main(values) -> None:
-    path = values.output / "training_exits.json"
-    content = {"records": []}
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-    records = content["records"]
-    done = {(one["recipe"], one["task"], one["seed"]) for one in records}
-    missing = [wanted for wanted in wanted_runs(values) if wanted not in done]
+    path, folder = values.output / "training_exits.json", values.output / "logits"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if values.time:
         content["step seconds"] = step_seconds(values)
-        keep(content, path, values)
-        missing = []
-    if missing and not (values.model and values.data_dir):
-        raise InputError(
-            f"{len(missing)} runs are missing in {path}: give --model and --data_dir to do them"
-        )
-    if any(task == "sst2" for _, task, _ in missing):
-        take_rows(values.data_dir / "SST-2", values.output / "data" / "SST-2")
-    for recipe, task, seed in missing:
-        print(f"\n{recipe}, {task}, seed {seed}", flush=True)
-        workdir = values.output / "run"
-        config = config_of(recipe, task, seed, values)
-        record = {"recipe": recipe, "task": task, "seed": seed, **measured(config, workdir)}
-        records.append(record)
-        keep(content, path, values)
-        shutil.rmtree(workdir)
+    else:
+        train_missing(values, folder)
+    content["environment"] = environment()
+    content["settings"] = {"steps": values.steps, "learning_rate": values.learning_rate}
+    content["records"] = judged(folder)
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
     show(content)
 
 
-def keep(content: dict[str, Any], path: Path, values) -> None:
-    content["environment"] = environment()
-    content["settings"] = {"steps": values.steps, "learning_rate": values.learning_rate}
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+def train_missing(values, folder: Path) -> None:
+    """Does the runs whose logits are not in `folder` yet."""
+    missing = [run for run in wanted_runs(values) if not (folder / _file_of(*run)).is_file()]
+    if missing and not (values.model and values.data_dir):
+        raise InputError(
+            f"{len(missing)} runs are missing in {folder}: give --model and --data_dir to do them"
+        )
+    if any(task == "sst2" for _, task, _ in missing):
+        take_rows(values.data_dir / "SST-2", values.output / "data" / "SST-2")
+    folder.mkdir(exist_ok=True)
+    for recipe, task, seed in missing:
+        print(f"\n{recipe}, {task}, seed {seed}", flush=True)
+        workdir = values.output / "run"
+        found = dev_logits(config_of(recipe, task, seed, values), workdir)
+        write_atomically(
+            folder / _file_of(recipe, task, seed),
+            lambda path, found=found: path.write_bytes(safetensors.numpy.save(found)),
+        )
+        shutil.rmtree(workdir)
+
+
+def judged(folder: Path) -> list[dict[str, Any]]:
+    """A record of every run whose logits are in `folder`."""
+    records = []
+    for recipe in RECIPES:
+        for task in METRICS:
+            for path in sorted(folder.glob(_file_of(recipe, task, "*"))):
+                seed = int(path.stem.rpartition("-")[2])
+                record = Judge(task, **safetensors.numpy.load_file(path)).record()
+                records.append({"recipe": recipe, "task": task, "seed": seed, **record})
+    return records
+
+
+def _file_of(recipe: str, task: str, seed: int | str) -> str:
+    return f"{recipe}-{task}-{seed}.safetensors"
 
 
 def take_rows(source: Path, target: Path) -> None:

@@ -6,8 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers import tiny_checkpoint
 
+from benchmarks.training_exits import Judge
+
+SCORES = {"regression_threshold": 0.0}
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ("latency", "throughput", "ablation", "training_step")
 # A machine that has neither package: importing one fails.
@@ -39,6 +44,85 @@ def test_leaves_a_table_a_picture_and_every_figure(name, tmp_path):
     assert "| ---" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """An encoder of four layers, and MRPC's files with pairs that are alike or are not."""
+    folder = tmp_path_factory.mktemp("sources")
+    words = ["red", "green", "blue", "grey"]
+    tiny_checkpoint(folder / "model", words, num_hidden_layers=4, max_position_embeddings=64)
+    (folder / "MRPC").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("train", "dev"):
+        lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+        for row in range(40):
+            first, second = random.choice(words, 2)
+            lines.append(f"{int(first == second)}\t{row}\t{row}\t{first}\t{second}")
+        (folder / "MRPC" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return [f"--model={folder / 'model'}", f"--data_dir={folder}", "--no-torch"]
+
+
+@pytest.mark.slow
+def test_recipes_are_trained_once_and_judged_again(sources, tmp_path):
+    few = ["--recipes=ordinary,mean+per_exit", "--tasks=mrpc", "--seeds=0", "--steps=2"]
+    few.append(f"--output={tmp_path}")
+    done = run("training_exits", *sources, *few)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "training_exits.json").read_text())
+    assert [record["recipe"] for record in content["records"]] == ["ordinary", "mean+per_exit"]
+    for record in content["records"]:
+        assert len(record["exits"]) == 4
+        assert all(record[f"saving {share}"]["layers saved"] >= share for share in (0.25, 0.5))
+    # Nothing is missing now, so neither the model nor the data is needed.
+    again = run("training_exits", *few, "--no-torch")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "training_exits.json").read_text()) == content
+    assert "| mean+per_exit |" in again.stdout
+    more = run("training_exits", *few, "--seeds=0,1", "--no-torch")
+    assert more.returncode == 2 and "2 runs are missing" in more.stderr
+
+
+@pytest.mark.slow
+def test_gradients_of_the_exits(sources, tmp_path):
+    few = ["--task=mrpc", "--recipes=pabee", "--steps=3", "--every=2", f"--output={tmp_path}"]
+    done = run("gradient_conflict", *sources, *few)
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads((tmp_path / "gradient_conflict.json").read_text())["records"]
+    assert record["step"] == [0, 2]
+    cosine = np.array(record["cosine"])
+    assert cosine.shape == (2, 4, 4)
+    np.testing.assert_allclose(np.diagonal(cosine, axis1=1, axis2=2), 1, rtol=1e-5)
+    assert (tmp_path / "gradient_conflict.png").stat().st_size > 1000
+
+
+def test_what_a_recipe_is_worth_at_a_saving():
+    # Six exits; row 0 is always right, row 1 from exit 3 on, rows 2 and 3 from exit 5 on.
+    right_from = np.array([1, 3, 5, 5])
+    right = np.arange(1, 7)[:, None] >= right_from
+    logits = np.stack([0 * right, np.where(right, 3.0, -1.0)], axis=2).astype(np.float32)
+    labels = np.ones(4, np.int32)
+    record = Judge("sst2", logits, labels).record()
+    assert [exit["accuracy"] for exit in record["exits"]] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    # Patience 3: row 0 leaves at 4, row 1 at 6, rows 2 and 3 at 4, still wrong. 6 of 24 layers.
+    quarter = record["saving 0.25"]
+    assert quarter["criterion"] == {"criterion": "patience", "patience": 3} | SCORES
+    assert (quarter["layers saved"], quarter["accuracy"]) == (0.25, 0.5)
+    # Patience 2 saves 10 of 24 and patience 1, which is too much, 16. A threshold between the two
+    # confidences (0.73 when wrong, 0.95) saves 10; one below both lets all rows leave at layer 1.
+    half = record["saving 0.5"]
+    assert half["criterion"]["criterion"] == "max_probability"
+    assert (half["layers saved"], half["accuracy"]) == (pytest.approx(20 / 24), 0.25)
+
+
+def test_what_scores_are_worth_at_a_saving():
+    # Exit 4 moves every score by 1, exits 5 and 6 by less: patience 3 can save a quarter only
+    # where that 1 counts as agreement.
+    labels = np.array([1.0, 2.0, 3.0, 4.5], np.float32)
+    offsets = np.array([-1.0, -1.0, -1.0, 0.0, 0.25, 0.5], np.float32)
+    logits = (labels + offsets[:, None] * np.array([1, 1, 1, 1]))[..., None]
+    setting = Judge("stsb", logits.astype(np.float32), labels).setting_that_saves(0.25)
+    assert setting.patience == 3 and setting.regression_threshold > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -47,6 +131,9 @@ def test_leaves_a_table_a_picture_and_every_figure(name, tmp_path):
         (["throughput", "--drivers=fast"], "'fast' is not one of full, loop, pool, auto"),
         (["throughput", "--checkpoint=nowhere"], "nowhere is not a run directory"),
         (["throughput", "--chunk_tokens=-1", "--models=tiny"], "'-1' is not a number above 0"),
+        (["training_exits", "--recipes=magic"], "'magic' is not one of ordinary, pabee"),
+        (["training_exits"], "runs are missing in"),
+        (["gradient_conflict"], "--model and --data_dir are needed"),
         (["latency", "--budget_minutes=-1"], "'-1' is not a number above 0"),
     ],
 )

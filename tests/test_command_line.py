@@ -15,7 +15,7 @@ from pabee_jax.data import demo
 from pabee_jax.data.glue import GLUE_TASKS
 from pabee_jax.pretrained import Pretrained, save_pretrained
 from pabee_jax.training import run_directory
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +85,7 @@ ARGUMENTS = {
     "a directory": (["--config", "configs"], ["no file", "configs/demo.py"]),
     "no task": (["--config", GLUE], ["missing", *ALL_TASKS]),
     "unknown task": (["--config", f"{GLUE}:mprc"], ["'mprc'", *ALL_TASKS]),
+    "unknown preset": (["--config", f"{GLUE}:mrpc,best"], ["'best'", "TASK,recommended"]),
     "argument not taken": (["--config", f"{DEMO[1]}:foo"], ["takes no argument", DEMO[1]]),
     "unknown field": (
         [*DEMO, "--config.learning_rte=1"],
@@ -188,6 +189,9 @@ def test_the_papers_recipe(task):
         adam_epsilon=1e-8,
         max_grad_norm=1.0,
     )
+    recommended = load_config(f"{GLUE}:{task},recommended")
+    assert (recommended.pooler, recommended.pooling) == ("per_exit", "mean")
+    check(recommended)
     files = load_config(str(ROOT / "configs/files.py"))
     assert (files.task, files.model) == ("files", "albert-base-v2")
 

@@ -1,0 +1,53 @@
+"""Ways of training the exits, by name, and the runs in which they are compared."""
+
+from typing import Any
+
+from flax import traverse_util
+
+from pabee_jax.training import run_directory
+from pabee_jax.training.config import TrainConfig
+
+PRIOR = {"classifier_bias": "prior"}
+MEAN = PRIOR | {"pooling": "mean"}
+OWN_MEAN = MEAN | {"pooler": "per_exit"}
+# What differs from PABEE's recipe, by name.
+RECIPES: dict[str, dict[str, Any]] = {
+    "ordinary": {"loss.weights": "last"},
+    "pabee": {},
+    "prior": PRIOR,
+    "uniform": PRIOR | {"loss.weights": "uniform"},
+    "two_stage": PRIOR | {"strategy": "two_stage"},
+    "alternating": PRIOR | {"strategy": "alternating"},
+    "last_first": PRIOR | {"strategy": "last_first"},
+    "equilibrium": PRIOR | {"gradient": "equilibrium"},
+    "scaled": PRIOR | {"gradient": "scaled", "gradient_scale": 0.1},
+    "detached": PRIOR | {"gradient": "scaled", "gradient_scale": 0.0},
+    "distill": PRIOR | {"distill.weight": 1.0},
+    "per_exit": PRIOR | {"pooler": "per_exit"},
+    "mean": MEAN,
+    "mean+per_exit": OWN_MEAN,
+    "mean+per_exit+two_stage": OWN_MEAN | {"strategy": "two_stage"},
+    "mean+per_exit+equilibrium": OWN_MEAN | {"gradient": "equilibrium"},
+    "mean+per_exit+scaled": OWN_MEAN | {"gradient": "scaled", "gradient_scale": 0.1},
+    "mean+per_exit+alternating": OWN_MEAN | {"strategy": "alternating"},
+    "mean+per_exit+distill": OWN_MEAN | {"distill.weight": 1.0},
+}
+# The metric that the table shows, and the tokens to which texts are cut.
+METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
+
+
+def config_of(recipe: str, task: str, seed: int, values) -> TrainConfig:
+    common = {
+        "task": task,
+        "model": values.model,
+        "data_dir": str(values.output / "data" if task == "sst2" else values.data_dir),
+        "max_seq_length": 64,
+        "batch_size": 32,
+        "learning_rate": values.learning_rate,
+        "max_steps": values.steps,
+        "eval_every": values.steps,
+        "order": "length_grouped",
+        "seed": seed,
+    }
+    fields = traverse_util.unflatten_dict(common | RECIPES[recipe], sep=".")
+    return run_directory.from_dict(TrainConfig, fields)
