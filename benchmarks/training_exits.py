@@ -91,7 +91,8 @@ class Judge:
         if share <= self.point(patience)["layers saved"] <= share + _NEAR:
             return patience
         highest = np.asarray(jax.nn.softmax(self.logits).max(axis=2))
-        return self._first([MaxProbability(each) for each in _quantiles(highest)[::-1]], share)
+        thresholds = [*_quantiles(highest)[::-1], 0.0]
+        return self._first([MaxProbability(each) for each in thresholds], share)
 
     def _first(self, settings: Sequence[ExitCriterion], share: float) -> ExitCriterion:
         """The first that saves enough; what is saved grows along the settings."""
