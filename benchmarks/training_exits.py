@@ -3,8 +3,8 @@
     python -m benchmarks.training_exits --model DIR --data_dir GLUE
 
 Every recipe trains for the same number of steps on MRPC, STS-B and 10,000 fixed rows of SST-2, and
-is judged on the dev sets. Every run leaves its dev logits in OUTPUT/logits; a second call does only
-the runs that are missing there, and then writes OUTPUT/training_exits.json and prints the table.
+is judged on the dev sets. Every run leaves its dev logits in OUTPUT; a second call does only the
+runs that are missing there, and then writes OUTPUT/training_exits.json and prints the table.
 `--time` measures how long a step of each recipe takes instead, beside ordinary fine-tuning.
 """
 
@@ -161,7 +161,8 @@ def show(content: dict[str, Any]) -> None:
 
 
 def main(values) -> None:
-    path, folder = values.output / "training_exits.json", values.output / "logits"
+    path = values.output / "training_exits.json"
+    folder = values.output / f"logits-{values.steps}-steps-{values.learning_rate:g}"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if values.time:
         content["step seconds"] = step_seconds(values)
