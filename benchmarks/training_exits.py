@@ -49,7 +49,9 @@ def dev_logits(config: TrainConfig, workdir: Path) -> dict[str, np.ndarray]:
     classifier = EarlyExitClassifier.from_pretrained(str(workdir), driver="full")
     rows = Rows.of(load_task(config).read("dev"), classifier)
     assert rows.dataset.labels is not None  # Training has refused a dev set without them.
-    return {"logits": classifier.all_exit_logits(rows.dataset), "labels": rows.dataset.labels}
+    # The library writes an array's memory as it lies, whatever its strides.
+    logits = np.ascontiguousarray(classifier.all_exit_logits(rows.dataset))
+    return {"logits": logits, "labels": rows.dataset.labels}
 
 
 class Judge:

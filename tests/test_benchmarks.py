@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,9 @@ def test_recipes_are_trained_once_and_judged_again(sources, tmp_path):
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "training_exits.json").read_text())
     assert [record["recipe"] for record in content["records"]] == ["ordinary", "mean+per_exit"]
-    for record in content["records"]:
+    said = re.findall(r"dev accuracy ([\d.]+) at the last exit", done.stderr + done.stdout)
+    for record, accuracy in zip(content["records"], said, strict=True):
+        assert record["exits"][-1]["accuracy"] == pytest.approx(float(accuracy), abs=1e-4)
         assert len(record["exits"]) == 4
         assert all(record[f"saving {share}"]["layers saved"] >= share for share in (0.25, 0.5))
     # Nothing is missing now, so neither the model nor the data is needed.
