@@ -13,6 +13,7 @@ OWN_MEAN = MEAN | {"pooler": "per_exit"}
 # What differs from PABEE's recipe, by name.
 RECIPES: dict[str, dict[str, Any]] = {
     "ordinary": {"loss.weights": "last"},
+    "ordinary+mean": MEAN | {"loss.weights": "last"},
     "pabee": {},
     "prior": PRIOR,
     "uniform": PRIOR | {"loss.weights": "uniform"},
@@ -31,7 +32,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mean+per_exit+scaled": OWN_MEAN | {"gradient": "scaled", "gradient_scale": 0.1},
     "mean+per_exit+alternating": OWN_MEAN | {"strategy": "alternating"},
     "mean+per_exit+distill": OWN_MEAN | {"distill.weight": 1.0},
+    "mean+per_exit+equilibrium+distill": OWN_MEAN
+    | {"gradient": "equilibrium", "distill.weight": 1.0},
 }
+# What configs/glue.py:TASK,recommended does.
+RECOMMENDED = "mean+per_exit+equilibrium"
 # The metric that the table shows, and the tokens to which texts are cut.
 METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
 

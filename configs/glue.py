@@ -53,5 +53,6 @@ def get_config(argument: str = "") -> TrainConfig:
     if preset:
         config.pooling = "mean"
         config.pooler = "per_exit"
+        config.gradient = "equilibrium"
         config.classifier_bias = "prior"
     return config
