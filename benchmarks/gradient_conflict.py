@@ -76,7 +76,7 @@ def make_probe(graph, pooler: str):
 
 def probed(recipe: str, values) -> dict[str, Any]:
     """Trains with the recipe; what the probe found, every `values.every` steps."""
-    config = config_of(recipe, values.task, values.seed, values)
+    config = config_of(recipe, values.task, values.seed, values.data_dir, values)
     check(config)
     task = load_task(config)
     examples = labeled_examples(task, "train")

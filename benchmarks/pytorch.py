@@ -6,6 +6,7 @@ import numpy as np
 
 from pabee_jax import weights
 from pabee_jax.config import ModelConfig
+from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 
 
@@ -100,6 +101,11 @@ def length_sorted(
 
 def _loaded(model: EarlyExitModel, dtype: str):
     """The encoder with the model's weights, each exit's (kernel, bias), and the device."""
+    if not model.config.is_pabee:
+        raise InputError(
+            "PyTorch PABEE has no such exits (a pooler for each, or the mean over the tokens): add "
+            "--no-torch"
+        )
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

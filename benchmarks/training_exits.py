@@ -78,23 +78,26 @@ class Judge:
     def setting_that_saves(self, share: float) -> ExitCriterion:
         """The setting that saves `share` of the layers, or as little more as it can.
 
-        Classes: the highest patience that saves so much, unless that saves `_NEAR` too much: then
-        the highest confidence threshold. Scores: the highest patience that can save so much at any
-        threshold, with its smallest threshold.
+        Classes: the highest patience that saves so much; if that saves more than `_NEAR` too much,
+        the highest confidence threshold, if that saves less. Scores: the highest patience that can
+        save so much at any threshold, with its smallest threshold.
         """
         exits = len(self.logits)
         if self.logits.shape[2] == 1:
             # Patience p leaves at layer p + 1 at the earliest.
-            patience = next(p for p in range(exits, 0, -1) if 1 - (p + 1) / exits >= share)
+            able = (p for p in range(exits, 0, -1) if 1 - (p + 1) / exits >= share)
+            patience = next(able, 1)
             moved = np.abs(np.diff(self.logits[..., 0], axis=0))
             thresholds = [*_quantiles(moved), 2 * float(moved.max()) + 1]
             return self._first([Patience(patience, each) for each in thresholds], share)
         patience = self._first([Patience(p) for p in range(exits - 1, 0, -1)], share)
-        if share <= self.point(patience)["layers saved"] <= share + _NEAR:
+        saved = self._saved(patience)
+        if share <= saved <= share + _NEAR:
             return patience
         highest = np.asarray(jax.nn.softmax(self.logits).max(axis=2))
         thresholds = [*_quantiles(highest)[::-1], 0.0]
-        return self._first([MaxProbability(each) for each in thresholds], share)
+        threshold = self._first([MaxProbability(each) for each in thresholds], share)
+        return patience if share <= saved <= self._saved(threshold) else threshold
 
     def _first(self, settings: Sequence[ExitCriterion], share: float) -> ExitCriterion:
         """The first that saves enough; what is saved grows along the settings."""
@@ -114,7 +117,7 @@ def step_seconds(values) -> dict[str, float]:
     """A step of each recipe, 32 rows of 48 tokens: the mean over the phases of a run."""
     measures, shares = {}, {}
     for recipe in values.recipes:
-        config = config_of(recipe, "sst2", 0, values)
+        config = config_of(recipe, "sst2", 0, Path(), values)
         model = random_model("minilm", exit_pooler=config.pooler, exit_pooling=config.pooling)
         batch, exits = random_batch(model.config, 32, 48), model.config.num_hidden_layers
         phases = [phase_of(config, step, values.steps, exits) for step in range(values.steps)]
@@ -156,7 +159,7 @@ def show(content: dict[str, Any]) -> None:
             cells += [f"{100 * statistics.median(each):.1f}" if each else "" for each in found]
         if seeds:
             time = ""
-            if recipe in seconds:
+            if {recipe, "ordinary"} <= seconds.keys():
                 time = f"{seconds[recipe] / seconds['ordinary']:.2f}"
             lines.append([recipe, time, len(seeds), *cells])
     print(command_line.table(header, lines))
@@ -191,7 +194,8 @@ def train_missing(values, folder: Path) -> None:
     for recipe, task, seed in missing:
         print(f"\n{recipe}, {task}, seed {seed}", flush=True)
         workdir = values.output / "run"
-        found = dev_logits(config_of(recipe, task, seed, values), workdir)
+        data_dir = values.output / "data" if task == "sst2" else values.data_dir
+        found = dev_logits(config_of(recipe, task, seed, data_dir, values), workdir)
         write_atomically(
             folder / _file_of(recipe, task, seed),
             lambda path, found=found: path.write_bytes(safetensors.numpy.save(found)),

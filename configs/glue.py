@@ -10,8 +10,8 @@ TASK, after the colon, is cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. 
 data come from the Hugging Face hub, or, as in the second command, from local directories: a
 checkpoint, and GLUE's original TSV files.
 
-`TASK,recommended` trains the exits in the way that cost nothing at full depth and gave the best
-early exits where we compared: docs/training-exits.md. PyTorch PABEE cannot load the result.
+`TASK,recommended` gives every exit a pooler of its own that reads the mean over the tokens:
+docs/training-exits.md says why. PyTorch PABEE cannot load the result.
 
 Without it, reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch 32,
 learning rate 2e-5, 5 epochs, 128 tokens, AdamW without weight decay, a linear decay without
@@ -53,6 +53,5 @@ def get_config(argument: str = "") -> TrainConfig:
     if preset:
         config.pooling = "mean"
         config.pooler = "per_exit"
-        config.gradient = "equilibrium"
         config.classifier_bias = "prior"
     return config

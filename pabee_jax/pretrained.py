@@ -122,6 +122,13 @@ def load_pretrained(
         values |= exits
     num_labels = num_labels or trained_labels
     config = ModelConfig.from_hugging_face(values, num_labels)
+    name = weights.classifiers_name(config)
+    if trained_labels is not None and not _has_classifiers(tensors, name):
+        raise InputError(
+            f"{path_or_hub_id}: config.json asks for exits with "
+            f"{_told({name: getattr(config, name) for name in EXIT_CHOICES})}, whose parameters "
+            f"are called {name}.*, but the weights hold other exits"
+        )
     # After the configuration, because the library reads that as well and words its faults badly.
     tokenizer = load_tokenizer(directory)
     model, report = weights.from_tensors(
@@ -201,6 +208,10 @@ def _trained_labels(tensors: weights.Tensors) -> int | None:
         if weights.canonical_name(name) in ("classifiers.0.weight", "exit_classifiers.0.weight"):
             return tensor.shape[0]
     return None
+
+
+def _has_classifiers(tensors: weights.Tensors, name: str) -> bool:
+    return any(weights.canonical_name(one) == f"{name}.0.weight" for one in tensors)
 
 
 def _refuse_other_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:

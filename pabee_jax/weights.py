@@ -107,6 +107,10 @@ def from_tensors(
         names = _names_in(tensors, path, config)
         used.update(names)
         absent = [name for name in names if name not in tensors]
+        if absent and len(absent) < len(names):
+            raise InputError(
+                f"{source} has {names[0].split('.')[0]} for some exits, but lacks {_listed(absent)}"
+            )
         if absent:
             missing[path] = list(dict.fromkeys(absent))
             continue

@@ -93,6 +93,15 @@ def test_rows_grouped_by_length_are_still_every_row_once(rows, batch_size):
         )
 
 
+def test_the_batch_that_is_not_full_holds_rows_of_any_length():
+    lengths = np.arange(3, 3 + 97)
+    steps = steps_per_epoch(97, 32)
+    alone = [
+        training_rows(97, 32, 0, epoch * steps + steps - 1, lengths).item() for epoch in range(8)
+    ]
+    assert len(set(alone)) > 4, "some rows always count more than the others"
+
+
 def test_grouping_by_length_leaves_little_padding_and_no_order_of_lengths():
     lengths = np.random.default_rng(0).integers(3, 60, 4000)
 

@@ -12,10 +12,16 @@ import pytest
 from helpers import tiny_checkpoint
 
 from benchmarks.training_exits import Judge
+from pabee_jax.criteria import MaxProbability
 
 SCORES = {"regression_threshold": 0.0}
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ("latency", "throughput", "ablation", "training_step")
+SLOW = pytest.mark.slow
+BENCHMARKS = [
+    "throughput",
+    "training_step",
+    *(pytest.param(name, marks=SLOW) for name in ("latency", "ablation")),
+]
 # A machine that has neither package: importing one fails.
 WITHOUT_PACKAGES = """
 import runpy, sys
@@ -109,11 +115,14 @@ def test_what_a_recipe_is_worth_at_a_saving():
     quarter = record["saving 0.25"]
     assert quarter["criterion"] == {"criterion": "patience", "patience": 3} | SCORES
     assert (quarter["layers saved"], quarter["accuracy"]) == (0.25, 0.5)
-    # Patience 2 saves 10 of 24 and patience 1, which is too much, 16. A threshold between the two
-    # confidences (0.73 when wrong, 0.95) saves 10; one below both lets all rows leave at layer 1.
+    # Patience 2 saves 10 of 24 and patience 1, where all leave at layer 2, 16. A threshold between
+    # the two confidences (0.73 when wrong, 0.95) saves 10; one below both 20, which is more yet.
     half = record["saving 0.5"]
-    assert half["criterion"]["criterion"] == "max_probability"
-    assert (half["layers saved"], half["accuracy"]) == (pytest.approx(20 / 24), 0.25)
+    assert half["criterion"] == {"criterion": "patience", "patience": 1} | SCORES
+    assert (half["layers saved"], half["accuracy"]) == (pytest.approx(16 / 24), 0.25)
+    # Row 0 is sure enough at layer 1, row 1 at layer 3, the others at layer 5.
+    sure = Judge("sst2", logits, labels).point(MaxProbability(0.8))
+    assert (sure["layers saved"], sure["accuracy"]) == (pytest.approx(10 / 24), 1.0)
 
 
 def test_what_scores_are_worth_at_a_saving():
@@ -134,7 +143,7 @@ def test_what_scores_are_worth_at_a_saving():
         (["throughput", "--drivers=fast"], "'fast' is not one of full, loop, pool, auto"),
         (["throughput", "--checkpoint=nowhere"], "nowhere is not a run directory"),
         (["throughput", "--chunk_tokens=-1", "--models=tiny"], "'-1' is not a number above 0"),
-        (["training_exits", "--recipes=magic"], "'magic' is not one of ordinary, pabee"),
+        (["training_exits", "--recipes=magic"], "'magic' is not one of ordinary"),
         (["training_exits"], "runs are missing in"),
         (["gradient_conflict"], "--model and --data_dir are needed"),
         (["latency", "--budget_minutes=-1"], "'-1' is not a number above 0"),

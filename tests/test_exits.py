@@ -158,6 +158,27 @@ def test_trained_exits_cannot_become_others(plain, tmp_path):
         load_pretrained(str(tmp_path / "pabee"), num_labels=2, exits=KINDS[1])
 
 
+def test_exits_that_config_json_does_not_describe(plain, tmp_path):
+    save_pretrained(load_pretrained(str(plain), num_labels=2, exits=OWN_MEAN), tmp_path / "own")
+    path = tmp_path / "own" / "config.json"
+    values = json.loads(path.read_text())
+    kept = {name: value for name, value in values.items() if name not in OWN_MEAN}
+    path.write_text(json.dumps(kept))
+    with pytest.raises(
+        InputError, match=r"called classifiers\.\*, but the weights hold other exits"
+    ):
+        load_pretrained(str(tmp_path / "own"))
+
+
+def test_exits_with_a_hole(plain, tmp_path):
+    save_pretrained(load_pretrained(str(plain), num_labels=2, exits=OWN_MEAN), tmp_path / "own")
+    tensors = load_file(tmp_path / "own" / "model.safetensors")
+    del tensors["exit_poolers.1.weight"]
+    save_file(tensors, tmp_path / "own" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="exit_poolers for some exits, but lacks exit_poolers.1.w"):
+        load_pretrained(str(tmp_path / "own"))
+
+
 @pytest.mark.parametrize("name", OWN_MEAN)
 def test_an_unknown_kind_of_exit(plain, name):
     values = json.loads((plain / "config.json").read_text())

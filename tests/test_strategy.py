@@ -266,8 +266,8 @@ def test_prior_bias():
 
 def test_everything_at_once_in_bfloat16_on_two_devices():
     """Beside float32 on one."""
-    fields = dict(gradient="equilibrium", distill=DistillConfig(0.5, 2.0), strategy="alternating")
-    config = config_of(pooler="per_exit", pooling="mean", **fields)
+    fields = dict(gradient="equilibrium", distill=DistillConfig(0.5, 2.0), pooler="per_exit")
+    config = config_of(pooling="mean", **fields)
     shape = model_of("per_exit", "mean", dropout=True).config
     losses = {}
     for dtype, devices in (("float32", 1), ("bfloat16", 2)):
@@ -297,6 +297,7 @@ REFUSED = {
     "a share for nothing": (dict(last_exit_share=0.3), "for config.strategy two_stage and last_f"),
     "scale": (dict(gradient="scaled", gradient_scale=1.5), "0 to 1"),
     "no number": (dict(gradient="scaled", gradient_scale=float("nan")), "0 to 1"),
+    "a scale of 1": (dict(gradient="scaled"), "config.gradient_scale is 1, which scales nothing"),
     "a scale for nothing": (dict(gradient_scale=0.5), "for config.gradient=scaled"),
     "distill": (dict(distill=DistillConfig(weight=-1.0)), "at least 0"),
     "temperature": (dict(distill=DistillConfig(1.0, 0.0)), "positive"),
@@ -327,7 +328,7 @@ def test_refuses_what_cannot_be_meant(name):
 def test_a_short_run_still_has_both_phases(share, first):
     config = config_of(strategy="last_first", last_exit_share=share)
     phases = [phase_of(config, step, 4, EXITS).weights for step in range(4)]
-    assert phases == [LAST] * first + [exit_weights("linear", EXITS)] * (4 - first)
+    np.testing.assert_allclose(phases, [LAST] * first + [LINEAR] * (4 - first))
 
 
 def test_weights_are_exact():

@@ -55,18 +55,22 @@ def training_rows(
     """Which rows the batch of `step` (from 0) holds; every epoch sees every row once.
 
     With the rows' `lengths`, rows of similar length share a batch: the shuffled rows of
-    `_GROUPED_BATCHES` batches at a time are sorted by length, cut into batches, and those batches
-    are shuffled. So which rows can meet is a little less random than without.
+    `_GROUPED_BATCHES` whole batches at a time are sorted by length, cut into batches, and those
+    batches are shuffled. So which rows can meet is a little less random than without. What does not
+    fill a batch comes last, of any length: a loss is a mean over its batch, and long rows should
+    not count more than others.
     """
     epoch, position = divmod(step, steps_per_epoch(num_rows, batch_size))
     rows = _epoch_order(num_rows, seed, epoch)
-    if lengths is not None:
+    whole = num_rows // batch_size
+    if lengths is not None and position < whole:
         window, position = divmod(position, _GROUPED_BATCHES)
         size = _GROUPED_BATCHES * batch_size
-        rows = rows[window * size : (window + 1) * size]
+        rows = rows[: whole * batch_size][window * size : (window + 1) * size]
         rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches = steps_per_epoch(len(rows), batch_size)
-        position = np.random.default_rng([seed, epoch, window]).permutation(batches)[position]
+        # Not [seed, epoch, 0], which is the stream that shuffled the rows.
+        random = np.random.default_rng([seed, epoch, window + 1])
+        position = random.permutation(len(rows) // batch_size)[position]
     start = position * batch_size
     return rows[start : start + batch_size]
 

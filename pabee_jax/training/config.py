@@ -93,7 +93,8 @@ class TrainConfig:
         last_exit_share: of the steps, for "two_stage" and "last_first": how many train the last
             exit alone.
         gradient: how much of an early exit's gradient enters the encoder: "full"; "equilibrium",
-            every layer gets the mean over the exits above it instead of their sum (ElasticBERT);
+            every layer gets the mean over the exits above it instead of their sum (ElasticBERT),
+            which AdamW undoes where layers do not share parameters: docs/training-exits.md;
             "scaled", multiplied by `gradient_scale`.
         gradient_scale: from 0 (early exits read a detached encoder) to 1, for "scaled".
         pooler: "shared" by all exits (PABEE), or one "per_exit" (DeeBERT).
@@ -211,26 +212,29 @@ def check(config: TrainConfig) -> None:
 
 def _refuse_settings_without_effect(config: TrainConfig) -> None:
     """A setting that cannot change the run was surely meant otherwise."""
-    default = TrainConfig()
-
-    def refuse_changed(names: tuple[str, ...], reason: str) -> None:
-        for name in names:
-            if _get(config, name) != _get(default, name):
-                raise InputError(f"config.{name} is {_get(config, name)!r}, but {reason}")
-
     if config.loss.weights == "last":
         reason = "with config.loss.weights=last no early exit is trained"
-        refuse_changed(("strategy", "gradient", "distill.weight", "pooler"), reason)
+        refuse_changed(config, ("strategy", "gradient", "distill.weight", "pooler"), reason)
     if config.strategy == "two_stage":
         reason = "with config.strategy=two_stage early exits never change the encoder"
-        refuse_changed(("gradient",), reason)
+        refuse_changed(config, ("gradient",), reason)
     if config.strategy not in ("two_stage", "last_first"):
         reason = "it is for config.strategy two_stage and last_first"
-        refuse_changed(("last_exit_share",), reason)
+        refuse_changed(config, ("last_exit_share",), reason)
+    if config.gradient == "scaled" and config.gradient_scale == 1:
+        raise InputError("config.gradient_scale is 1, which scales nothing; give one below 1")
     if config.gradient != "scaled":
-        refuse_changed(("gradient_scale",), "it is for config.gradient=scaled")
+        refuse_changed(config, ("gradient_scale",), "it is for config.gradient=scaled")
     if not config.distill.weight:
-        refuse_changed(("distill.temperature",), "config.distill.weight is 0")
+        refuse_changed(config, ("distill.temperature",), "config.distill.weight is 0")
+
+
+def refuse_changed(config: TrainConfig, names: tuple[str, ...], reason: str) -> None:
+    """Raises InputError for the first of these settings that is not its default."""
+    default = TrainConfig()
+    for name in names:
+        if _get(config, name) != _get(default, name):
+            raise InputError(f"config.{name} is {_get(config, name)!r}, but {reason}")
 
 
 def _get(config: TrainConfig, name: str) -> Any:

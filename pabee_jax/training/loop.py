@@ -37,7 +37,7 @@ from pabee_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from pabee_jax.training.strategy import phase_of
+from pabee_jax.training.strategy import in_last_phase, phase_of
 
 
 class TrainingDiverged(InputError):
@@ -145,6 +145,8 @@ class _Run:
                     self._record(pending, bar)
                     pending = None
                     score = self._evaluate(bar) if self._is_due(self.eval_every) else None
+                    if not in_last_phase(self.config, self.step - 1, self.total_steps):
+                        score = None  # Whatever it is: the early exits are not trained yet.
                     # The best step can only be exported if every evaluated one was saved.
                     wants_best = score is not None and self.config.export == "best"
                     if self._is_due(self.save_every) or wants_best:

@@ -13,7 +13,7 @@ from pabee_jax.data.tokenization import Dataset
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 from pabee_jax.pretrained import Pretrained, load_pretrained
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, refuse_changed
 
 
 def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
@@ -65,10 +65,11 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
     else:
         raise InputError("config.model is empty: give a Hugging Face hub id or a local directory")
     start = start.with_max_length(config.max_seq_length)
-    if start.model.config.num_hidden_layers == 1 and config.strategy != "joint":
-        raise InputError(
-            f"config.strategy is {config.strategy!r}, but the model has one layer: there is no "
-            "early exit to train"
+    if start.model.config.num_hidden_layers == 1:
+        refuse_changed(
+            config,
+            ("strategy", "gradient", "distill.weight"),
+            "the model has one layer: there is no early exit to train",
         )
     return dataclasses.replace(start, label_names=task.label_names, criterion=None)
 

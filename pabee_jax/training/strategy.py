@@ -36,18 +36,24 @@ def phase_of(config: TrainConfig, step: int, total_steps: int, num_exits: int) -
     """The phase of step number `step` (from 0): a function of nothing else, so a run can resume."""
     weights = exit_weights(config.loss.weights, num_exits)
     last_alone = exit_weights("last", num_exits)
-    # Both phases have a step at least, if there are two.
-    first_steps = max(1, min(round(config.last_exit_share * total_steps), total_steps - 1))
     if config.strategy == "joint":
         return _phase(config, weights)
     if config.strategy == "alternating":  # Its paper counts steps from 1.
         return _phase(config, weights if step % 2 else last_alone)
-    if step < first_steps:
+    if not in_last_phase(config, step, total_steps):
         return _phase(config, last_alone)
     if config.strategy == "last_first":
         return _phase(config, weights)
     early = sum(weights[:-1])
     return Phase((*(weight / early for weight in weights[:-1]), 0.0), ("early",))
+
+
+def in_last_phase(config: TrainConfig, step: int, total_steps: int) -> bool:
+    """Whether step number `step` (from 0) belongs to the phase in which early exits are trained."""
+    if config.strategy not in ("two_stage", "last_first"):
+        return True
+    # Both phases have a step at least.
+    return step >= max(1, min(round(config.last_exit_share * total_steps), total_steps - 1))
 
 
 def exit_weights(kind: str, num_exits: int) -> tuple[float, ...]:
