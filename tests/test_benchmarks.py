@@ -18,9 +18,8 @@ SCORES = {"regression_threshold": 0.0}
 ROOT = Path(__file__).parents[1]
 SLOW = pytest.mark.slow
 BENCHMARKS = [
-    "throughput",
     "training_step",
-    *(pytest.param(name, marks=SLOW) for name in ("latency", "ablation")),
+    *(pytest.param(name, marks=SLOW) for name in ("throughput", "latency", "ablation")),
 ]
 # A machine that has neither package: importing one fails.
 WITHOUT_PACKAGES = """
