@@ -1,4 +1,4 @@
-"""Ways of training the exits, by name, and the runs in which they are compared."""
+"""Ways of training the exits, by name, and the settings that all of them share."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # What configs/glue.py:TASK,recommended does.
 RECOMMENDED = "mean+per_exit"
-# The metric that the table shows, and the tokens to which texts are cut.
+# The tasks, and the metric of each that the table shows.
 METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
 
 

@@ -14,6 +14,12 @@ from pabee_jax.errors import InputError
 FAMILIES = ("bert", "albert")
 # PABEE's first.
 EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "mean")}
+PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
+
+
+def exit_modules(exit_pooler: str) -> tuple[str, ...]:
+    """The modules whose parameters have a leading axis over the exits."""
+    return ("classifiers", "pooler") if exit_pooler == "per_exit" else ("classifiers",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +90,14 @@ class ModelConfig:
         return self.num_labels == 1
 
     @property
+    def exits(self) -> dict[str, str]:
+        """What sort of exits the model has, as `config.json` says it."""
+        return {name: getattr(self, name) for name in EXIT_CHOICES}
+
+    @property
     def is_pabee(self) -> bool:
         """Whether PyTorch PABEE has such exits: a shared pooler over the first token."""
-        return all(getattr(self, name) == choices[0] for name, choices in EXIT_CHOICES.items())
+        return self.exits == PABEE_EXITS
 
     def group(self, layer: int) -> int:
         """The parameter group of layer `layer` (from 0), in floating point as ALBERT has it."""

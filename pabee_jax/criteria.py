@@ -148,7 +148,9 @@ class MaxProbability:
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del num_layers
-        return ["a score has no probability: every row leaves at layer 1"] if is_regression else []
+        return (
+            ["MaxProbability is for classes: a score has no probability"] if is_regression else []
+        )
 
 
 CRITERIA = {"patience": Patience, "max_probability": MaxProbability}

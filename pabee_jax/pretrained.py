@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from pabee_jax import checkpoint_files, criteria, weights
 from pabee_jax.atomic import write_atomically
-from pabee_jax.config import EXIT_CHOICES, ModelConfig, read_config_json
+from pabee_jax.config import EXIT_CHOICES, PABEE_EXITS, ModelConfig, read_config_json
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.tokenization import (
     Dataset,
@@ -23,7 +23,6 @@ from pabee_jax.data.tokenization import (
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 
-_PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
 # Beyond this a tokenizer's `model_max_length` means "not known".
 _UNKNOWN_LENGTH = 1_000_000
 _ARCHITECTURES = {
@@ -110,7 +109,7 @@ def load_pretrained(
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels must be at least 1, not {num_labels}")
     tensors = checkpoint_files.read_tensors(directory)
-    trained_labels = _trained_labels(tensors)
+    trained_name, trained_labels = _trained_classifiers(tensors)
     if num_labels is None and trained_labels is None:
         raise InputError(
             f"{path_or_hub_id} has no internal classifiers yet: give num_labels= to start them "
@@ -122,12 +121,11 @@ def load_pretrained(
         values |= exits
     num_labels = num_labels or trained_labels
     config = ModelConfig.from_hugging_face(values, num_labels)
-    name = weights.classifiers_name(config)
-    if trained_labels is not None and not _has_classifiers(tensors, name):
+    wanted_name = weights.classifiers_name(config)
+    if trained_name not in (None, wanted_name):
         raise InputError(
-            f"{path_or_hub_id}: config.json asks for exits with "
-            f"{_told({name: getattr(config, name) for name in EXIT_CHOICES})}, whose parameters "
-            f"are called {name}.*, but the weights hold other exits"
+            f"{path_or_hub_id}: config.json asks for exits with {_told(config.exits)}, whose "
+            f"parameters are called {wanted_name}.*, but the weights hold {trained_name}.*"
         )
     # After the configuration, because the library reads that as well and words its faults badly.
     tokenizer = load_tokenizer(directory)
@@ -163,17 +161,16 @@ def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: boo
         InputError: `for_pytorch`, and PyTorch PABEE cannot compute these exits.
     """
     model, labels = pretrained.model, pretrained.label_names
-    exits = {name: getattr(model.config, name) for name in EXIT_CHOICES}
     if for_pytorch and not model.config.is_pabee:
         raise InputError(
-            f"PyTorch PABEE cannot run this model: its exits have {_told(exits)}, and PyTorch "
-            f"PABEE's have {_told(_PABEE_EXITS)}"
+            f"PyTorch PABEE cannot run this model: its exits have {_told(model.config.exits)}, and "
+            f"PyTorch PABEE's have {_told(PABEE_EXITS)}"
         )
     directory.mkdir(parents=True, exist_ok=True)
     names = _ARCHITECTURES if model.config.is_pabee else _ENCODERS
     values = {
         **pretrained.hugging_face_config,
-        **exits,
+        **model.config.exits,
         "architectures": [names[model.config.family]],
         "num_labels": model.config.num_labels,
         "id2label": {str(index): name for index, name in enumerate(labels or ("score",))},
@@ -181,7 +178,7 @@ def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: boo
         "problem_type": "single_label_classification" if labels else "regression",
     }
     if model.config.is_pabee:
-        for name in exits:
+        for name in EXIT_CHOICES:
             del values[name]
     values.pop("early_exit", None)
     if pretrained.criterion is not None:
@@ -202,20 +199,17 @@ def _json(values: Any) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def _trained_labels(tensors: weights.Tensors) -> int | None:
-    """How many outputs the checkpoint's own internal classifiers have; None if it has none."""
+def _trained_classifiers(tensors: weights.Tensors) -> tuple[str, int] | tuple[None, None]:
+    """What the checkpoint calls its internal classifiers, and their outputs; None without any."""
     for name, tensor in tensors.items():
-        if weights.canonical_name(name) in ("classifiers.0.weight", "exit_classifiers.0.weight"):
-            return tensor.shape[0]
-    return None
-
-
-def _has_classifiers(tensors: weights.Tensors, name: str) -> bool:
-    return any(weights.canonical_name(one) == f"{name}.0.weight" for one in tensors)
+        module, _, rest = weights.canonical_name(name).partition(".")
+        if module in weights.CLASSIFIERS_NAMES and rest == "0.weight":
+            return module, tensor.shape[0]
+    return None, None
 
 
 def _refuse_other_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
-    trained = {name: values.get(name, default) for name, default in _PABEE_EXITS.items()}
+    trained = {name: values.get(name, default) for name, default in PABEE_EXITS.items()}
     if trained != dict(exits):
         raise InputError(
             f"{source} has trained exits with {_told(trained)}; they cannot go on with "

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from flax import nnx, traverse_util
 
-from pabee_jax.config import ModelConfig
+from pabee_jax.config import ModelConfig, exit_modules
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 from pabee_jax.parameters import merge, split
@@ -62,6 +62,8 @@ MODULE_NAMES = {
 # Our leaf -> PyTorch's. Flax modules saved by Hugging Face use our leaf names.
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _OLD_NAMES = [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
+# PABEE's classifiers, and those of exits that PyTorch PABEE does not have.
+CLASSIFIERS_NAMES = ("classifiers", "exit_classifiers")
 # What a checkpoint may lack: these start from scratch. An encoder with a hole in it is an error.
 _MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers|exit_classifiers)\.")
 
@@ -193,12 +195,11 @@ def _names_in(tensors: Tensors, path: str, config: ModelConfig) -> list[str]:
 
 def classifiers_name(config: ModelConfig) -> str:
     """What a checkpoint calls the classifiers of such exits."""
-    return "classifiers" if config.is_pabee else "exit_classifiers"
+    return CLASSIFIERS_NAMES[0 if config.is_pabee else 1]
 
 
 def _is_per_exit(path: str, config: ModelConfig) -> bool:
-    owners = ("classifiers.", "pooler.") if config.exit_pooler == "per_exit" else ("classifiers.",)
-    return path.startswith(owners)
+    return path.partition(".")[0] in exit_modules(config.exit_pooler)
 
 
 def _transposed(value: np.ndarray, path: str) -> np.ndarray:

@@ -165,7 +165,7 @@ def test_exits_that_config_json_does_not_describe(plain, tmp_path):
     kept = {name: value for name, value in values.items() if name not in OWN_MEAN}
     path.write_text(json.dumps(kept))
     with pytest.raises(
-        InputError, match=r"called classifiers\.\*, but the weights hold other exits"
+        InputError, match=r"called classifiers\.\*, but the weights hold exit_classifiers"
     ):
         load_pretrained(str(tmp_path / "own"))
 

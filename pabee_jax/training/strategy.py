@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pabee_jax.config import exit_modules
 from pabee_jax.drivers.full import GradientScales
 from pabee_jax.training.config import TrainConfig
 
@@ -95,10 +96,10 @@ def split_parts(parameters: Mapping[str, Any], pooler: str) -> Parts:
 
     `pooler` is `TrainConfig.pooler`: one that all exits share is part of what they share.
     """
-    owned = ("classifiers.", "pooler.") if pooler == "per_exit" else ("classifiers.",)
+    owned = exit_modules(pooler)
     parts: Parts = {part: {} for part in PARTS}
     for name, value in parameters.items():
-        if not name.startswith(owned):
+        if name.partition(".")[0] not in owned:
             parts["shared"][name] = value
             continue
         parts["last"][name] = value[-1:]
