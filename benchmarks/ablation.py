@@ -80,7 +80,7 @@ def main(values) -> None:
         ]
         print(f"\n{name}, {rounds} rounds")
         columns = ["way", "seconds", "of one full-depth pass"]
-        print(command_line.table(columns, [[each[key] for key in columns] for each in here]))
+        command_line.show(here, columns)
         records += here
     bars(
         values.output / "ablation.png",

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,11 @@ def save(output: Path, name: str, values: argparse.Namespace, records: list[dict
     path = output / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"\nwritten: {path}, {output / name}.png")
+
+
+def show(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Prints these columns of the records as a table."""
+    print(table(columns, [[record[name] for name in columns] for record in records]))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -131,7 +131,7 @@ def records_of(name, length, layers, exit_layers, controls, seconds) -> list[dic
 def show(records: list[dict]) -> None:
     print(f"\n{records[0]['model']}, S = {records[0]['S']}, {records[0]['rounds']} rounds")
     columns = list(records[0])[2:-1]
-    print(command_line.table(columns, [[each[name] for name in columns] for each in records]))
+    command_line.show(records, columns)
 
 
 def draw(records: list[dict], path) -> None:

@@ -196,7 +196,7 @@ def show_factors(records: list[dict]) -> None:
 def show(title: str, records: list[dict]) -> None:
     print(f"\n{title}, {records[0]['rounds']} rounds")
     columns = [name for name in records[0] if name not in ("model", "rows", "rounds")]
-    print(command_line.table(columns, [[each[name] for name in columns] for each in records]))
+    command_line.show(records, columns)
 
 
 def draw(records: list[dict], path) -> None:

@@ -3,8 +3,8 @@
     python -m benchmarks.training_exits --model DIR --data_dir GLUE
 
 Every recipe trains for the same number of steps on MRPC, STS-B and 10,000 fixed rows of SST-2, and
-is judged on the dev sets. Every run leaves its dev logits in OUTPUT; a second call does only the
-runs that are missing there, and then writes OUTPUT/training_exits.json and prints the table.
+is judged on the dev sets. Every run leaves its dev logits in OUTPUT/logits; a second call does only
+the runs that are missing there, and then writes OUTPUT/training_exits.json and prints the table.
 `--time` measures how long a step of each recipe takes instead, beside ordinary fine-tuning.
 """
 
@@ -41,6 +41,8 @@ SAVINGS = (0.25, 0.5)
 # A patience serves for a saving if it saves at most so much more.
 _NEAR = 0.05
 _SST2_ROWS = 10_000
+# Beside the logits: what all the runs share.
+_SETTINGS = "settings.json"
 
 
 def dev_logits(config: TrainConfig, workdir: Path) -> dict[str, np.ndarray]:
@@ -144,41 +146,53 @@ def wanted_runs(values) -> list[tuple[str, str, int]]:
 
 
 def show(content: dict[str, Any]) -> None:
-    """The table: medians over the seeds, in percent."""
+    """The table: medians over the seeds, of which each task may have another number, in percent."""
     records, seconds = content["records"], content.get("step seconds", {})
     header = ["recipe", "step time", "seeds"]
     header += [f"{task} {what}" for task in METRICS for what in ("full", "25%", "50%")]
     lines = []
     for recipe in RECIPES:
-        cells, seeds = [], set()
+        cells, seeds = [], []
         for task, metric in METRICS.items():
             here = [one for one in records if (one["recipe"], one["task"]) == (recipe, task)]
-            seeds |= {one["seed"] for one in here}
+            seeds.append(len(here))
             found = [[one["exits"][-1][metric] for one in here]]
             found += [[one[f"saving {share}"][metric] for one in here] for share in SAVINGS]
             cells += [f"{100 * statistics.median(each):.1f}" if each else "" for each in found]
-        if seeds:
+        if any(seeds):
             time = ""
             if {recipe, "ordinary"} <= seconds.keys():
                 time = f"{seconds[recipe] / seconds['ordinary']:.2f}"
-            lines.append([recipe, time, len(seeds), *cells])
+            lines.append([recipe, time, ", ".join(map(str, seeds)), *cells])
     print(command_line.table(header, lines))
 
 
 def main(values) -> None:
     path = values.output / "training_exits.json"
-    folder = values.output / f"logits-{values.steps}-steps-{values.learning_rate:g}"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    folder = values.output / "logits"
+    content = _json(path)
     if values.time:
         content["step seconds"] = step_seconds(values)
     else:
+        refuse_other_settings(values, folder)
         train_missing(values, folder)
+        content["settings"] = _json(folder / _SETTINGS)
     content["environment"] = environment()
-    content["settings"] = {"steps": values.steps, "learning_rate": values.learning_rate}
     content["records"] = judged(folder)
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
     show(content)
+
+
+def refuse_other_settings(values, folder: Path) -> None:
+    """All runs in a folder have the model, the data and the steps in common."""
+    theirs = _json(folder / _SETTINGS)
+    for name, ours in _settings(values).items():
+        if ours and theirs and theirs[name] != ours:
+            raise InputError(
+                f"--output {values.output} holds runs with --{name} {theirs[name]}, not {ours}: "
+                "choose another folder"
+            )
 
 
 def train_missing(values, folder: Path) -> None:
@@ -190,7 +204,10 @@ def train_missing(values, folder: Path) -> None:
         )
     if any(task == "sst2" for _, task, _ in missing):
         take_rows(values.data_dir / "SST-2", values.output / "data" / "SST-2")
-    folder.mkdir(exist_ok=True)
+    if missing:
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(_settings(values), indent=1) + "\n"
+        write_atomically(folder / _SETTINGS, lambda path: path.write_text(text))
     for recipe, task, seed in missing:
         print(f"\n{recipe}, {task}, seed {seed}", flush=True)
         workdir = values.output / "run"
@@ -201,6 +218,19 @@ def train_missing(values, folder: Path) -> None:
             lambda path, found=found: path.write_bytes(safetensors.numpy.save(found)),
         )
         shutil.rmtree(workdir)
+
+
+def _settings(values) -> dict[str, Any]:
+    return {
+        "model": values.model,
+        "data_dir": str(values.data_dir or ""),
+        "steps": values.steps,
+        "learning_rate": values.learning_rate,
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def judged(folder: Path) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def main(values) -> None:
         ]
         columns = list(here[0])
         print()
-        print(command_line.table(columns, [[each[key] for key in columns] for each in here]))
+        command_line.show(here, columns)
         records += here
     bars(
         values.output / "training_step.png",

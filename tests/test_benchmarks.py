@@ -87,6 +87,8 @@ def test_recipes_are_trained_once_and_judged_again(sources, tmp_path):
     assert "| mean+per_exit |" in again.stdout
     more = run("training_exits", *few, "--seeds=0,1", "--no-torch")
     assert more.returncode == 2 and "2 runs are missing" in more.stderr
+    other = run("training_exits", *few, "--steps=3", *sources)
+    assert other.returncode == 2 and "holds runs with --steps 2, not 3" in other.stderr
 
 
 @pytest.mark.slow
