@@ -413,6 +413,10 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
     restored = again.restore(7, state(0))
     assert int(restored.step) == 7
     assert restored.parameters["layer.kernel"].tolist() == [7, 7, 7]
+    with pytest.raises(InputError, match="step 7 in .* does not hold the arrays"):
+        again.parameters(7, {"other.kernel": jnp.zeros(3)})
+    with pytest.raises(InputError, match="begin again with --overwrite"):
+        again.parameters(7, {"layer.kernel": jnp.zeros(4)})
     again.close()
 
 

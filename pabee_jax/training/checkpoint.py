@@ -8,6 +8,7 @@ import jax
 import optax
 from orbax.checkpoint import v1 as ocp
 
+from pabee_jax.errors import InputError
 from pabee_jax.training.step import Parameters, TrainState
 
 _KEEP_LAST = 2
@@ -24,6 +25,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
+        self._directory = directory
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
@@ -62,8 +64,12 @@ class Checkpoints:
         self._checkpointer.save_checkpointables(int(state.step), _parts(state), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step`, with `like`'s shapes, types and shardings."""
-        parts = self._checkpointer.load_checkpointables(step, _abstract(_parts(like)))
+        """The state of `step`, with `like`'s shapes, types and shardings.
+
+        Raises:
+            InputError: the checkpoint holds other arrays than `like` has.
+        """
+        parts = self._load(step, _parts(like))
         optimizer = {
             part: optax.tree.set(state, **parts["optimizer"][part])
             for part, state in like.optimizer.items()
@@ -71,9 +77,18 @@ class Checkpoints:
         return TrainState(parts["step"], parts["parameters"], optimizer)
 
     def parameters(self, step: int, like: Parameters) -> Parameters:
-        """Only the parameters of `step`; the optimiser's moments are not read."""
-        wanted = {"parameters": _abstract(like)}
-        return self._checkpointer.load_checkpointables(step, wanted)["parameters"]
+        """Only the parameters of `step`, without the optimiser's moments. Raises InputError."""
+        return self._load(step, {"parameters": like})["parameters"]
+
+    def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._checkpointer.load_checkpointables(step, _abstract(like))
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"the checkpoint of step {step} in {self._directory} does not hold the arrays that "
+                "this model and this version of pabee_jax expect: go on with the version that "
+                "wrote it, or begin again with --overwrite"
+            ) from error
 
     def close(self) -> None:
         self._checkpointer.close()
