@@ -120,11 +120,13 @@ def step_seconds(values) -> dict[str, float]:
     measures, shares = {}, {}
     for recipe in values.recipes:
         config = config_of(recipe, "sst2", 0, Path(), values)
-        model = random_model("minilm", exit_pooler=config.pooler, exit_pooling=config.pooling)
-        batch, exits = random_batch(model.config, 32, 48), model.config.num_hidden_layers
+        kind = {"exit_pooler": config.pooler, "exit_pooling": config.pooling}
+        exits = random_model("minilm", **kind).config.num_hidden_layers
         phases = [phase_of(config, step, values.steps, exits) for step in range(values.steps)]
         for phase, count in collections.Counter(phases).items():
             name = f"{recipe}, {len(measures)}"
+            model = random_model("minilm", **kind)  # A step takes over its parameters.
+            batch = random_batch(model.config, 32, 48)
             measures[name] = jax_step(model, batch, config, phase)
             shares[name] = recipe, count / len(phases)
     taken = in_turns(measures, 60 * values.budget_minutes, most_rounds=10)

@@ -10,8 +10,9 @@ TASK, after the colon, is cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. 
 data come from the Hugging Face hub, or, as in the second command, from local directories: a
 checkpoint, and GLUE's original TSV files.
 
-`TASK,recommended` gives every exit a pooler of its own that reads the mean over the tokens:
-docs/training-exits.md says why. PyTorch PABEE cannot load the result.
+`TASK,recommended` gives every exit a pooler of its own that reads the mean over the tokens, and for
+the scores of stsb the early exits also learn from the last one: docs/training-exits.md says why.
+PyTorch PABEE cannot load the result.
 
 Without it, reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch 32,
 learning rate 2e-5, 5 epochs, 128 tokens, AdamW without weight decay, a linear decay without
@@ -54,4 +55,6 @@ def get_config(argument: str = "") -> TrainConfig:
         config.pooling = "mean"
         config.pooler = "per_exit"
         config.classifier_bias = "prior"
+        if task == "stsb":
+            config.distill.weight = 1.0
     return config

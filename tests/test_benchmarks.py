@@ -87,6 +87,10 @@ def test_recipes_are_trained_once_and_judged_again(sources, tmp_path):
     assert "| mean+per_exit |" in again.stdout
     more = run("training_exits", *few, "--seeds=0,1", "--no-torch")
     assert more.returncode == 2 and "2 runs are missing" in more.stderr
+    timed = run("training_exits", *few, "--time", "--recipes=ordinary,two_stage", "--no-torch")
+    assert timed.returncode == 0, timed.stderr
+    seconds = json.loads((tmp_path / "training_exits.json").read_text())["step seconds"]
+    assert seconds.keys() == {"ordinary", "two_stage"} and min(seconds.values()) > 0
     other = run("training_exits", *few, "--steps=3", *sources)
     assert other.returncode == 2 and "holds runs with --steps 2, not 3" in other.stderr
 
