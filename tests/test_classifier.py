@@ -62,7 +62,14 @@ def with_driver(classifier, driver, **settings):
 
 
 @pytest.mark.parametrize(
-    ("driver", "devices"), [("loop", 8), ("pool", 1), ("pool", 8), ("auto", 1), ("full", 8)]
+    ("driver", "devices"),
+    [
+        ("loop", 8),
+        ("pool", 8),
+        ("auto", 1),
+        pytest.param("pool", 1, marks=pytest.mark.slow),
+        pytest.param("full", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_results_are_in_input_order_whatever_runs_together(classifier, driver, devices):
     """Row r leaves where the schedule says r leaves: the criterion sees the row's index too."""
@@ -143,7 +150,7 @@ def test_a_pool_says_what_it_costs_and_fits_the_memory(monkeypatch):
     runner.predict(random_batch(3), batch_size=rows)  # Three rows take a smaller pool.
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_bfloat16_leaves_nearly_as_float32_does(devices):
     """bfloat16 moves logits by some percent; how a batch is run does not change that."""
     found = {}
@@ -198,6 +205,7 @@ print("seconds in the compiler:", seconds)
 """
 
 
+@pytest.mark.slow
 def test_with_the_cache_a_second_process_hardly_compiles(directory, tmp_path):
     def seconds():
         command = [sys.executable, "-c", FRESH_PROCESS, str(directory), str(tmp_path / "cache")]
