@@ -2,19 +2,22 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from pabee_jax.criteria import Criterion, registered
 
-@jax.tree_util.register_dataclass
+
+@registered()
 @dataclasses.dataclass(frozen=True)
-class ExitSchedule:
+class ExitSchedule(Criterion):
     """Row b of the call leaves at `exit_layers[b]`, whatever its logits say.
 
     Attributes:
         exit_layers: (rows,) int32, from 1.
     """
+
+    for_regression = True
 
     exit_layers: Int[Array | np.ndarray, " rows"]
 
@@ -25,10 +28,6 @@ class ExitSchedule:
     def update(self, state, logits, layer):
         del logits
         return state, layer >= state
-
-    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
-        del num_layers, is_regression
-        return []
 
 
 def binomial_exit_layers(rows: int, mean: float, num_layers: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from pabee_jax import compilation_cache as persistent_cache
 from pabee_jax import parallel
-from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, warn
+from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
 from pabee_jax.data.batching import bucket_of, by_bucket, inference_buckets, prefetched
 from pabee_jax.data.inputs import Text, Tokens, checked_texts, checked_tokens
 from pabee_jax.data.tokenization import Dataset
@@ -123,6 +123,7 @@ class EarlyExitClassifier:
     @criterion.setter
     def criterion(self, criterion: ExitCriterion) -> None:
         config = self.pretrained.model.config
+        check(criterion, config.is_regression)
         warn(criterion, config.num_hidden_layers, config.is_regression)
         self._criterion = criterion
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import export as jax_export
 from safetensors.numpy import load_file
 
-from pabee_jax.criteria import ExitCriterion, as_arrays, from_config, to_config, warn
+from pabee_jax.criteria import ExitCriterion, as_arrays, check, from_config, to_config, warn
 from pabee_jax.data.inputs import Tokens, checked_tokens
 from pabee_jax.drivers import plan
 from pabee_jax.errors import InputError
@@ -181,6 +181,7 @@ class ExportedClassifier:
                 f"this program was exported with the exit criterion {type(exported).__name__} and "
                 f"takes no other: {criterion!r}"
             )
+        check(criterion, self.artifact.num_labels == 1)
         warn(criterion, self.artifact.num_layers, self.artifact.num_labels == 1)
         return criterion
 

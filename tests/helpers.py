@@ -7,9 +7,12 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from pabee_jax import weights
+from pabee_jax import parallel, weights
 from pabee_jax.config import ModelConfig
+from pabee_jax.criteria import as_arrays
+from pabee_jax.drivers.programs import run_early_exit
 from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import split
 
 REFERENCES = Path(__file__).parent / "references"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -68,3 +71,18 @@ def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+def run_on(mesh, model, batch, criterion, **driver):
+    """A driver over a mesh, on a batch padded to a multiple of the devices."""
+    devices, rows = mesh.shape[parallel.DATA], len(batch["input_ids"])
+    batch = {key: np.pad(each, ((0, -rows % devices), (0, 0))) for key, each in batch.items()}
+    row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
+    graph, parameters = split(model)
+    batch = parallel.shard_batch(batch | {"row": row}, mesh)
+    row, parameters = batch.pop("row"), parallel.replicate(parameters, mesh)
+    exits, logits = run_early_exit(
+        graph, mesh, parameters, batch, as_arrays(criterion), row, **driver
+    )
+    assert (np.asarray(exits[rows:]) == 0).all(), "a padding row took part"
+    return np.asarray(exits[:rows]), np.asarray(logits[:rows])

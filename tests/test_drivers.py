@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_batch, tiny_model
+from helpers import random_batch, run_on, tiny_model
 
 from benchmarks.exit_schedule import ExitSchedule
 from pabee_jax import Patience, early_exit, parallel, replay
-from pabee_jax.criteria import as_arrays
+from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.pool import pooled_early_exit
 from pabee_jax.drivers.programs import run_early_exit
@@ -49,21 +49,6 @@ def decided(logits: np.ndarray, threshold: float) -> np.ndarray:
         ordered = np.sort(logits, axis=2)
         distance = ordered[..., -1] - ordered[..., -2]
     return distance.min(axis=0) > MARGIN
-
-
-def run_on(mesh, model, batch, criterion, **driver):
-    """A driver over a mesh, on a batch padded to a multiple of the devices."""
-    devices, rows = mesh.shape[parallel.DATA], len(batch["input_ids"])
-    batch = {key: np.pad(each, ((0, -rows % devices), (0, 0))) for key, each in batch.items()}
-    row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
-    graph, parameters = split(model)
-    batch = parallel.shard_batch(batch | {"row": row}, mesh)
-    row, parameters = batch.pop("row"), parallel.replicate(parameters, mesh)
-    exits, logits = run_early_exit(
-        graph, mesh, parameters, batch, as_arrays(criterion), row, **driver
-    )
-    assert (np.asarray(exits[rows:]) == 0).all(), "a padding row took part"
-    return np.asarray(exits[:rows]), np.asarray(logits[:rows])
 
 
 def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_sizes, threshold=0.1):
@@ -235,7 +220,7 @@ def test_the_loop_stops_when_every_row_has_left():
     def count(layer):
         calls.append(int(layer))
 
-    class Observed:
+    class Observed(Criterion):
         def __init__(self, inner):
             self.inner = inner
 
@@ -245,9 +230,6 @@ def test_the_loop_stops_when_every_row_has_left():
         def update(self, state, logits, layer):
             jax.debug.callback(count, layer, ordered=True)
             return self.inner.update(state, logits, layer)
-
-        def warnings(self, num_layers, is_regression):
-            return []
 
     exits, _ = early_exit(model, random_batch(5), Observed(Patience(2)))
     jax.effects_barrier()

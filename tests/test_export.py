@@ -15,6 +15,7 @@ from helpers import TINY, random_batch, tiny_checkpoint, tiny_model
 from jax import export as jax_export
 
 from pabee_jax import EarlyExitClassifier, InputError, Patience, export, exported
+from pabee_jax.criteria import registered
 from pabee_jax.model import EarlyExitModel
 from pabee_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 
@@ -211,7 +212,7 @@ def test_the_last_position_can_be_used(classifier, tmp_path):
 
 
 def test_refuses_a_criterion_of_the_users_own(tmp_path):
-    @jax.tree_util.register_dataclass
+    @registered()
     @dataclasses.dataclass(frozen=True)
     class Mine(Patience):
         pass

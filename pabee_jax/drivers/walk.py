@@ -80,12 +80,13 @@ def walk(
         layer = state.layer + 1
         criterion_state, wants_exit = criterion.update(state.criterion_state, logits, layer)
         leaves = ~state.done & (wants_exit | (layer == num_layers))
+        answers = criterion.answer(criterion_state, logits)
         return WalkState(
             layer=layer,
             hidden=hidden,
             criterion_state=criterion_state,
             done=state.done | leaves,
-            logits=jnp.where(leaves[:, None], logits, state.logits),
+            logits=jnp.where(leaves[:, None], answers, state.logits),
             exit_layer=jnp.where(leaves, layer, state.exit_layer),
         )
 

@@ -1,0 +1,47 @@
+"""Exit criteria: when has a row seen enough layers? One class each.
+
+A new one is a class in one of these files, with `@registered("its_name")`: every driver, `replay`,
+`evaluate.py --criterion` and `config.json` know it by that.
+"""
+
+from pabee_jax.criteria.agreement import Divergence, Vote
+from pabee_jax.criteria.base import (
+    CRITERIA,
+    Criterion,
+    ExitCriterion,
+    as_arrays,
+    check,
+    check_task,
+    registered,
+    warn,
+)
+from pabee_jax.criteria.bounds import FixedLayer, Oracle
+from pabee_jax.criteria.confidence import Entropy, Margin, MaxProbability, PatientConfidence
+from pabee_jax.criteria.patience import Patience
+from pabee_jax.criteria.text import describe, from_config, known, name_of, parse, to_config
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Divergence",
+    "Entropy",
+    "ExitCriterion",
+    "FixedLayer",
+    "Margin",
+    "MaxProbability",
+    "Oracle",
+    "Patience",
+    "PatientConfidence",
+    "Vote",
+    "as_arrays",
+    "check",
+    "check_task",
+    "describe",
+    "from_config",
+    "known",
+    "name_of",
+    "parse",
+    "registered",
+    "to_config",
+    "warn",
+]
