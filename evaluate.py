@@ -12,7 +12,30 @@ from pabee_jax.evaluation.program import Options, evaluate
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run directory, checkpoint directory or hub id."
 )
-_PATIENCE = flags.DEFINE_string("patience", "0,1,2,3,4,5,6", "Patience values, comma-separated.")
+_PATIENCE = flags.DEFINE_string(
+    "patience", None, "Patience values, comma-separated; by default 0,1,2,3,4,5,6."
+)
+_CRITERION = flags.DEFINE_multi_string(
+    "criterion",
+    [],
+    "A setting of an exit criterion, as in entropy:threshold=0.3; may be given several times. With "
+    "--sweep or --calibrate names of criteria, comma-separated.",
+)
+_SWEEP = flags.DEFINE_bool("sweep", False, "Also every criterion over its whole range, as curves.")
+_REPORT = flags.DEFINE_bool("report", False, "Also report.html, a page of pictures.")
+_PERTURBED = flags.DEFINE_string(
+    "perturbed", None, "File of original and perturbed texts: what each setting loses on them."
+)
+_CALIBRATE = flags.DEFINE_bool(
+    "calibrate", False, "Find the fastest safe setting on half of the rows; keep it in config.json."
+)
+_MAX_DROP = flags.DEFINE_float(
+    "max_drop", 0.01, "--calibrate: the share of new rows that early exit may harm."
+)
+_CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "--calibrate: how sure that must be.")
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", None, "Regression: up to which error a score counts as right."
+)
 _DRIVER = flags.DEFINE_string(
     "driver", "full", "full: one pass and a replay; auto, loop, pool: real runs."
 )
@@ -37,6 +60,14 @@ def main(_) -> None:
     options = Options.checked(
         checkpoint=_CHECKPOINT.value,
         patience=_PATIENCE.value,
+        criterion=_CRITERION.value,
+        sweep=_SWEEP.value,
+        report=_REPORT.value,
+        perturbed=_PERTURBED.value,
+        calibrate=_CALIBRATE.value,
+        max_drop=_MAX_DROP.value,
+        confidence=_CONFIDENCE.value,
+        tolerance=_TOLERANCE.value,
         driver=_DRIVER.value,
         time=_TIME.value,
         batch_size=_BATCH_SIZE.value,

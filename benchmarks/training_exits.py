@@ -32,7 +32,7 @@ from pabee_jax.criteria import ExitCriterion, MaxProbability
 from pabee_jax.data import glue
 from pabee_jax.data.load import load_task
 from pabee_jax.evaluation import metrics
-from pabee_jax.evaluation.sweep import Rows
+from pabee_jax.evaluation.operating_points import Rows
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.loop import train
 from pabee_jax.training.strategy import phase_of

@@ -1,6 +1,7 @@
 """What the programs share: a mistake of the user ends in one sentence and exit status 2."""
 
 import errno
+import functools
 import os
 import re
 import sys
@@ -22,10 +23,11 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], *, positional: bool = False) -> None:
     """`app.run` without stack traces for what a person can mend, and without others' chatter.
 
-    A flag named "config" must be a config file flag.
+    A flag named "config" must be a config file flag. `positional`: `main` also takes arguments that
+    are no flags.
     """
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -45,11 +47,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                 raise
             _stop(problem)
 
-    app.run(guarded, flags_parser=_parse_quietly)
+    app.run(guarded, flags_parser=functools.partial(_parse_quietly, positional=positional))
 
 
-def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> Sequence[str]:
-    """Parses the flags and returns the program's name; exits at the first mistake."""
+def parse(
+    arguments: Sequence[str],
+    flag_values: flags.FlagValues = flags.FLAGS,
+    *,
+    positional: bool = False,
+) -> Sequence[str]:
+    """Parses the flags and returns the rest, the program's name first; exits at a mistake."""
     # The library's own parser keeps a file's error to itself until its config is used.
     if "config" in flag_values:
         flag_values["config"].parser = _ConfigParser()
@@ -62,7 +69,7 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
         # absl wraps what a parser raises.
         cause = error.__context__
         _stop(cause if isinstance(cause, InputError) else _flag_problem(error, flag_values))
-    if len(rest) > 1:
+    if len(rest) > 1 and not positional:
         _stop(f"unexpected argument {rest[1]!r}: every setting is written --name=value")
     return rest
 
@@ -72,8 +79,8 @@ class _ConfigParser(flags.ArgumentParser):
         return load_config(argument)
 
 
-def _parse_quietly(arguments: Sequence[str]) -> Sequence[str]:
-    rest = parse(arguments)
+def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
+    rest = parse(arguments, positional=positional)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     # absl would now choose INFO, at which orbax tells every step of a save.
     if flags.FLAGS["verbosity"].using_default_value:

@@ -195,6 +195,27 @@ def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: boo
     )
 
 
+def save_criterion(
+    directory: Path, criterion: ExitCriterion, guarantee: Mapping[str, Any] | None = None
+) -> None:
+    """Makes `criterion` the one that a checkpoint is loaded with; changes its config.json only.
+
+    Args:
+        guarantee: how the setting was found, kept beside it.
+
+    Raises:
+        InputError: config.json cannot be read or written.
+    """
+    values = read_config_json(directory)
+    values["early_exit"] = criteria.to_config(criterion)
+    if guarantee is not None:
+        values["early_exit"]["guarantee"] = dict(guarantee)
+    try:
+        write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
+    except OSError as error:
+        raise InputError(f"{directory}/config.json cannot be written: {error.strerror}") from None
+
+
 def _json(values: Any) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 

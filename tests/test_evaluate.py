@@ -5,67 +5,22 @@ import json
 
 import numpy as np
 import pytest
-from helpers import tiny_checkpoint
+from evaluated import ROWS, finished_run, options
 from scipy import stats
 from sklearn import metrics as sk
 
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.criteria import MaxProbability
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.evaluation import metrics, report, sweep
-from pabee_jax.evaluation.program import Options, evaluate
+from pabee_jax.evaluation import metrics, operating_points, report
+from pabee_jax.evaluation.program import evaluate
 from pabee_jax.training import run_directory
-from pabee_jax.training.config import FilesConfig, TrainConfig
-
-WORDS = ["a", "film", "was", "good", "the", "not", "at", "all", "bad"]
-ROWS = 41
+from pabee_jax.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run directory of an untrained model, and its data."""
-    folder = tmp_path_factory.mktemp("run")
-    shape = {"num_hidden_layers": 5, "initializer_range": 0.5}
-    plain = tiny_checkpoint(folder / "plain", WORDS, **shape)
-    random = np.random.default_rng(0)
-    lines = [
-        {"text": " ".join(random.choice(WORDS, random.integers(1, 25))), "label": label}
-        for label in (["no", "yes"] * ROWS)[:ROWS]
-    ]
-    for name in ("train", "dev"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    texts = [{"text": line["text"]} for line in lines]
-    (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
-    files = FilesConfig(train="train.jsonl", dev="dev.jsonl", test="test.jsonl")
-    config = TrainConfig(task="files", model="-", data_dir=str(folder), files=files)
-    config.max_seq_length = 32
-    run_directory.prepare(folder / "run", config, overwrite=False)
-    classifier = EarlyExitClassifier.from_pretrained(str(plain), num_labels=2, seed=3)
-    classifier.pretrained = _named(classifier.pretrained, ("no", "yes"))
-    classifier.save_pretrained(folder / "run")
-    return folder / "run"
-
-
-def _named(pretrained, names):
-    import dataclasses
-
-    return dataclasses.replace(pretrained, label_names=names)
-
-
-def options(run, **changes):
-    values = dict(
-        checkpoint=str(run),
-        patience="0,1,2,3",
-        driver="full",
-        time=False,
-        batch_size=None,
-        output=None,
-        regression_threshold=None,
-        split="dev",
-        predictions=None,
-        all_checkpoints=False,
-        compilation_cache=None,
-    )
-    return Options.checked(**{**values, **changes})
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 def rows_of(path):
@@ -209,8 +164,8 @@ def test_mnli_has_two_parts_in_table_and_submission(run, tmp_path):
     }
     names = ("entailment", "neutral", "contradiction")
     task = Task("mnli", names, ("accuracy",), lambda split: parts, names)
-    rows = sweep.Rows.of(parts, classifier)
-    (point,) = sweep.run(classifier, [Patience(1)], task, rows, None)
+    rows = operating_points.Rows.of(parts, classifier)
+    (point,) = operating_points.run(classifier, [Patience(1)], task, rows, None)
     answers = point.logits.argmax(axis=1)
     assert point.metrics["accuracy_matched"] == pytest.approx(np.mean(answers[:3] == [0, 1, 2]))
     assert point.metrics["accuracy_mismatched"] == pytest.approx(np.mean(answers[3:] == [1, 1]))
@@ -226,39 +181,47 @@ def test_mnli_has_two_parts_in_table_and_submission(run, tmp_path):
 def test_stsb_scores_are_submitted_within_their_scale(tmp_path):
     task = Task("stsb", (), ("pearson",), dict)
     dataset = EarlyExitClassifier  # Not read for a submission.
-    rows = sweep.Rows(dataset, ["7", "8"], None, {"test": slice(0, 2)})
+    rows = operating_points.Rows(dataset, ["", ""], ["7", "8"], None, {"test": slice(0, 2)})
     logits = np.float32([[-0.3], [5.4]])
-    point = sweep.OperatingPoint(Patience(0), np.int32([2, 2]), logits, {}, 2)
+    point = operating_points.OperatingPoint(Patience(0), np.int32([2, 2]), logits, {}, 2)
     (path,) = report.write_submission(tmp_path / "STS-B.tsv", point, task, rows)
     assert path.read_text() == "index\tprediction\n7\t0.000\n8\t5.000\n"
 
 
 def test_other_scores_are_submitted_as_they_are(tmp_path):
     task = Task("files", (), ("pearson",), dict)
-    rows = sweep.Rows(EarlyExitClassifier, ["1"], None, {"test": slice(0, 1)})
-    point = sweep.OperatingPoint(Patience(0), np.int32([2]), np.float32([[80.0]]), {}, 2)
+    rows = operating_points.Rows(EarlyExitClassifier, [""], ["1"], None, {"test": slice(0, 1)})
+    point = operating_points.OperatingPoint(Patience(0), np.int32([2]), np.float32([[80.0]]), {}, 2)
     (path,) = report.write_submission(tmp_path / "scores.tsv", point, task, rows)
     assert path.read_text() == "index\tprediction\n1\t80.000\n"
 
 
 def test_mean_exit_layer_by_kind():
-    point = sweep.OperatingPoint(Patience(1), np.int32([2, 4, 3]), np.zeros((3, 2)), {}, 6)
-    assert sweep.mean_exit_by_kind(point, ["b", "a", "b"]) == {"b": 2.5, "a": 4.0}
+    point = operating_points.OperatingPoint(
+        Patience(1), np.int32([2, 4, 3]), np.zeros((3, 2)), {}, 6
+    )
+    assert operating_points.mean_exit_by_kind(point, ["b", "a", "b"]) == {"b": 2.5, "a": 4.0}
 
 
-def test_margins_are_those_of_the_decisions_on_the_way():
+def test_a_row_hangs_on_rounding_where_a_decision_on_its_way_does():
     """By hand: three exits, two classes; row 0 leaves at layer 2, row 1 at layer 3."""
     logits = np.zeros((3, 2, 2), np.float32)
-    logits[:, 0] = [[3, 1], [0, 0.5], [7, 7]]  # The tie at layer 3 is beyond its exit.
+    logits[:, 0] = [[3, 1], [0.5, 0], [7, 7]]  # The tie at layer 3 is beyond its exit.
     logits[:, 1] = [[1, 2], [4, 1], [0, 1e-6]]
-    point = sweep.OperatingPoint(Patience(1), np.array([2, 3]), logits[-1], {}, 3)
-    np.testing.assert_allclose(sweep.decision_margins(point, logits), [0.5, 1e-6])
-    moved = sweep.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
-    text = sweep.agreement([moved], [point], logits)
+    hangs = operating_points.hangs_on_rounding
+    assert hangs(Patience(1), logits).tolist() == [False, True]
+    point = operating_points.OperatingPoint(Patience(1), np.array([2, 3]), logits[-1], {}, 3)
+    moved = operating_points.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
+    text = operating_points.agreement([moved], [point], logits)
     assert text.startswith("1 of 2 exits are at another layer than in the full pass (1 of them")
 
-    scores = np.array([0.0, 0.25, 1.0], np.float32).reshape(3, 1, 1)
-    point = sweep.OperatingPoint(Patience(1, 0.25), np.array([3]), scores[-1], {}, 3)
-    np.testing.assert_allclose(sweep.decision_margins(point, scores), [0.0])
-    point = sweep.OperatingPoint(Patience(1, 0.5), np.array([2]), scores[-1], {}, 3)
-    np.testing.assert_allclose(sweep.decision_margins(point, scores), [0.25])
+    # Rows 0 and 1 are surer at layer 1 than 1 / (1 + e^-2) by 1e-6 and by 1e-3.
+    sure = np.zeros((2, 2, 2), np.float32)
+    sure[0, :, 1] = [2 + 1e-6, 2 + 1e-3]
+    threshold = 1 / (1 + np.exp(-2))
+    assert hangs(MaxProbability(threshold), sure).tolist() == [True, False]
+
+    # Two exits that move towards each other: 5e-6 each is enough for a distance of 8e-6.
+    scores = np.float32([0.0, 0.25 + 8e-6, 1.0]).reshape(3, 1, 1)
+    assert hangs(Patience(1, 0.25), scores).tolist() == [True]
+    assert hangs(Patience(1, 0.5), scores).tolist() == [False]

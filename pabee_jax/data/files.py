@@ -195,7 +195,8 @@ _READERS = {
 }
 
 
-def _checked_path(name: str) -> Path:
+def checked_path(name: str) -> Path:
+    """The file, if it exists and its kind is known; else InputError."""
     path = Path(name).expanduser()
     if path.suffix.lower() not in _READERS:
         raise InputError(f"{path} has none of the known extensions {', '.join(_READERS)}.")
@@ -204,7 +205,7 @@ def _checked_path(name: str) -> Path:
     return path
 
 
-def _read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Table:
+def read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Table:
     """The columns `wanted`, and those of `optional` that the file has."""
     table = _READERS[path.suffix.lower()](path, [*wanted, *optional])
     found = f"it has {', '.join(map(repr, table.columns))}"
@@ -221,7 +222,7 @@ def _read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ())
 
 def _class_names(path: Path, label: str) -> tuple[str, ...]:
     """The distinct labels of the training file: in numerical order if all are integers."""
-    names = set(_read_table(path, [label]).labels(label))
+    names = set(read_table(path, [label]).labels(label))
     if len(names) < 2:
         raise InputError(f"{path} has only one label, {names.pop()!r}: two or more are needed.")
     if all(re.fullmatch(r"-?\d+", name) for name in names):
@@ -245,9 +246,9 @@ class _Reader:
             raise InputError(f"no file was given for the {split!r} split (given: {given}).")
         wanted = [name for name in (self.text, self.text_pair) if name]
         if split == "test":
-            table = _read_table(self.paths[split], wanted, optional=[self.label])
+            table = read_table(self.paths[split], wanted, optional=[self.label])
         else:
-            table = _read_table(self.paths[split], [*wanted, self.label])
+            table = read_table(self.paths[split], [*wanted, self.label])
         examples = Examples(
             texts=table.texts(self.text),
             pairs=table.texts(self.text_pair) if self.text_pair else None,
@@ -280,7 +281,7 @@ def task(
     Only the test file may lack the label column. Raises InputError.
     """
     given = {"train": train, "dev": dev, "test": test}
-    paths = {split: _checked_path(name) for split, name in given.items() if name}
+    paths = {split: checked_path(name) for split, name in given.items() if name}
     names = tuple(label_names)
     if not paths:
         raise InputError("no data files: give a train, dev or test file.")

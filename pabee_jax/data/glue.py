@@ -115,6 +115,11 @@ def task(name: str, data_dir: str = "") -> Task:
     return Task(name, layout.label_names, layout.metrics, read, layout.spellings)
 
 
+def text_columns(name: str) -> tuple[str, ...]:
+    """What the hub calls the task's one or two texts."""
+    return _LAYOUTS[name].hub_columns if name in _LAYOUTS else ()
+
+
 def _read_tsv(layout: _Layout, folder: Path, part: str) -> Examples:
     hidden = part.startswith("test")
     table = _tsv_table(layout, _find(folder, layout, f"{part}.tsv"), hidden)

@@ -1,83 +1,28 @@
-"""What evaluate.py does, with its arguments checked before any file is opened."""
+"""What evaluate.py does: one pass over the data, and everything that follows from its logits."""
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pabee_jax import compilation_cache
 from pabee_jax.classifier import EarlyExitClassifier
-from pabee_jax.criteria import Patience, warn
+from pabee_jax.criteria import Oracle, check, check_task, known, warn
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
-from pabee_jax.drivers.plan import check_driver
 from pabee_jax.errors import InputError
-from pabee_jax.evaluation import report, sweep
-from pabee_jax.evaluation.sweep import OperatingPoint, Rows
+from pabee_jax.evaluation import operating_points, report, robustness, selection
+from pabee_jax.evaluation.curves import curves
+from pabee_jax.evaluation.html_report import write_report
+from pabee_jax.evaluation.operating_points import OperatingPoint, Rows
+from pabee_jax.evaluation.options import Options
 from pabee_jax.parameters import merge, split, stacked, unstacked
 from pabee_jax.pretrained import Pretrained, load_pretrained
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import TrainConfig, check
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The command line of evaluate.py; see its flags."""
-
-    checkpoint: str
-    settings: tuple[Patience, ...]
-    driver: str
-    time: bool
-    batch_size: int | None
-    output: Path
-    regression_threshold: float | None
-    split: str
-    predictions: Path | None
-    all_checkpoints: bool
-    compilation_cache: str | None
-
-    @classmethod
-    def checked(
-        cls,
-        *,
-        checkpoint: str | None,
-        patience: str,
-        output: str | None,
-        predictions: str | None,
-        **others: Any,
-    ) -> "Options":
-        """Raises InputError for arguments that cannot be meant."""
-        if not checkpoint:
-            raise InputError("--checkpoint is missing: a run directory, a checkpoint or a hub id")
-        check_driver(others["driver"])
-        if others["split"] not in ("dev", "test"):
-            raise InputError(f"--split is {others['split']!r}; it must be dev or test")
-        if others["batch_size"] is not None and others["batch_size"] < 1:
-            raise InputError(f"--batch_size is {others['batch_size']}; it must be at least 1")
-        threshold = others["regression_threshold"]
-        settings = tuple(
-            Patience(value, 0.0 if threshold is None else threshold)
-            for value in _patience_values(patience)
-        )
-        if predictions and len(settings) != 1:
-            raise InputError(
-                "--predictions writes the answers of one setting: give one --patience, not "
-                f"{len(settings)}"
-            )
-        if predictions and not Path(predictions).expanduser().parent.is_dir():
-            raise InputError(f"--predictions {predictions}: there is no such folder")
-        if not output and not Path(checkpoint).expanduser().is_dir():
-            output = Path(checkpoint).name
-        return cls(
-            checkpoint=checkpoint,
-            settings=settings,
-            output=Path(output or checkpoint).expanduser(),
-            predictions=Path(predictions).expanduser() if predictions else None,
-            **others,
-        )
+from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import check as check_config
 
 
 def evaluate(options: Options, config: TrainConfig | None) -> None:
@@ -86,6 +31,28 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
     Raises:
         InputError: a checkpoint or data that cannot be used, or that do not fit each other.
     """
+    pretrained, task = _load(options, config)
+    if options.calibrate:
+        classifier = EarlyExitClassifier(pretrained, driver="full")
+        selection.select(options, classifier, task, Rows.of(task.read(options.split), classifier))
+        return
+    if options.perturbed:
+        classifier = EarlyExitClassifier(pretrained, driver="full")
+        robustness.compare_pairs(options, classifier, task)
+        return
+    rows = None
+    found = []
+    for name, one in _checkpoints(options, pretrained):
+        classifier = EarlyExitClassifier(one, driver=options.driver)
+        rows = rows or Rows.of(task.read(options.split), classifier)
+        points, logits = _evaluate_one(options, classifier, task, rows)
+        _show(name, points, rows)
+        found.append((name, points, logits))
+    _write(options, task, rows, found)
+    _study(options, task, rows, *found[-1])
+
+
+def _load(options: Options, config: TrainConfig | None) -> tuple[Pretrained, Task]:
     checkpoint = Path(options.checkpoint).expanduser()
     if (checkpoint / run_directory.CONFIG_FILE).is_file() and not (
         checkpoint / run_directory.WEIGHTS_FILE
@@ -100,36 +67,17 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
             "which data to use, with --config configs/glue.py:TASK"
         )
     config = config or run_directory.read_config(checkpoint)
-    check(config)
+    check_config(config)
     if options.compilation_cache:
         compilation_cache.enable(options.compilation_cache)
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
     for setting in options.settings:
+        check(setting, task.is_regression)
         warn(setting, pretrained.model.config.num_hidden_layers, task.is_regression)
-    rows = None
-    found = []
-    for name, one in _checkpoints(options, checkpoint, pretrained):
-        classifier = EarlyExitClassifier(one, driver=options.driver)
-        rows = rows or Rows.of(task.read(options.split), classifier)
-        points, logits = _evaluate_one(options, classifier, task, rows)
-        _show(name, points, rows)
-        found.append((name, points, logits))
-    _write(options, task, rows, found)
-
-
-def _patience_values(text: str) -> list[int]:
-    values = []
-    for part in text.split(","):
-        try:
-            values.append(int(part))
-        except ValueError:
-            raise InputError(
-                f"--patience takes whole numbers with commas between them, not {text!r}"
-            ) from None
-    if any(value < 0 for value in values):
-        raise InputError(f"--patience must be 0 or more, not {min(values)}")
-    return list(dict.fromkeys(values))
+    for name in options.names:
+        check_task(known(name), task.is_regression)
+    return pretrained, task
 
 
 def _task(config: TrainConfig, pretrained: Pretrained, options: Options) -> Task:
@@ -154,16 +102,14 @@ def _task(config: TrainConfig, pretrained: Pretrained, options: Options) -> Task
     return task
 
 
-def _checkpoints(
-    options: Options, directory: Path, pretrained: Pretrained
-) -> Iterator[tuple[str, Pretrained]]:
+def _checkpoints(options: Options, pretrained: Pretrained) -> Iterator[tuple[str, Pretrained]]:
     """The finished checkpoint, or with --all_checkpoints every training checkpoint that is kept."""
     if not options.all_checkpoints:
         yield options.checkpoint, pretrained
         return
-    folder = directory / run_directory.CHECKPOINTS
+    folder = Path(options.checkpoint).expanduser() / run_directory.CHECKPOINTS
     if not folder.is_dir():
-        raise InputError(f"--all_checkpoints: {directory} has no training checkpoints")
+        raise InputError(f"--all_checkpoints: {options.checkpoint} has no training checkpoints")
     checkpoints = Checkpoints(folder)
     graph, like = split(stacked(pretrained.model))
     for step in checkpoints.steps:
@@ -176,19 +122,50 @@ def _evaluate_one(
     options: Options, classifier: EarlyExitClassifier, task: Task, rows: Rows
 ) -> tuple[list[OperatingPoint], np.ndarray]:
     logits = classifier.all_exit_logits(rows.dataset, options.batch_size)
-    points = sweep.replayed(logits, options.settings, task, rows)
+    points = operating_points.replayed(logits, options.settings, task, rows)
     if options.driver != "full":
         expected = points
         if classifier.driver == "pool":
             print(classifier.pool_plan(options.batch_size))
-        points = sweep.run(classifier, options.settings, task, rows, options.batch_size)
-        print(sweep.agreement(points, expected, logits))
+        points = operating_points.run(classifier, options.settings, task, rows, options.batch_size)
+        print(operating_points.agreement(points, expected, logits))
     if options.time:
         # The full driver cannot save time: what is timed is the driver that people deploy.
         if options.driver == "full":
             classifier = EarlyExitClassifier(classifier.pretrained, driver="auto")
-        points = sweep.timed(points, classifier, rows, options.batch_size)
+        points = operating_points.timed(points, classifier, rows, options.batch_size)
     return points, logits
+
+
+def _study(
+    options: Options, task: Task, rows: Rows, name: str, points: list[OperatingPoint], logits
+) -> None:
+    """What --sweep and --report add, from the logits of the last checkpoint."""
+
+    def metrics(answers: np.ndarray) -> dict[str, float]:
+        return operating_points.metrics_of(answers, task, rows)
+
+    metric = next(iter(metrics(logits[-1])), "")
+    if options.sweep and not metric:
+        raise InputError(f"--sweep needs labels; the {options.split} rows have none")
+    found, title = [], f"{task.name}, {name}"
+    if metric and (options.sweep or options.report):
+        found = curves(logits, lambda answers: metrics(answers)[metric], options.names)
+    if options.sweep:
+        print(f"\n{report.curves_table(found, metric)}")
+        if not task.is_regression or options.tolerance is not None:
+            oracle = Oracle(rows.dataset.labels, options.tolerance or 0.0)
+            (best,) = operating_points.replayed(logits, [oracle], task, rows)
+            print(
+                f"oracle (leaves at the first exit that is right): "
+                f"{100 * best.metrics[metric]:.2f} at mean exit layer {best.mean_exit_layer:.2f}"
+            )
+        report.write_curves(options.output, found, metric, title)
+        print(f"sweep.csv, sweep.json, sweep.png are in {options.output}")
+    if options.report:
+        path = options.output / "report.html"
+        write_report(path, title, task, rows, logits, points, found, options.tolerance)
+        print(f"the report is {path}")
 
 
 def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
@@ -201,7 +178,7 @@ def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
 def _write(options: Options, task: Task, rows: Rows, found: list) -> None:
     output = options.output
     about = {"task": task.name, "split": options.split, "examples": len(rows.dataset)}
-    about |= {"driver": options.driver}
+    about |= {"driver": options.driver, "metrics": list(task.metrics)}
     try:
         output.mkdir(parents=True, exist_ok=True)
         every = [

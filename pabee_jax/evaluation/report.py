@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,33 @@ from typing import Any
 import jax
 import numpy as np
 
+from pabee_jax.criteria import Patience, describe, to_config
 from pabee_jax.data.task import Task
+from pabee_jax.evaluation.curves import SAVINGS, Curve
 from pabee_jax.evaluation.metrics import nan_to_null
-from pabee_jax.evaluation.sweep import OperatingPoint, Rows, mean_exit_by_kind
+from pabee_jax.evaluation.operating_points import OperatingPoint, Rows, mean_exit_by_kind
 from pabee_jax.predictions import predictions_of
 
 
 def table(points: Sequence[OperatingPoint]) -> str:
-    """One line per patience; metrics in percent, correlations too."""
+    """One line per setting; metrics in percent, correlations too."""
     names = list(points[0].metrics)
-    header = ["patience", *names, "mean exit layer", "layers saved", "layer speed-up"]
+    settings = labels(points)
+    numbers = [label.removeprefix("patience ") for label in settings]
+    only_patience = all(map(str.isdecimal, numbers))
+    header = [
+        "patience" if only_patience else "setting",
+        *names,
+        "mean exit layer",
+        "layers saved",
+        "layer speed-up",
+    ]
     is_timed = points[0].milliseconds is not None
     header += ["ms/example", "measured speed-up"] if is_timed else []
     lines = [header]
-    for point in points:
+    for point, label in zip(points, numbers if only_patience else settings, strict=True):
         line = [
-            str(point.criterion.patience),
+            label,
             *(f"{100 * point.metrics[name]:.2f}" for name in names),
             f"{point.mean_exit_layer:.2f}",
             f"{100 * point.layers_saved:.1f}%",
@@ -35,16 +47,26 @@ def table(points: Sequence[OperatingPoint]) -> str:
         if is_timed:
             line += [f"{point.milliseconds:.2f}", f"{point.wall_clock_speedup:.2f}x"]
         lines.append(line)
-    return _aligned(lines)
+    return aligned(lines)
+
+
+def labels(points: Sequence[OperatingPoint]) -> list[str]:
+    """What tells the points apart: "patience 3", or the whole setting where that is not enough."""
+    settings = [point.criterion for point in points]
+    patience = [each for each in settings if isinstance(each, Patience)]
+    thresholds = {each.regression_threshold for each in patience}
+    if len(patience) == len(settings) and len(thresholds) == 1:
+        return [f"patience {each.patience}" for each in patience]
+    return [describe(each) for each in settings]
 
 
 def kinds_table(points: Sequence[OperatingPoint], kinds: Sequence[str]) -> str:
-    """Mean exit layer by kind of example, the earliest kind first; one column per patience."""
+    """Mean exit layer by kind of example, the earliest kind first; one column per setting."""
     by_kind = [mean_exit_by_kind(point, kinds) for point in points]
-    header = ["mean exit layer of", *(f"patience {point.criterion.patience}" for point in points)]
+    header = ["mean exit layer of", *labels(points)]
     order = sorted(by_kind[0], key=lambda kind: sum(values[kind] for values in by_kind))
     rows = [[kind, *(f"{values[kind]:.2f}" for values in by_kind)] for kind in order]
-    return _aligned([header, *rows])
+    return aligned([header, *rows])
 
 
 def results(points: Sequence[OperatingPoint], about: dict[str, Any]) -> dict[str, Any]:
@@ -66,13 +88,14 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        # Settings of several criteria have several sorts of fields.
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
 
 
 def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, rows: Rows) -> None:
-    """A CSV with one line per example: its label, and each patience's prediction and exit layer."""
+    """A CSV with one line per example: its label, and each setting's prediction and exit layer."""
     columns: dict[str, Iterable] = {"id": rows.ids}
     if len(rows.parts) > 1:
         columns["part"] = [
@@ -81,11 +104,11 @@ def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, 
     if rows.kinds is not None:
         columns["kind"] = rows.kinds
     if rows.dataset.labels is not None:
-        columns["label"] = _named(rows.dataset.labels, task)
-    for point in points:
-        patience = point.criterion.patience
-        columns[f"prediction_patience_{patience}"] = _named(predictions_of(point.logits), task)
-        columns[f"exit_layer_patience_{patience}"] = point.exit_layers.tolist()
+        columns["label"] = named(rows.dataset.labels, task)
+    for point, label in zip(points, labels(points), strict=True):
+        name = re.sub(r"[^\w.]+", "_", label)
+        columns[f"prediction_{name}"] = named(predictions_of(point.logits), task)
+        columns[f"exit_layer_{name}"] = point.exit_layers.tolist()
     names = list(columns)
     lines = zip(*columns.values(), strict=True)
     write_csv(path, [dict(zip(names, line, strict=True)) for line in lines])
@@ -119,19 +142,19 @@ def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) 
 
 
 def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> None:
-    """Metric against layer speed-up, one marker per patience, and the full-depth line."""
+    """Metric against layer speed-up, one marker per setting, and the full-depth line."""
     # The object interface leaves the user's own pyplot state and backend alone.
     from matplotlib.figure import Figure
 
     name = next(iter(points[0].metrics))
     settings: dict[tuple[float, float], list[str]] = {}
-    for point in points:
+    for point, label in zip(points, labels(points), strict=True):
         place = (point.layer_speedup, 100 * point.metrics[name])
-        settings.setdefault(place, []).append(str(point.criterion.patience))
+        settings.setdefault(place, []).append(label.removeprefix("patience "))
     places = sorted(settings)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*places, strict=True), "o-", color="#1f5fa8", label="early exit, by patience")
+    axes.plot(*zip(*places, strict=True), "o-", color="#1f5fa8", label="early exit, by setting")
     for place in places:
         axes.annotate(
             ", ".join(settings[place]),
@@ -153,10 +176,77 @@ def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> N
     figure.savefig(path, dpi=150)
 
 
+def curves_table(curves: Sequence[Curve], metric: str) -> str:
+    """One line per curve, the best area first; in percent."""
+    header = ["criterion", *(f"{share:.0%} saved" for share in SAVINGS), "area"]
+    order = sorted(curves, key=lambda curve: -curve.area)
+    lines = [
+        [curve.name, *(f"{100 * value:.2f}" for value in (*map(curve.at, SAVINGS), curve.area))]
+        for curve in order
+    ]
+    full_depth = f"{metric} at full depth: {100 * curves[0].ends[1]:.2f}; with layers saved:"
+    return f"{full_depth}\n{aligned([header, *lines])}"
+
+
+def write_curves(folder: Path, curves: Sequence[Curve], metric: str, title: str) -> None:
+    """sweep.csv with every setting, sweep.json with the table's figures as well, sweep.png."""
+    settings = [
+        {
+            "curve": curve.name,
+            "setting": describe(setting),
+            "mean_exit_layer": float(layer),
+            metric: float(score),
+        }
+        for curve in curves
+        for setting, layer, score in zip(
+            curve.settings, curve.mean_exit_layers, curve.scores, strict=True
+        )
+    ]
+    summary = [
+        {
+            "curve": curve.name,
+            "area": curve.area,
+            **{f"{metric} at {share:.0%} saved": curve.at(share) for share in SAVINGS},
+        }
+        for curve in curves
+    ]
+    write_csv(folder / "sweep.csv", settings)
+    content = {metric: {"full depth": curves[0].ends[1]}, "curves": summary, "settings": settings}
+    write_json(folder / "sweep.json", results([], content))
+    plot_curves(folder / "sweep.png", curves, metric, title)
+
+
+def plot_curves(path: Path, curves: Sequence[Curve], metric: str, title: str) -> None:
+    """Metric against mean exit layer, one line per criterion."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, curve in enumerate(curves):
+        axes.plot(
+            curve.line[0],
+            100 * curve.line[1],
+            color=colormaps["tab20"](index % 20),
+            marker="o" if len(curve.settings) < 20 else "",
+            markersize=4,
+            linewidth=1.4,
+            label=curve.name,
+        )
+    axes.axhline(
+        100 * curves[0].ends[1], linestyle="--", color="#888888", label="full depth", zorder=0
+    )
+    axes.set_xlabel(f"mean exit layer (of {curves[0].num_layers})")
+    axes.set_ylabel(f"{metric.replace('_', ' ')} (%)")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
 def _values(point: OperatingPoint) -> dict[str, Any]:
     values = {
-        "patience": point.criterion.patience,
-        "regression_threshold": point.criterion.regression_threshold,
+        **to_config(point.criterion),
         **point.metrics,
         "mean_exit_layer": point.mean_exit_layer,
         "layers_saved": point.layers_saved,
@@ -168,11 +258,13 @@ def _values(point: OperatingPoint) -> dict[str, Any]:
     return values
 
 
-def _named(labels: np.ndarray, task: Task) -> list:
+def named(labels: np.ndarray, task: Task) -> list:
+    """Class ids by their names; scores as they are."""
     return labels.tolist() if task.is_regression else [task.label_names[label] for label in labels]
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns: words to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

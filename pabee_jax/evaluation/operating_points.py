@@ -1,11 +1,12 @@
 """What each setting of a criterion costs and gives, over one dataset."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import ExitCriterion, Patience
@@ -13,6 +14,7 @@ from pabee_jax.data.task import Examples, Task
 from pabee_jax.data.tokenization import Dataset
 from pabee_jax.drivers.replay import replay
 from pabee_jax.evaluation import metrics
+from pabee_jax.predictions import predictions_of
 
 _TIMED_REPEATS = 3
 # What float32 allows: matrix products of different sizes differ by about 2e-6.
@@ -25,11 +27,13 @@ class Rows:
 
     Attributes:
         dataset: tokenised.
+        texts: what a person would read; a pair as one text.
         ids, kinds: see `Examples`; kinds is None when the task has none.
         parts: which rows belong to which part ("dev", or MNLI's two).
     """
 
     dataset: Dataset
+    texts: Sequence[str]
     ids: Sequence[str]
     kinds: Sequence[str] | None
     parts: Mapping[str, slice]
@@ -49,11 +53,27 @@ class Rows:
         dataset = classifier.tokenize(list(zip(texts, pairs, strict=True)) if pairs else texts)
         return cls(
             dataset=dataclasses.replace(dataset, labels=labels),
+            texts=texts
+            if pairs is None
+            else [" | ".join(pair) for pair in zip(texts, pairs, strict=True)],
             ids=[id_ for part in values for id_ in part.ids],
             kinds=[kind for part in values for kind in part.kinds or ()] or None,
             parts={
                 name: slice(start, stop)
                 for name, start, stop in zip(examples, bounds, bounds[1:], strict=False)
+            },
+        )
+
+    def take(self, chosen: Int[np.ndarray, " some"]) -> "Rows":
+        """Some of the rows, by their ascending indices."""
+        return Rows(
+            dataset=self.dataset.take(chosen),
+            texts=[self.texts[index] for index in chosen],
+            ids=[self.ids[index] for index in chosen],
+            kinds=None if self.kinds is None else [self.kinds[index] for index in chosen],
+            parts={
+                name: slice(*np.searchsorted(chosen, (where.start, where.stop)).tolist())
+                for name, where in self.parts.items()
             },
         )
 
@@ -72,7 +92,7 @@ class OperatingPoint:
         wall_clock_speedup: measured time at full depth over measured time here, if timed.
     """
 
-    criterion: Patience
+    criterion: ExitCriterion
     exit_layers: Int[np.ndarray, " rows"]
     logits: Float[np.ndarray, "rows classes"]
     metrics: Mapping[str, float]
@@ -161,36 +181,41 @@ def agreement(
 ) -> str:
     """How many exits differ from those that the full pass says, in a sentence.
 
-    Products of different batch sizes round differently, so a row may leave elsewhere when one of
-    its decisions hangs on less than `MARGIN`; no other row may.
+    Products of different batch sizes round differently, so a row may leave elsewhere when it hangs
+    on a close decision; no other row may.
     """
     exits = moved = close = 0
     for one, other in zip(found, expected, strict=True):
         elsewhere = one.exit_layers != other.exit_layers
         exits, moved = exits + len(elsewhere), moved + int(elsewhere.sum())
-        close += int((elsewhere & (decision_margins(other, logits) < MARGIN)).sum())
+        close += int((elsewhere & hangs_on_rounding(other.criterion, logits)).sum())
     return (
         f"{moved} of {exits} exits are at another layer than in the full pass ({close} of them "
         f"hang on a decision closer than {MARGIN:g})"
     )
 
 
-def decision_margins(
-    point: OperatingPoint, logits: Float[np.ndarray, "exits rows classes"]
-) -> Float[np.ndarray, " rows"]:
-    """How far each row's closest decision, up to its exit, is from another one; in logits.
+def hangs_on_rounding(
+    criterion: ExitCriterion, logits: Float[np.ndarray, "exits rows classes"]
+) -> Bool[np.ndarray, " rows"]:
+    """Which rows leave elsewhere, or answer another class, when logits move by `MARGIN`.
 
-    For classes the distance of the two highest logits; for scores that of the difference of two
-    exits from the threshold.
+    One class after the other is moved up and down, at all exits alike and at every second one the
+    other way: a decision hangs on one exit's logits, or on those of two neighbours.
     """
-    if logits.shape[2] == 1:
-        moved = np.abs(np.diff(logits[..., 0], axis=0, prepend=np.inf))
-        margins = np.abs(moved - point.criterion.regression_threshold)
-    else:
-        ordered = np.sort(logits, axis=2)
-        margins = ordered[..., -1] - ordered[..., -2]
-    taken = np.arange(1, len(logits) + 1)[:, None] <= point.exit_layers
-    return np.where(taken, margins, np.inf).min(axis=0)
+    exit_layers, answers = map(np.asarray, replay(criterion, logits))
+    alternating = np.where(np.arange(len(logits)) % 2, 1, -1)
+    found = np.zeros(logits.shape[1], bool)
+    for signs, one_class in itertools.product(
+        (1, -1, alternating, -alternating), range(logits.shape[2])
+    ):
+        moved = logits.copy()
+        moved[:, :, one_class] += MARGIN * np.reshape(signs, (-1, 1))
+        moved_layers, moved_answers = map(np.asarray, replay(criterion, moved))
+        found |= moved_layers != exit_layers
+        if logits.shape[2] > 1:
+            found |= predictions_of(moved_answers) != predictions_of(answers)
+    return found
 
 
 def mean_exit_by_kind(point: OperatingPoint, kinds: Sequence[str]) -> dict[str, float]:
@@ -200,10 +225,12 @@ def mean_exit_by_kind(point: OperatingPoint, kinds: Sequence[str]) -> dict[str, 
 
 
 def _point(setting, exit_layers, logits, num_layers, task: Task, rows: Rows) -> OperatingPoint:
-    return OperatingPoint(setting, exit_layers, logits, _metrics(logits, task, rows), num_layers)
+    return OperatingPoint(setting, exit_layers, logits, metrics_of(logits, task, rows), num_layers)
 
 
-def _metrics(logits: np.ndarray, task: Task, rows: Rows) -> dict[str, float]:
+def metrics_of(
+    logits: Float[np.ndarray, "rows classes"], task: Task, rows: Rows
+) -> dict[str, float]:
     """The task's metrics; with several parts each name says its part (accuracy_matched)."""
     labels = rows.dataset.labels
     if labels is None:
