@@ -1,0 +1,1 @@
+"""Other people's tools around an `EarlyExitClassifier`; each needs its own package installed."""
