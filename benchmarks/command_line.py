@@ -66,27 +66,34 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Argument
     """Calls `main`; a mistake that a person can mend is one sentence and exit status 2."""
     values = arguments.parse_args()
     try:
-        if values.torch and not pytorch.is_installed():
+        if getattr(values, "torch", False) and not pytorch.is_installed():
             raise InputError("--torch: PyTorch is not installed: pip install 'pabee_jax[torch]'")
         try:
             values.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output {values.output}: {error.strerror}") from None
-        if values.compilation_cache:
-            compilation_cache.enable(values.compilation_cache)
+        if directory := getattr(values, "compilation_cache", None):
+            compilation_cache.enable(directory)
         main(values)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def save(output: Path, name: str, values: argparse.Namespace, records: list[dict[str, Any]]):
+def save(
+    output: Path,
+    name: str,
+    values: argparse.Namespace,
+    records: list[dict[str, Any]],
+    *,
+    picture: bool = True,
+):
     """Writes `name`.json: arguments, environment and the table at full precision."""
     arguments = {key: str(value) for key, value in vars(values).items()}
     content = {"environment": environment(), "arguments": arguments, "records": records}
     path = output / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(f"\nwritten: {path}, {output / name}.png")
+    print(f"\nwritten: {path}{f', {output / name}.png' if picture else ''}")
 
 
 def show(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -33,6 +33,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "intermediate_size": 4096,
     },
+    "albert-xxlarge": {
+        "model_type": "albert",
+        "vocab_size": 30_000,
+        **_BASE,
+        "embedding_size": 128,
+        "hidden_act": "gelu_new",
+        "hidden_size": 4096,
+        "num_attention_heads": 64,
+        "intermediate_size": 16384,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
     "minilm": {
         "model_type": "bert",
         "vocab_size": 30_522,
@@ -69,10 +81,3 @@ def random_tokens(config: ModelConfig, rows: int, length: int) -> dict[str, np.n
     random = np.random.default_rng(0)
     ids = random.integers(1, config.vocab_size, (rows, length), dtype=np.int32)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
-
-
-def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Multiplications and additions of one layer's matrix products, per token."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    products = 4 * hidden * hidden + 2 * hidden * inner + 2 * length * hidden
-    return 2.0 * products * config.inner_group_num

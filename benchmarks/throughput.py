@@ -20,9 +20,10 @@ from benchmarks.checkpoint import dev_set
 from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
 from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
-from benchmarks.models import flops_per_token, random_model, random_tokens
+from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
 from pabee_jax.data.batching import MODEL_INPUTS, by_bucket, inference_buckets
+from pabee_jax.flops import per_token_and_layer
 from pabee_jax.pretrained import Pretrained
 
 matplotlib.use("Agg")
@@ -82,7 +83,7 @@ def records_of(name, rows, length, config, schedules, taken, rounds) -> list[dic
     for (driver, mean), seconds in taken.items():
         real_mean = float(schedules[mean].mean())
         share = real_mean / depth
-        flops = rows * length * depth * flops_per_token(config, length)
+        flops = rows * length * depth * per_token_and_layer(config, length)
         found.append(
             {
                 "model": name,

@@ -11,9 +11,10 @@ import numpy as np
 from benchmarks import command_line, pytorch
 from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
-from benchmarks.models import flops_per_token, random_model, random_tokens
+from benchmarks.models import random_model, random_tokens
 from pabee_jax import parallel
 from pabee_jax.config import ModelConfig
+from pabee_jax.flops import of_training_step
 from pabee_jax.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
@@ -59,7 +60,7 @@ def main(values) -> None:
         taken = in_turns(measures, budget.next_case(), values.rounds)
         rounds = taken.pop("rounds")
         tokens = values.batch_size * length
-        flops = 3 * tokens * config.num_hidden_layers * flops_per_token(config, length)
+        flops = of_training_step(config, values.batch_size, length)
         here = [
             {
                 "model": name,

@@ -5,14 +5,17 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from logging import Formatter
 from typing import Any, NoReturn
 
 import huggingface_hub
+import jax
 import transformers
 from absl import app, flags, logging
 
+from pabee_jax import processes
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.config_file import check_field, load_config
@@ -43,9 +46,12 @@ def run(main: Callable[[Sequence[str]], None], *, positional: bool = False) -> N
             sys.exit(130)
         except Exception as error:
             problem = _storage_problem(error)
-            if problem is None:
+            if problem is not None:
+                _stop(problem)
+            if not jax.distributed.is_initialized():
                 raise
-            _stop(problem)
+            traceback.print_exc()
+            processes.end(1)
 
     app.run(guarded, flags_parser=functools.partial(_parse_quietly, positional=positional))
 
@@ -122,4 +128,4 @@ def _storage_problem(error: Exception) -> str | None:
 def _stop(message: Any) -> NoReturn:
     """One line: what a library says may have several."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
+    processes.end(2)

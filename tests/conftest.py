@@ -2,8 +2,15 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# The tests compile a lot and compute little: machine code that is not optimised halves their time,
+# and means the same. What is given from outside comes last and wins.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        os.environ.get("XLA_FLAGS", ""),
+    )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,6 +24,7 @@ jaxtyping.install_import_hook(
     ["pabee_jax.model", "pabee_jax.drivers", "pabee_jax.training.loss", "pabee_jax.training.step"],
     "beartype.beartype",
 )
+from runs import finished, program, recording, sources, undisturbed  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,6 +102,7 @@ def test_auto_takes_the_loop_for_few_rows_and_the_pool_for_many(classifier, monk
     assert chunk_sizes[0] is None and chunk_sizes[1] is not None
 
 
+@pytest.mark.slow
 def test_two_hundred_calls_compile_no_more_programs_than_there_are_shapes(classifier):
     """With "auto", which uses both the loop and the pool."""
     runner = with_driver(classifier, "auto")

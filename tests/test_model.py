@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from pabee_jax import checkpoint_files, weights
 from pabee_jax.config import ModelConfig, read_config_json
 from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.model import dropout
 from pabee_jax.parameters import in_compute_dtype, merge, split, stacked, unstacked
 
 # Both sides round; a wrong GELU moves the logits by 2e-4 or more.
@@ -188,3 +189,19 @@ def test_dropout_needs_a_key_and_depends_on_nothing_else(key):
     assert (once == again).all()
     if key is not None:
         assert jnp.abs(once - run_full(model, batch)).max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(64, 7, 33), (50, 1), (4, 8, 64, 64)])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(shape, rate):
+    x = jnp.full(shape, 2.0)
+    dropped = np.stack([dropout(x, rate, jax.random.key(seed)) for seed in range(20)])
+    assert set(np.unique(dropped)) <= {np.float32(0), np.float32(2 / (1 - rate))}
+    share, size = (dropped == 0).mean(), dropped.size
+    assert abs(share - rate) < 4 * (rate * (1 - rate) / size) ** 0.5
+    # Neighbours share a random word, and must not share their fate.
+    pairs = (dropped.reshape(20, -1) == 0)[:, : size // 20 // 2 * 2].reshape(-1, 2)
+    both = pairs.all(axis=1).mean()
+    assert abs(both - rate**2) < 5 * (rate**2 / len(pairs)) ** 0.5
+    np.testing.assert_array_equal(dropout(x, rate, None), x)
+    assert dropout(x.astype(jnp.bfloat16), rate, jax.random.key(0)).dtype == jnp.bfloat16

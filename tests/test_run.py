@@ -1,20 +1,23 @@
-"""Whole training runs: what they leave behind, and that killing one changes nothing."""
+"""Whole training runs: what they leave behind, and which ones are refused."""
 
-import csv
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_batch, tiny_checkpoint
+from runs import (
+    TOTAL_STEPS,
+    WORDS,
+    Killed,
+    contents,
+    kept_steps,
+    metrics_of,
+    run_config,
+    weights_of,
+)
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -23,115 +26,9 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
 from pabee_jax.parameters import merge, split, stacked, unstacked
 from pabee_jax.pretrained import load_pretrained
-from pabee_jax.training import log, loop, run_directory
-from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import DistillConfig, FilesConfig, MeshConfig, TrainConfig
+from pabee_jax.training import loop, run_directory
+from pabee_jax.training.config import DistillConfig, FilesConfig
 from pabee_jax.training.loop import TrainingDiverged, train
-from pabee_jax.training.step import initial_state
-
-REPOSITORY = Path(__file__).parents[1]
-WORDS = ["good", "fine", "great", "fair", "bright", "poor", "bad", "dull", "weak", "bleak"]
-TOTAL_STEPS = 12
-
-
-class Killed(BaseException):
-    """Not an Exception: like a signal, nothing in the program may catch it."""
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    """A pretrained encoder and data files, 6 batches of 10: the first five words say "yes"."""
-    folder = tmp_path_factory.mktemp("sources")
-    # A wide initialisation, so that twelve steps suffice to learn something.
-    tiny_checkpoint(folder / "model", WORDS, initializer_range=0.3)
-    random = np.random.default_rng(0)
-    for name, rows in (("train", 58), ("dev", 23)):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            for row in range(rows):
-                label = row % 2
-                words = random.choice(WORDS[:5] if label else WORDS[5:], random.integers(1, 6))
-                writer.writerow([" ".join(words), ["no", "yes"][label]])
-    return folder
-
-
-def run_config(sources, **overrides):
-    values = {
-        "task": "files",
-        "model": str(sources / "model"),
-        "data_dir": str(sources),
-        "files": FilesConfig(train="train.csv", dev="dev.csv"),
-        "max_seq_length": 8,
-        "batch_size": 10,
-        "learning_rate": 3e-3,
-        "num_epochs": 2,
-        "eval_every": 4,
-        "save_every": 2,
-        "seed": 3,
-        "mesh": MeshConfig(data=1),
-    }
-    return TrainConfig(**values | overrides)
-
-
-@dataclasses.dataclass
-class Recording:
-    """What happens in a run, seen from outside.
-
-    Attributes:
-        saved: the parameters in each checkpoint by step, copied when they were saved.
-        kill_in_step: the number of the step in which the run dies.
-    """
-
-    saved: dict = dataclasses.field(default_factory=dict)
-    kill_in_step: int | None = None
-
-
-@pytest.fixture
-def recording(monkeypatch):
-    recording = Recording()
-    save, training_batch = Checkpoints.save, loop.training_batch
-
-    def recorded_save(self, state, score):
-        recording.saved[int(state.step)] = jax.device_get(state.parameters)
-        save(self, state, score)
-
-    def deadly_batch(*arguments, **options):
-        if arguments[-1] + 1 == recording.kill_in_step:
-            raise Killed
-        return training_batch(*arguments, **options)
-
-    monkeypatch.setattr(Checkpoints, "save", recorded_save)
-    monkeypatch.setattr(loop, "training_batch", deadly_batch)
-    return recording
-
-
-@pytest.fixture(scope="module")
-def finished(sources, tmp_path_factory):
-    """A run that nobody disturbed."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    train(run_config(sources), workdir)
-    return workdir
-
-
-def metrics_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights_of(workdir):
-    return (workdir / "model.safetensors").read_bytes()
-
-
-def kept_steps(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
-
-
-def contents(workdir):
-    return {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for path in workdir.rglob("*")
-        if path.is_file()
-    }
 
 
 def tensors_from(sources, parameters):
@@ -179,6 +76,10 @@ def test_the_log_has_every_step_once_and_the_evaluations(finished):
     assert [line["step"] for line in evaluations] == [4, 8, 12]
     assert all(len(line["dev"]["accuracy"]) == 2 for line in evaluations)
     assert len(steps) + len(evaluations) == len(lines)
+    text = (finished / "metrics.jsonl").read_text().splitlines()
+    speeds = [line["speed"] for line in map(json.loads, text) if "speed" in line]
+    assert speeds and all(speed["tokens_per_second"] > 0 for speed in speeds)
+    assert "flop_utilisation" not in speeds[0], "the peak of a CPU is not known"
     assert evaluations[-1]["dev"]["accuracy"][-1] > 0.8, "the run learns nothing"
 
 
@@ -197,53 +98,6 @@ def test_the_finished_run_gives_the_logits_of_the_trained_parameters(
     ours = all_exit_logits(load_pretrained(str(finished)).model, batch)
     np.testing.assert_allclose(ours, all_exit_logits(trained, batch), atol=1e-5)
     assert jnp.abs(ours - all_exit_logits(start, batch)).max() > 0.1
-
-
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
-    finished, sources, recording, tmp_path
-):
-    # Before the first checkpoint, between two, and in the last step.
-    for step in (2, 6, 12):
-        recording.kill_in_step = step
-        with pytest.raises(Killed):
-            train(run_config(sources), tmp_path)
-        assert not (tmp_path / "model.safetensors").exists()
-        logged = [line["step"] for line in metrics_of(tmp_path) if "loss" in line]
-        assert logged == list(range(1, len(logged) + 1))
-    recording.kill_in_step = None
-    train(run_config(sources), tmp_path)
-    assert weights_of(tmp_path) == weights_of(finished)
-    assert metrics_of(tmp_path) == metrics_of(finished)
-    assert kept_steps(tmp_path) == kept_steps(finished)
-    assert (tmp_path / "config.json").read_bytes() == (finished / "config.json").read_bytes()
-
-
-def test_a_run_of_two_stages_goes_on_in_either(sources, recording, tmp_path):
-    """The phase is a function of the step; with all else that a run can be told."""
-    config = run_config(
-        sources,
-        strategy="two_stage",
-        pooler="per_exit",
-        pooling="mean",
-        classifier_bias="prior",
-        order="length_grouped",
-        distill=DistillConfig(weight=0.5, temperature=2.0),
-    )
-    train(config, tmp_path / "undisturbed")
-    for step in (4, 10):
-        recording.kill_in_step = step
-        with pytest.raises(Killed):
-            train(config, tmp_path / "killed")
-    recording.kill_in_step = None
-    train(config, tmp_path / "killed")
-    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "undisturbed")
-    first, last = recording.saved[6], recording.saved[TOTAL_STEPS]
-    for name, value in first.items():
-        own = name.startswith(("classifiers.", "pooler."))
-        same = value == last[name]
-        assert same[-1:].all(), f"{name} of the last exit changed in the second stage"
-        assert not same[:-1].all() if own else same.all(), f"{name} in the second stage"
-    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(
@@ -286,37 +140,6 @@ def test_new_classifiers_start_at_the_mean_score(sources, tmp_path):
     train(dataclasses.replace(config, learning_rate=1e-12), tmp_path / "run")
     biases = load_pretrained(str(tmp_path / "run")).model.classifiers.bias[...]
     np.testing.assert_allclose(biases, 3.0, atol=1e-6)
-
-
-def test_a_line_that_a_kill_cut_short_is_not_in_the_log(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
-    assert [line["step"] for line in log.read(path)] == [1, 2, 3]
-    metrics = log.MetricsLog(path, tmp_path / "tensorboard", step=2)
-    metrics.write(3, {"loss": 0.5})
-    metrics.close()
-    assert log.read(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
-
-
-def test_starting_a_finished_run_again_changes_nothing(finished, sources):
-    before = contents(finished)
-    train(run_config(sources), finished)
-    after = contents(finished)
-    for name in ("model.safetensors", "config.json", "train_config.json", "metrics.jsonl"):
-        assert after[name] == before[name], name
-
-
-def test_a_run_goes_on_with_another_number_of_devices(finished, sources, recording, tmp_path):
-    recording.kill_in_step = 7
-    with pytest.raises(Killed):
-        train(run_config(sources), tmp_path)
-    recording.kill_in_step = None
-    train(run_config(sources, mesh=MeshConfig(data=2)), tmp_path)
-    one, two = metrics_of(finished), metrics_of(tmp_path)
-    assert [line["step"] for line in two] == [line["step"] for line in one]
-    losses, expected = ([line["loss"] for line in lines if "loss" in line] for lines in (two, one))
-    assert losses[:6] == expected[:6]
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
 def test_another_config_is_refused_and_nothing_changes(finished, sources):
@@ -376,6 +199,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(sources, tmp_path, monkeypatch)
     assert [line["step"] for line in metrics_of(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5]
 
 
+def test_an_update_that_ruins_the_parameters_is_not_saved(sources, tmp_path, monkeypatch):
+    def ruined(parameters):
+        ruined.calls += 1
+        return ruined.calls < 3
+
+    ruined.calls = 0
+    monkeypatch.setattr(loop, "all_finite", ruined)
+    good = tmp_path / "checkpoints" / "4"
+    with pytest.raises(TrainingDiverged, match=rf"step 6 the new parameters .* is {good}\b"):
+        train(run_config(sources), tmp_path)
+    assert kept_steps(tmp_path) == [2, 4]
+
+
+def test_a_learning_rate_that_overflows_stops_before_anything_is_saved(sources, tmp_path):
+    with pytest.raises(TrainingDiverged, match="there is no checkpoint yet"):
+        train(run_config(sources, learning_rate=1e38, max_grad_norm=0.0), tmp_path)
+    assert kept_steps(tmp_path) == []
+
+
 def test_export_best_leaves_the_best_steps_parameters(sources, recording, tmp_path):
     # On dev the words say the opposite: the more the run learns, the worse it gets.
     text = (sources / "dev.csv").read_text()
@@ -389,128 +231,3 @@ def test_export_best_leaves_the_best_steps_parameters(sources, recording, tmp_pa
     best = max(scores, key=lambda step: (scores[step], step))
     assert best < TOTAL_STEPS, "the test's own data no longer do what they should"
     assert_same_weights(tmp_path, tensors_from(sources, recording.saved[best]))
-
-
-def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
-    def state(step):
-        kernel = jnp.full((2, 3), step, jnp.float32)
-        parameters = {"layer.kernel": jnp.full(3, step, jnp.float32), "classifiers.kernel": kernel}
-        return initial_state(parameters, TrainConfig())._replace(step=jnp.int32(step))
-
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest is None and checkpoints.best is None
-    # The later of two equals is the best; NaN (a correlation of constants) never is.
-    scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: float("nan"), 5: None, 6: 0.7, 7: 0.8}
-    kept = {1: [1], 2: [1, 2], 3: [2, 3], 4: [3, 4], 5: [3, 4, 5], 6: [3, 5, 6], 7: [3, 6, 7]}
-    for step, score in scores.items():
-        checkpoints.save(state(step), score)
-        assert checkpoints.latest == step
-        assert kept_steps(tmp_path) == checkpoints.steps == kept[step]
-    checkpoints.close()
-    again = Checkpoints(tmp_path / "checkpoints")
-    assert again.best == 3 and again.latest == 7
-    assert again.parameters(3, state(0).parameters)["layer.kernel"].tolist() == [3, 3, 3]
-    restored = again.restore(7, state(0))
-    assert int(restored.step) == 7
-    assert restored.parameters["layer.kernel"].tolist() == [7, 7, 7]
-    with pytest.raises(InputError, match="step 7 in .* does not hold the arrays"):
-        again.parameters(7, {"other.kernel": jnp.zeros(3)})
-    with pytest.raises(InputError, match="begin again with --overwrite"):
-        again.parameters(7, {"layer.kernel": jnp.zeros(4)})
-    again.close()
-
-
-# Real processes and SIGKILL from here on.
-
-STEPS_TO_KILL = 90
-
-
-@pytest.fixture(scope="module")
-def program(sources, compilation_cache, tmp_path_factory):
-    """Starts `train.py` in a directory; the run saves often and uses two sequence buckets."""
-    config = run_config(sources, max_seq_length=16, num_epochs=15, eval_every=6, save_every=3)
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    path.write_text(
-        "from pabee_jax.training.config import *\n\n\n"
-        f"def get_config() -> TrainConfig:\n    return {config!r}\n"
-    )
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compilation_cache}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
-    def start(workdir):
-        command = [sys.executable, "train.py", "--config", str(path), "--workdir", str(workdir)]
-        with workdir.with_suffix(".log").open("a") as output:
-            return subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def undisturbed(program, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert program(workdir).wait() == 0, workdir.with_suffix(".log").read_text()
-    return workdir
-
-
-def kill_when(process, workdir, moment):
-    """Kills the process as soon as `moment()` is true."""
-    while not moment():
-        assert process.poll() is None, workdir.with_suffix(".log").read_text()
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not (workdir / "model.safetensors").exists()
-
-
-def steps_logged(workdir):
-    try:
-        return sum('"loss"' in line for line in (workdir / "metrics.jsonl").open())
-    except FileNotFoundError:
-        return 0
-
-
-def is_saving(workdir):
-    return any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp"))
-
-
-def assert_ends_like(undisturbed, program, workdir):
-    process = program(workdir)
-    assert process.wait() == 0, workdir.with_suffix(".log").read_text()
-    assert weights_of(workdir) == weights_of(undisturbed)
-    assert metrics_of(workdir) == metrics_of(undisturbed)
-    assert kept_steps(workdir) == kept_steps(undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["first step", "middle of an epoch", "while saving"])
-def test_sigkill_and_restart(program, undisturbed, moment, tmp_path):
-    workdir = tmp_path / "run"
-    process = program(workdir)
-    moments = {
-        "first step": lambda: steps_logged(workdir) >= 1,
-        "middle of an epoch": lambda: steps_logged(workdir) >= 22,
-        "while saving": lambda: steps_logged(workdir) >= 12 and is_saving(workdir),
-    }
-    kill_when(process, workdir, moments[moment])
-    assert 1 <= steps_logged(workdir) < STEPS_TO_KILL
-    assert_ends_like(undisturbed, program, workdir)
-
-
-@pytest.mark.slow
-def test_sigkill_again_and_again_while_saving(program, undisturbed, tmp_path):
-    """Each time a little later after a save began: in its writing, its rename, its clean-up."""
-    workdir = tmp_path / "run"
-    for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.1):
-        process = program(workdir)
-        before = steps_logged(workdir)
-
-        def moment(before=before):
-            return steps_logged(workdir) > before + 3 and is_saving(workdir)
-
-        def late_moment(moment=moment, delay=delay):
-            return moment() and time.sleep(delay) is None
-
-        kill_when(process, workdir, late_moment)
-    assert_ends_like(undisturbed, program, workdir)

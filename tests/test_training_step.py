@@ -277,3 +277,24 @@ def test_with_weights_last_only_the_last_classifier_learns():
             assert (gradient[:-1] == 0).all(), f"an earlier exit's {name} got a gradient"
             gradient = gradient[-1]
         assert (gradient != 0).any(), f"{name} got no gradient"
+
+
+def test_bfloat16_sums_gradients_in_float32():
+    """A sum that was rounded to bfloat16 on the way would be a bfloat16 number."""
+    rows = 64
+    batch = jax.tree.map(jnp.asarray, labeled_batch(rows=rows))
+
+    def gradients(dtype):
+        graph, parameters = split(stacked(small_bert(dtype)))
+
+        def loss(parameters):
+            logits = all_exit_logits(merge(graph, parameters), batch)
+            return exit_losses(logits, batch["labels"], batch["valid"]).sum()
+
+        return jax.grad(loss)(parameters)
+
+    for name, value in gradients("bfloat16").items():
+        rounded = value.astype(jnp.bfloat16).astype(jnp.float32)
+        assert value.dtype == jnp.float32
+        used = value != 0
+        assert (value != rounded)[used].mean() > 0.5 or not used.any(), f"{name} was rounded"

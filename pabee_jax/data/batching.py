@@ -3,7 +3,8 @@
 import concurrent.futures
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -50,20 +51,25 @@ def _epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def training_rows(
-    num_rows: int, batch_size: int, seed: int, step: int, lengths: np.ndarray | None = None
+    num_rows: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    order: str = "shuffled",
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """Which rows the batch of `step` (from 0) holds; every epoch sees every row once.
 
-    With the rows' `lengths`, rows of similar length share a batch: the shuffled rows of
-    `_GROUPED_BATCHES` whole batches at a time are sorted by length, cut into batches, and those
-    batches are shuffled. So which rows can meet is a little less random than without. What does not
-    fill a batch comes last, of any length: a loss is a mean over its batch, and long rows should
-    not count more than others.
+    In the order "length_grouped" (`TrainConfig.order`), which needs the rows' `lengths`, rows of
+    similar length share a batch: the shuffled rows of `_GROUPED_BATCHES` whole batches at a time
+    are sorted by length, cut into batches, and those batches are shuffled. So which rows can meet
+    is a little less random than without. What does not fill a batch comes last, of any length: a
+    loss is a mean over its batch, and long rows should not count more than others.
     """
     epoch, position = divmod(step, steps_per_epoch(num_rows, batch_size))
     rows = _epoch_order(num_rows, seed, epoch)
     whole = num_rows // batch_size
-    if lengths is not None and position < whole:
+    if order == "length_grouped" and lengths is not None and position < whole:
         window, position = divmod(position, _GROUPED_BATCHES)
         size = _GROUPED_BATCHES * batch_size
         rows = rows[: whole * batch_size][window * size : (window + 1) * size]
@@ -108,18 +114,23 @@ def training_batch(
     seed: int,
     step: int,
     order: str = "shuffled",
+    part: slice = slice(None),
 ) -> dict[str, np.ndarray]:
     """The batch of `step`, cut to the smallest bucket that holds its longest row.
 
-    `order` is `TrainConfig.order`.
+    `order` is `TrainConfig.order`; `part` the rows of the batch that are wanted. Its shape is that
+    part of the whole batch's, so that processes that read different parts agree.
     """
-    lengths = dataset.lengths if order == "length_grouped" else None
-    rows = training_rows(len(dataset), batch_size, seed, step, lengths)
+    rows = training_rows(len(dataset), batch_size, seed, step, order, dataset.lengths)
     longest = int(dataset.lengths[rows].max())
-    return assemble(dataset, rows, batch_size, bucket_of(longest, buckets))
+    size = len(range(batch_size)[part])
+    return assemble(dataset, rows[part], size, bucket_of(longest, buckets))
 
 
-def prefetched(blocks: Iterable[Dataset]) -> Iterator[Dataset]:
+T = TypeVar("T")
+
+
+def prefetched(blocks: Iterable[T]) -> Generator[T]:
     """The same blocks, each made by another thread while the one before is in use.
 
     Dispatching a program may block the thread that does it: a GPU asks the host after every

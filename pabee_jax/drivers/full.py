@@ -39,10 +39,15 @@ def all_exit_logits(
     batch: Batch,
     key: Key[Array, ""] | None = None,
     gradient_scales: GradientScales | None = None,
+    *,
+    rematerialize: bool | None = None,
 ) -> Float[Array, "exits batch classes"]:
     """Logits of every exit; with a key, dropout is active (training).
 
-    The dropout of layer i depends on `key` and i only.
+    The dropout of layer i depends on `key` and i only. `rematerialize` is for a backward pass:
+    False keeps each layer's matrix products and computes the rest once more, True keeps
+    only its input (`TrainConfig.rematerialize`), None leaves the choice to the compiler, which
+    keeps all.
     """
     config = model.config
     layers = jnp.arange(config.num_hidden_layers)
@@ -60,6 +65,10 @@ def all_exit_logits(
             hidden = scale_gradient(hidden, gradient_scales.path[layer])
         return hidden, model.exit_logits(layer, read, mask, exit_key)
 
+    if rematerialize is not None:
+        kept = None if rematerialize else jax.checkpoint_policies.dots_saveable
+        # Inside a scan the compiler cannot merge the two computations.
+        step = jax.checkpoint(step, policy=kept, prevent_cse=not model.is_stacked)
     hidden, mask = model.embed(batch, None if key is None else jax.random.fold_in(key, 0))
     if not model.is_stacked:
         logits = []

@@ -33,7 +33,7 @@ class Backend:
 _CPU = Backend(chunk_tokens=1024, pool_rows=256, loop_rows=2)
 # Not measured: a GPU needs larger products to be busy, and every dynamic loop costs it a
 # synchronisation with the host.
-_ACCELERATOR = Backend(chunk_tokens=16_384, pool_rows=4096, loop_rows=8)
+ACCELERATOR = Backend(chunk_tokens=16_384, pool_rows=4096, loop_rows=8)
 # A pool of this share of the rows for batches that fit into it: clearing the memory of a whole pool
 # for a few rows took longer than running them (89 ms for 512 rows of 64 tokens, BERT-base, CPU).
 _SMALL_POOL = 8
@@ -82,7 +82,7 @@ def check_size(name: str, value: object) -> None:
 
 def backend(mesh: Mesh) -> Backend:
     """The defaults of the mesh's devices."""
-    return _CPU if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR
+    return _CPU if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR
 
 
 def next_power_of_two(rows: int) -> int:

@@ -110,7 +110,7 @@ def _checkpoints(options: Options, pretrained: Pretrained) -> Iterator[tuple[str
     folder = Path(options.checkpoint).expanduser() / run_directory.CHECKPOINTS
     if not folder.is_dir():
         raise InputError(f"--all_checkpoints: {options.checkpoint} has no training checkpoints")
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
     graph, like = split(stacked(pretrained.model))
     for step in checkpoints.steps:
         model = unstacked(merge(graph, checkpoints.parameters(step, like)))

@@ -22,7 +22,7 @@ from pabee_jax.errors import InputError
 from pabee_jax.evaluation.robustness import Effect
 
 try:
-    from textattack.models.wrappers import ModelWrapper
+    from textattack.models.wrappers import ModelWrapper  # pyright: ignore[reportMissingImports]
 except Exception as error:  # Its import pulls in many packages and data, which fail in many ways.
     raise InputError(
         f"TextAttack cannot be imported ({type(error).__name__}: {error}); "

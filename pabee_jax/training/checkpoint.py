@@ -1,14 +1,19 @@
 """Training checkpoints with orbax: the last ones and the best on dev, as plain arrays by name."""
 
+import concurrent.futures
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from pabee_jax import processes
 from pabee_jax.errors import InputError
+from pabee_jax.training import digests
 from pabee_jax.training.step import Parameters, TrainState
 
 _KEEP_LAST = 2
@@ -19,13 +24,16 @@ class Checkpoints:
 
     A step holds `step`, `parameters`, and under `optimizer` for each part of the parameters AdamW's
     `count` and its moments `mu` and `nu`, all by name, so that a stored run does not depend on
-    optax's classes. A step's folder
-    appears by a rename once it is complete: a run that is killed while saving leaves nothing that
-    could be mistaken for a checkpoint.
+    optax's classes. Saving goes on in the background, from a copy. A step's folder appears by a
+    rename once it is complete: a run that is killed while saving leaves nothing that could be
+    mistaken for a checkpoint. Digests of its files tell later whether the disk kept them.
+
+    In a run of several processes every process makes all the calls, and each writes its shards.
     """
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        """With `read_only` nothing is cleaned up or set aside: a run may be writing there."""
+        self._directory, self._read_only = directory, read_only
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
@@ -39,29 +47,69 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._saving: concurrent.futures.Future | None = None
+        if not read_only:
+            self._set_damaged_aside()
 
     @property
     def steps(self) -> list[int]:
         """Every kept step, ascending."""
+        self._settle()
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     @property
     def latest(self) -> int | None:
-        return self.steps[-1] if self.steps else None
+        steps = self.steps
+        return steps[-1] if steps else None
 
     @property
     def best(self) -> int | None:
         """The step with the best dev score, the later one of two equals; None without scores."""
+        self._settle()
         kept = self._checkpointer.checkpoints
         scored = [(_score(one.metrics), one.step) for one in kept if one.metrics]
         return max(scored)[1] if scored else None
 
     def save(self, state: TrainState, score: float | None) -> None:
-        """Stores the state under its step; `score` is the dev metric, if it was evaluated there."""
-        metrics = None if score is None else {"score": score}
-        self._checkpointer.save_checkpointables(int(state.step), _parts(state), metrics=metrics)
+        """Stores the state under its step; `score` is the dev metric, if it was evaluated there.
+
+        Returns when the state is copied. What goes wrong later is raised by the next call.
+        """
+        self._settle()
+        step, metrics = int(state.step), None if score is None else {"score": score}
+        saving = self._checkpointer.save_checkpointables_async(step, _parts(state), metrics=metrics)
+        if saving is not None:
+            self._saving = self._background.submit(self._finish, saving, step)
+
+    def _finish(self, saving: Any, step: int) -> None:
+        saving.result()
+        if processes.is_first():
+            digests.write(self._directory / str(step))
+
+    def _settle(self) -> None:
+        """Waits for the save that is under way; raises what went wrong with it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _set_damaged_aside(self) -> None:
+        """Renames the checkpoints that the disk did not keep, so that good ones are used."""
+        if processes.is_first():
+            for step in self.steps:
+                folder = self._directory / str(step)
+                if problem := digests.problem(folder):
+                    aside = folder.rename(_free_name(folder))
+                    logging.warning(
+                        "the checkpoint %s is damaged (%s): it is not used, and is now called %s",
+                        folder,
+                        problem,
+                        aside.name,
+                    )
+        processes.wait_for_all("damaged checkpoints are set aside")
+        self._checkpointer.reload()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step`, with `like`'s shapes, types and shardings.
@@ -77,7 +125,13 @@ class Checkpoints:
         return TrainState(parts["step"], parts["parameters"], optimizer)
 
     def parameters(self, step: int, like: Parameters) -> Parameters:
-        """Only the parameters of `step`, without the optimiser's moments. Raises InputError."""
+        """Only the parameters of `step`, without the optimiser's moments.
+
+        Raises:
+            InputError: it is damaged, or it holds other arrays than `like` has.
+        """
+        if self._read_only and (problem := digests.problem(self._directory / str(step))):
+            raise InputError(f"the checkpoint of step {step} is damaged: {problem}")
         return self._load(step, {"parameters": like})["parameters"]
 
     def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +145,17 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        self._checkpointer.close()
+        """Waits for what is being saved."""
+        try:
+            self._settle()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
+
+
+def _free_name(folder: Path) -> Path:
+    names = (folder.with_name(f"damaged-{folder.name}-{count}") for count in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _score(metrics: Any) -> float:

@@ -48,10 +48,15 @@ class ScratchConfig:
 @dataclasses.dataclass
 class MeshConfig:
     """Attributes:
-    data: devices over which a batch is split; -1 takes all.
+    data: devices over which a batch is split; -1 takes all that `model` leaves.
+    model: devices over which attention heads, feed-forward and embedding features are split.
+    shard_parameters: split matrices and their optimiser state over the data axis as well: less
+        memory per device, more communication.
     """
 
     data: int = -1
+    model: int = 1
+    shard_parameters: bool = False
 
 
 @dataclasses.dataclass
@@ -105,6 +110,11 @@ class TrainConfig:
             batch, so that less of it is padding.
         max_seq_length: in tokens; longer texts are cut.
         batch_size: rows per step, over all devices together.
+        gradient_accumulation: microbatches into which a step's batch is cut; they run one after
+            another, for less memory. The loss stays the mean over the whole batch.
+        rematerialize: in the backward pass, compute each layer once more from its input instead of
+            keeping its matrix products: less memory, about a third more time. (What is
+            cheap, as activations and LayerNorm, is always computed once more.)
         learning_rate: its peak; it falls linearly to 0 at the last step.
         num_epochs: passes over the training rows; a fraction is fine.
         max_steps: optimiser steps; 0 derives them from `num_epochs`.
@@ -126,6 +136,8 @@ class TrainConfig:
     scratch: ScratchConfig = dataclasses.field(default_factory=ScratchConfig)
     max_seq_length: int = 128
     batch_size: int = 32
+    gradient_accumulation: int = 1
+    rematerialize: bool = False
     learning_rate: float = 2e-5
     num_epochs: float = 5.0
     max_steps: int = 0
@@ -165,6 +177,7 @@ _CHOICES = {
 _AT_LEAST = {
     "max_seq_length": 8,
     "batch_size": 1,
+    "gradient_accumulation": 1,
     "max_steps": 0,
     "warmup_steps": 0,
     "weight_decay": 0,

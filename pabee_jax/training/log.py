@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pabee_jax import processes
 from pabee_jax.atomic import write_atomically
 from pabee_jax.evaluation.metrics import nan_to_null
 
@@ -13,16 +14,21 @@ class MetricsLog:
     """One JSON object per line, each with its `step`, written at once.
 
     A run that goes on from step n drops what the killed run had logged beyond n, so that the log
-    has neither gaps nor doubles.
+    has neither gaps nor doubles. Of several processes only the first one writes.
     """
 
     def __init__(self, path: Path, tensorboard: Path, step: int):
+        self._file = self._tensorboard = None
+        if not processes.is_first():
+            return
         _cut_back(path, step)
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard_writer(tensorboard)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Logs nested dicts of numbers and lists of numbers."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **nan_to_null(values)}) + "\n")
         self._file.flush()
         if self._tensorboard:
@@ -30,7 +36,8 @@ class MetricsLog:
                 self._tensorboard.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 

@@ -1,26 +1,30 @@
 """The training run: start or go on, step, evaluate, save, export."""
 
+import contextlib
 import dataclasses
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from pabee_jax import parallel
+from pabee_jax import parallel, processes
 from pabee_jax.data.batching import (
     assemble,
     by_bucket,
+    prefetched,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
+    training_rows,
 )
 from pabee_jax.data.load import load_task
 from pabee_jax.data.tokenization import Dataset
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, Preempted
 from pabee_jax.evaluation import metrics
 from pabee_jax.parameters import merge, split, stacked, unstacked
 from pabee_jax.pretrained import Pretrained, save_pretrained
@@ -28,15 +32,16 @@ from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.log import MetricsLog
+from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import labeled_examples, starting_point, tokenized
 from pabee_jax.training.step import (
-    Parameters,
     StepMetrics,
-    TrainState,
+    all_finite,
     initial_state,
     make_eval_step,
     make_train_step,
 )
+from pabee_jax.training.stop import StopRequest
 from pabee_jax.training.strategy import in_last_phase, phase_of
 
 
@@ -56,13 +61,18 @@ def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> Non
     """
     check(config)
     run_directory.check(workdir, config, overwrite=overwrite)
-    mesh = parallel.make_mesh(config.mesh.data)
-    parallel.check_batch_size(config.batch_size, mesh)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    parallel.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
     task = load_task(config)
     examples = {name: labeled_examples(task, name) for name in ("train", "dev")}
     start = starting_point(config, task, examples["train"])
+    shard_parameters = config.mesh.shard_parameters
+    parallel.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
-    run_directory.prepare(workdir, config, overwrite=overwrite)
+    processes.wait_for_all("every process has checked the run directory")
+    if processes.is_first():
+        run_directory.prepare(workdir, config, overwrite=overwrite)
+    processes.wait_for_all("the run directory is prepared")
     _Run(config, workdir, mesh, task, start, data).run()
 
 
@@ -84,9 +94,12 @@ class _Run:
         self.save_every = config.save_every or self.eval_every
         self.num_exits = start.model.config.num_hidden_layers
         self.graph, parameters = split(stacked(start.model))
-        self.state = self._on_mesh(parameters)
-        self.train_step = make_train_step(self.graph, config, self.total_steps)
-        self.eval_step = make_eval_step(self.graph)
+        state = initial_state(parameters, config)
+        where = parallel.shardings(state, mesh, shard_parameters=config.mesh.shard_parameters)
+        self.state = parallel.put(state, where)
+        self.speed = Speed(start.model.config, mesh.size)
+        self.train_step = make_train_step(self.graph, config, self.total_steps, where)
+        self.eval_step = make_eval_step(self.graph, mesh)
 
     def run(self) -> None:
         self.checkpoints = Checkpoints(self.workdir / run_directory.CHECKPOINTS)
@@ -95,62 +108,87 @@ class _Run:
             self.workdir / run_directory.METRICS_FILE, self.workdir / "tensorboard", self.step
         )
         try:
-            self._steps()
-            self._export()
+            with StopRequest() as self.stop:
+                self._steps()
+                self._export()
         finally:
             self.log.close()
             self.checkpoints.close()
-
-    def _on_mesh(self, parameters: Parameters) -> TrainState:
-        state = initial_state(parameters, self.config)
-        return parallel.replicate(state, self.mesh)
 
     def _resume(self) -> None:
         self.step = self.checkpoints.latest or 0
         if self.step:
             self.state = self.checkpoints.restore(self.step, self.state)
-            print(f"going on from step {self.step} of {self.total_steps}")
+            self._say(f"going on from step {self.step} of {self.total_steps}")
 
     def _steps(self) -> None:
         pending: tuple[int, StepMetrics] | None = None
         # A log file gets a line now and then, a terminal a bar that moves.
         interval = 0.2 if sys.stderr.isatty() else 30
-        with tqdm(
+        bar = tqdm(
             total=self.total_steps,
             initial=self.step,
             unit="step",
             desc="train",
             mininterval=interval,
             maxinterval=interval,
-        ) as bar:
-            while self.step < self.total_steps:
-                batch = training_batch(
-                    self.training_data,
-                    self.config.batch_size,
-                    self.buckets,
-                    self.config.seed,
-                    self.step,
-                    order=self.config.order,
-                )
+            disable=not processes.is_first(),
+        )
+        batches = prefetched(self._batch(step) for step in range(self.step, self.total_steps))
+        with bar, contextlib.closing(batches):
+            for tokens, batch in batches:
                 phase = phase_of(self.config, self.step, self.total_steps, self.num_exits)
-                self.state, step_metrics = self.train_step(
-                    self.state, parallel.shard_batch(batch, self.mesh), phase
-                )
+                self.state, step_metrics = self.train_step(self.state, batch, phase)
                 self.step += 1
                 # The device is at work on this step while the host reads the one before.
                 if pending:
                     self._record(pending, bar)
+                self.speed.count(tokens, *batch["input_ids"].shape)
                 pending = (self.step, step_metrics)
-                if self._is_due(self.eval_every) or self._is_due(self.save_every):
+                stops = self.stop.reached(self.step) and self.step < self.total_steps
+                if stops or self._is_due(self.eval_every) or self._is_due(self.save_every):
                     self._record(pending, bar)
                     pending = None
-                    score = self._evaluate(bar) if self._is_due(self.eval_every) else None
-                    if not in_last_phase(self.config, self.step - 1, self.total_steps):
-                        score = None  # Whatever it is: the early exits are not trained yet.
-                    # The best step can only be exported if every evaluated one was saved.
-                    wants_best = score is not None and self.config.export == "best"
-                    if self._is_due(self.save_every) or wants_best:
-                        self.checkpoints.save(self.state, score)
+                    if speed := self.speed.measured():
+                        self.log.write(self.step, {"speed": speed})
+                    self._evaluate_and_save(stops)
+                    self.speed.restart()
+                if stops:
+                    self._say(
+                        f"stopped by SIGTERM; step {self.step} of {self.total_steps} is saved: the "
+                        "same command goes on from there"
+                    )
+                    raise Preempted
+
+    def _batch(self, step: int) -> tuple[int, dict[str, jax.Array]]:
+        """The tokens of the batch of `step`, and this process's rows of it, on their way to its
+        devices."""
+        size, config = self.config.batch_size, self.config
+        batch = training_batch(
+            self.training_data,
+            size,
+            self.buckets,
+            config.seed,
+            step,
+            order=config.order,
+            part=parallel.process_rows(size, self.mesh),
+        )
+        lengths = self.training_data.lengths
+        rows = training_rows(len(lengths), size, config.seed, step, config.order, lengths)
+        return int(lengths[rows].sum()), parallel.shard_batch(batch, self.mesh, size)
+
+    def _evaluate_and_save(self, stops: bool) -> None:
+        """What is due after this step; a run that stops saves in any case."""
+        # The loss of this step is from before its update, which may have ruined the parameters.
+        if not all_finite(self.state.parameters):
+            self._stop_diverged(self.step, "the new parameters are not finite")
+        score = self._evaluate() if self._is_due(self.eval_every) else None
+        if not in_last_phase(self.config, self.step - 1, self.total_steps):
+            score = None  # Whatever it is: the early exits are not trained yet.
+        # The best step can only be exported if every evaluated one was saved.
+        wants_best = score is not None and self.config.export == "best"
+        if stops or self._is_due(self.save_every) or wants_best:
+            self.checkpoints.save(self.state, score)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps
@@ -172,8 +210,12 @@ class _Run:
         bar.update(step - bar.n)
 
     def _refuse_divergence(self, step: int, values: StepMetrics) -> None:
-        if math.isfinite(values.loss) and math.isfinite(values.gradient_norm):
-            return
+        if not (math.isfinite(values.loss) and math.isfinite(values.gradient_norm)):
+            self._stop_diverged(
+                step, f"the loss is {values.loss} and the gradient norm {values.gradient_norm}"
+            )
+
+    def _stop_diverged(self, step: int, what: str) -> NoReturn:
         kept = self.checkpoints.latest
         good = (
             f"the last good checkpoint is {self.workdir / run_directory.CHECKPOINTS / str(kept)}"
@@ -181,11 +223,10 @@ class _Run:
             else "there is no checkpoint yet"
         )
         raise TrainingDiverged(
-            f"at step {step} the loss is {values.loss} and the gradient norm "
-            f"{values.gradient_norm}: training stopped; {good}. A smaller learning_rate may help"
+            f"at step {step} {what}: training stopped; {good}. A smaller learning_rate may help"
         )
 
-    def _evaluate(self, bar: tqdm) -> float:
+    def _evaluate(self) -> float:
         """Every exit on dev; returns the last exit's primary metric on the first part."""
         results = {}
         for name, dataset in self.dev_data.items():
@@ -196,7 +237,7 @@ class _Run:
             }
         self.log.write(self.step, results)
         score = next(iter(results.values()))[self.task.metrics[0]][-1]
-        bar.write(f"step {self.step}: dev {self.task.metrics[0]} {score:.4f} at the last exit")
+        self._say(f"step {self.step}: dev {self.task.metrics[0]} {score:.4f} at the last exit")
         return score
 
     def all_exit_logits(self, dataset: Dataset) -> np.ndarray:
@@ -205,9 +246,12 @@ class _Run:
         shape = self.start.model.config
         result = np.empty((shape.num_hidden_layers, len(dataset), shape.num_labels), np.float32)
         for rows, part in by_bucket([dataset], size, self.buckets):
-            batch = assemble(part, np.arange(len(part)), size, part.input_ids.shape[1])
-            batch = parallel.shard_batch(batch, self.mesh)
-            result[:, rows] = self.eval_step(self.state.parameters, batch)[:, : len(rows)]
+            mine = parallel.process_rows(size, self.mesh)
+            here = np.arange(len(part))[mine]
+            batch = assemble(part, here, mine.stop - mine.start, part.input_ids.shape[1])
+            batch = parallel.shard_batch(batch, self.mesh, size)
+            logits = self.eval_step(self.state.parameters, batch)
+            result[:, rows] = np.asarray(logits)[:, : len(rows)]
         return result
 
     def _export(self) -> None:
@@ -216,6 +260,14 @@ class _Run:
         if self.config.export == "best" and self.checkpoints.best is not None:
             step = self.checkpoints.best
             parameters = self.checkpoints.parameters(step, parameters)
-        model = unstacked(merge(self.graph, jax.device_get(parameters)))
-        save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
-        print(f"the parameters of step {step} are in {self.workdir}")
+        gather = jax.jit(lambda tree: tree, out_shardings=parallel.replicated(self.mesh))
+        parameters = jax.device_get(gather(parameters))
+        if processes.is_first():
+            model = unstacked(merge(self.graph, parameters))
+            save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
+        processes.wait_for_all("the parameters are written")
+        self._say(f"the parameters of step {step} are in {self.workdir}")
+
+    def _say(self, message: str) -> None:
+        if processes.is_first():
+            tqdm.write(message)

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from pabee_jax import parallel
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.model import Batch
 from pabee_jax.parameters import Structure, merge
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.loss import distillation_losses, exit_losses, joint_loss
 from pabee_jax.training.optimizer import learning_rate_schedule, make_adamw, make_clipping
-from pabee_jax.training.strategy import Phase, gradient_scales, join_parts, split_parts
+from pabee_jax.training.strategy import gradient_scales, join_parts, split_parts
 
 Parameters = dict[str, Array]
 
@@ -58,33 +60,52 @@ def initial_state(parameters: Parameters, config: TrainConfig) -> TrainState:
 
 
 def make_train_step(
-    graph: Structure, config: TrainConfig, total_steps: int
-) -> Callable[[TrainState, Batch, Phase], tuple[TrainState, StepMetrics]]:
-    """The compiled training step. It takes over the state's buffers.
+    graph: Structure, config: TrainConfig, total_steps: int, shardings: TrainState | None = None
+) -> functools.partial[tuple[TrainState, StepMetrics]]:
+    """The compiled training step of (state, batch, phase). It takes over the state's buffers.
 
-    What a phase does not train costs nothing: a frozen encoder has no backward pass.
+    What a phase does not train costs nothing: a frozen encoder has no backward pass. `shardings`
+    are those that the new state shall have.
     """
     clipping, adamw = make_clipping(config), make_adamw(config)
     schedule = learning_rate_schedule(config, total_steps)
 
-    def loss_of(trained, frozen, batch, key, phase):
+    def loss_of(trained, frozen, batch, count, key, phase):
         model = merge(graph, join_parts(frozen | trained))
-        logits = all_exit_logits(model, batch, key, gradient_scales(phase))
-        losses = exit_losses(logits, batch["labels"], batch["valid"])
+        scales, again = gradient_scales(phase), config.rematerialize
+        logits = all_exit_logits(model, batch, key, scales, rematerialize=again)
+        losses = exit_losses(logits, batch["labels"], batch["valid"], count)
         total = losses
         if config.distill.weight:
-            distilled = distillation_losses(logits, batch["valid"], config.distill.temperature)
+            temperature = config.distill.temperature
+            distilled = distillation_losses(logits, batch["valid"], temperature, count)
             total = losses + config.distill.weight * distilled
         return joint_loss(phase.weights, total), losses
 
+    def losses_and_gradients(trained, frozen, batch, key, phase):
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        count = batch["valid"].sum()
+        if config.gradient_accumulation == 1:
+            return gradient(trained, frozen, batch, count, key, phase)
+
+        def add(sums, part):
+            index, batch = part
+            key_of_part = jax.random.fold_in(key, index)
+            found = gradient(trained, frozen, batch, count, key_of_part, phase)
+            return jax.tree.map(jnp.add, sums, found), None
+
+        parts = _microbatches(batch, config.gradient_accumulation)
+        shapes = jax.eval_shape(lambda: gradient(trained, frozen, batch, count, key, phase))
+        zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
+        return jax.lax.scan(add, zeros, (jnp.arange(config.gradient_accumulation), parts))[0]
+
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="phase")
-    def train_step(state, batch, seed, phase):
+    def train_step(state, batch, phase, seed):
         # The dropout is a function of seed, step and layer: a resumed run repeats it.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         parts = split_parts(state.parameters, config.pooler)
         trained = {part: parts.pop(part) for part in phase.parts}
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, losses), gradients = gradient(trained, parts, batch, key, phase)
+        (loss, losses), gradients = losses_and_gradients(trained, parts, batch, key, phase)
         norm = optax.tree.norm(gradients)
         clipped: Any = clipping.update(gradients, clipping.init(trained))[0]
         rate = jnp.float32(schedule(state.step))
@@ -95,14 +116,38 @@ def make_train_step(
             trained[part] = optax.apply_updates(values, updates)
         parameters = join_parts(parts | trained)
         metrics = StepMetrics(loss, losses, norm, rate)
-        return TrainState(state.step + 1, parameters, moments), metrics
+        new = TrainState(state.step + 1, parameters, moments)
+        if shardings is not None:
+            new = jax.lax.with_sharding_constraint(new, shardings)
+        return new, metrics
 
     # The seed is an argument, so that runs with other seeds share compiled programs.
-    return lambda state, batch, phase: train_step(state, batch, np.int32(config.seed), phase=phase)
+    return functools.partial(train_step, seed=np.int32(config.seed))
+
+
+def _microbatches(batch: Batch, count: int) -> Batch:
+    """Every array as (count, rows / count, ...); each device's rows stay on it."""
+    return {
+        name: jnp.moveaxis(jnp.reshape(value, (-1, count, *value.shape[1:])), 1, 0)
+        for name, value in batch.items()
+    }
 
 
 def make_eval_step(
-    graph: Structure,
+    graph: Structure, mesh: Mesh | None = None
 ) -> Callable[[Parameters, Batch], Float[Array, "exits batch classes"]]:
-    """The compiled evaluation step: every exit's logits, without dropout."""
-    return jax.jit(lambda parameters, batch: all_exit_logits(merge(graph, parameters), batch))
+    """The compiled evaluation step: every exit's logits, without dropout.
+
+    Over a mesh, every device, and so every process, gets those of the whole batch.
+    """
+
+    def eval_step(parameters, batch):
+        return all_exit_logits(merge(graph, parameters), batch)
+
+    return jax.jit(eval_step, out_shardings=mesh and parallel.replicated(mesh))
+
+
+@jax.jit
+def all_finite(parameters: Parameters) -> Bool[Array, ""]:
+    """Whether every parameter is a finite number."""
+    return jnp.array([jnp.isfinite(value).all() for value in parameters.values()]).all()

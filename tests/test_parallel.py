@@ -1,0 +1,182 @@
+"""The same training whatever the mesh, the microbatches and what is computed twice."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import random_batch, tiny_model
+
+from pabee_jax import InputError, parallel
+from pabee_jax.config import ModelConfig
+from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import split, stacked
+from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.step import initial_state, make_train_step
+from pabee_jax.training.strategy import phase_of
+
+STEPS, ROWS = 3, 16
+
+
+def small_model(family="bert", dropout=0.1, **overrides):
+    values = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    values |= {"classifier_dropout_prob": dropout, "initializer_range": 0.05}
+    return tiny_model(family, **{"num_hidden_layers": 3, **values, **overrides})
+
+
+def batch_of(seed, rows=ROWS, valid=ROWS):
+    labels = np.random.default_rng(seed).integers(0, 3, rows, dtype=np.int32)
+    real = np.arange(rows) < valid
+    return {**random_batch(rows, seed=seed), "labels": labels, "valid": real}
+
+
+def trained(model, mesh, *, shard_parameters=False, valid=ROWS, **settings):
+    """Exit losses of some steps, and the state after them."""
+    config = TrainConfig(learning_rate=1e-3, **settings)
+    graph, parameters = split(stacked(model))
+    state = initial_state(parameters, config)
+    where = parallel.shardings(state, mesh, shard_parameters=shard_parameters)
+    step = make_train_step(graph, config, STEPS, where)
+    phase, losses = phase_of(config, 0, STEPS, model.config.num_hidden_layers), []
+    state = parallel.put(state, where)
+    for seed in range(STEPS):
+        batch = parallel.shard_batch(batch_of(seed, valid=valid), mesh)
+        state, metrics = step(state, batch, phase)
+        losses.append(np.asarray(metrics.exit_losses))
+    return np.array(losses), state
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: trained(small_model(name), parallel.make_mesh(1)) for name in ("bert", "albert")}
+
+
+@pytest.mark.parametrize(
+    ("family", "data", "model", "shard_parameters"),
+    [
+        ("bert", 8, 1, True),
+        ("bert", 4, 2, False),
+        ("bert", 2, 4, True),
+        ("albert", 2, 4, True),
+    ],
+)
+def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_parameters):
+    """With dropout, whose masks must not depend on how anything is split."""
+    mesh = parallel.make_mesh(data, model)
+    losses, state = trained(small_model(family), mesh, shard_parameters=shard_parameters)
+    np.testing.assert_allclose(losses, alone[family][0], rtol=1e-5)
+    for name, value in state.parameters.items():
+        expected = alone[family][1].parameters[name]
+        np.testing.assert_allclose(value, expected, atol=2e-5, err_msg=name)
+
+
+def test_what_is_split_over_which_axis():
+    mesh = parallel.make_mesh(4, 2)
+    _, state = trained(small_model(), mesh, shard_parameters=True)
+    _, whole = trained(small_model(), mesh)
+    everything = {**state.optimizer["shared"][0].mu, **state.parameters}
+
+    def parts(name, tree):
+        shard = tree[name].addressable_shards[0].data.shape
+        return tuple(a // b for a, b in zip(tree[name].shape, shard, strict=True))
+
+    layer = "groups.inner.0"
+    for tree in (everything, state.optimizer["shared"][0].nu):
+        assert parts(f"{layer}.query.kernel", tree) == (1, 4, 2)
+        assert parts(f"{layer}.attention_output.kernel", tree) == (1, 2, 4)
+        assert parts(f"{layer}.intermediate.bias", tree) == (1, 2)
+        assert parts(f"{layer}.output_norm.scale", tree) == (1, 1)
+        assert parts("embeddings.word.embedding", tree) == (1, 2)
+    assert parts(f"{layer}.query.kernel", whole.parameters) == (1, 1, 2)
+    assert parts("classifiers.kernel", state.parameters) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("valid", "devices"), [(11, 1), (ROWS, 4)])
+def test_microbatches_give_the_gradient_of_the_whole_batch(valid, devices):
+    model, mesh = small_model(dropout=0.0), parallel.make_mesh(devices)
+    losses, state = trained(model, mesh, valid=valid)
+    again, accumulated = trained(model, mesh, valid=valid, gradient_accumulation=4)
+    np.testing.assert_allclose(again, losses, rtol=1e-5)
+    for name, value in accumulated.parameters.items():
+        if not name.endswith("key.bias"):  # It has no gradient but rounding, which Adam amplifies.
+            np.testing.assert_allclose(value, state.parameters[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
+def test_rematerialisation_changes_no_loss(alone, family):
+    """Dropout included: the layer that is computed again has the same masks."""
+    mesh = parallel.make_mesh(1)
+    losses, _ = trained(small_model(family), mesh, rematerialize=True)
+    np.testing.assert_allclose(losses, alone[family][0], rtol=1e-6)
+
+
+def test_rematerialisation_needs_less_memory():
+    def temporary(rematerialize):
+        config = TrainConfig(rematerialize=rematerialize)
+        graph, parameters = split(stacked(small_model(num_hidden_layers=6)))
+        state = initial_state(parameters, config)
+        step = make_train_step(graph, config, STEPS)
+        batch = batch_of(0, rows=64)
+        phase = phase_of(config, 0, STEPS, 6)
+        program = step.func.lower(state, batch, phase, **step.keywords).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 0.6 * temporary(False)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sizes", "shard", "message"),
+    [
+        ((1, 8), {}, False, "4 attention heads cannot be split over the 8 devices .* axis 'model'"),
+        ((2, 4), {"intermediate_size": 50}, False, "50 feed-forward features .* axis 'model'"),
+        ((2, 4), {"embedding_size": 10}, False, "10 embedding features .* the 4 devices"),
+        ((8, 1), {"hidden_size": 36}, True, "36 hidden features .* the 8 devices .* axis 'data'"),
+    ],
+)
+def test_sizes_that_the_mesh_does_not_divide(mesh, sizes, shard, message):
+    values = {"model_type": "albert", "num_attention_heads": 4, "hidden_size": 32, **sizes}
+    config = ModelConfig.from_hugging_face({"vocab_size": 9, "num_hidden_layers": 2, **values}, 2)
+    with pytest.raises(InputError, match=message):
+        parallel.check_model(config, parallel.make_mesh(*mesh), shard_parameters=shard)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        (9, 1, "mesh.data is 9, but 8 devices"),
+        (0, 1, "mesh.data is 0, but 8 devices"),
+        (-1, 3, "mesh.model is 3, which does not divide the 8 devices"),
+        (-1, 0, "mesh.model is 0"),
+        (8, 2, "mesh.data is 8 and mesh.model 2, but 8 devices"),
+    ],
+)
+def test_meshes_that_there_are_no_devices_for(data, model, message):
+    with pytest.raises(InputError, match=message):
+        parallel.make_mesh(data, model)
+
+
+def test_batches_that_cannot_be_split():
+    mesh = parallel.make_mesh(4, 2)
+    parallel.check_batch_size(24, 3, mesh)
+    with pytest.raises(InputError, match="batch_size 10 is not a multiple of the 4 devices"):
+        parallel.check_batch_size(10, 1, mesh)
+    with pytest.raises(InputError, match="4 devices .* times the gradient_accumulation of 3"):
+        parallel.check_batch_size(16, 3, mesh)
+
+
+def test_compile_time_does_not_grow_with_depth():
+    """What the compiler gets does not: the layers are one loop."""
+
+    def instructions(layers):
+        config = TrainConfig()
+        model = EarlyExitModel(small_model(num_hidden_layers=layers).config, rngs=nnx.Rngs(0))
+        graph, parameters = split(stacked(model))
+        step = make_train_step(graph, config, STEPS)
+        state, phase = initial_state(parameters, config), phase_of(config, 0, STEPS, layers)
+        return step.func.lower(state, batch_of(0), phase, **step.keywords).as_text().count("\n")
+
+    assert instructions(24) <= instructions(6) + 5
+
+
+def test_all_processes_rows_are_the_batch():
+    assert parallel.process_rows(24, parallel.make_mesh(4, 2)) == slice(0, 24)
+    assert jax.process_count() == 1

@@ -1,0 +1,162 @@
+"""Real processes on this machine: the same run, whoever computes it, and how they end."""
+
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from runs import kept_steps, metrics_of, steps_logged
+
+from pabee_jax import InputError, processes
+
+# 24 steps.
+SETTINGS = ["--config.batch_size=8", "--config.num_epochs=3"]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_all(program, workdir, count, devices, *arguments, only=None):
+    """`count` processes with `devices` each; process i writes its output to workdir.i.log.
+
+    `only`: more arguments by process.
+    """
+    together = ["--multihost", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+    return [
+        program(
+            workdir,
+            *together,
+            f"--process_id={index}",
+            "--config.mesh.data=-1",
+            *arguments,
+            *(only or {}).get(index, ()),
+            log=workdir.with_suffix(f".{index}.log"),
+            devices=devices,
+        )
+        for index in range(count)
+    ]
+
+
+def outputs(workdir):
+    return "\n".join(path.read_text() for path in sorted(workdir.parent.glob("*.log")))
+
+
+def wait_until(condition, running, workdir):
+    while not condition():
+        assert all(process.poll() is None for process in running), outputs(workdir)
+        time.sleep(0.01)
+
+
+def losses_of(workdir):
+    return [line["exit_losses"] for line in metrics_of(workdir) if "loss" in line]
+
+
+def assert_same_run(workdir, expected):
+    np.testing.assert_allclose(losses_of(workdir), losses_of(expected), rtol=1e-5)
+    ours, theirs = (
+        [line for line in metrics_of(each) if "dev" in line] for each in (workdir, expected)
+    )
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def alone(program, tmp_path_factory):
+    """One process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    assert program(workdir, *SETTINGS).wait() == 0, outputs(workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_four_processes_with_two_devices_each_are_one_run(program, alone, tmp_path):
+    """With dropout, partly empty batches, and 23 dev rows, which nothing divides."""
+    workdir = tmp_path / "run"
+    for process in start_all(program, workdir, 4, 2, *SETTINGS):
+        assert process.wait() == 0, outputs(workdir)
+    assert_same_run(workdir, alone)
+    assert kept_steps(workdir) == kept_steps(alone)
+    # Only the first process tells, logs and writes.
+    assert "the parameters of step" in workdir.with_suffix(".0.log").read_text()
+    for index in (1, 2, 3):
+        assert "step" not in workdir.with_suffix(f".{index}.log").read_text()
+
+
+@pytest.mark.slow
+def test_parameters_over_all_processes(program, alone, tmp_path):
+    workdir = tmp_path / "run"
+    mesh = ["--config.mesh.model=2", "--config.mesh.shard_parameters=True"]
+    for process in start_all(program, workdir, 2, 2, *SETTINGS, *mesh):
+        assert process.wait() == 0, outputs(workdir)
+    assert_same_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_fewer_go_on(program, alone, tmp_path):
+    workdir = tmp_path / "run"
+    running = start_all(program, workdir, 4, 2, *SETTINGS)
+    wait_until(lambda: steps_logged(workdir) >= 10, running, workdir)
+    running[2].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    for process in running:
+        assert process.wait(timeout=60) != 0
+    assert time.monotonic() - killed < 60
+    assert re.search("terminat|heartbeat|unhealthy|closed|reset", outputs(workdir), re.I)
+    for process in start_all(program, workdir, 2, 2, *SETTINGS):
+        assert process.wait() == 0, outputs(workdir)
+    assert "going on from step" in outputs(workdir)
+    assert_same_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_at_one_step(program, alone, tmp_path):
+    workdir = tmp_path / "run"
+    running = start_all(program, workdir, 2, 1, *SETTINGS)
+    wait_until(lambda: steps_logged(workdir) >= 10, running, workdir)
+    running[1].terminate()
+    assert [process.wait(timeout=60) for process in running] == [143, 143], outputs(workdir)
+    last = kept_steps(workdir)[-1]
+    assert f"stopped by SIGTERM; step {last} of" in outputs(workdir)
+    for process in start_all(program, workdir, 2, 1, *SETTINGS):
+        assert process.wait() == 0, outputs(workdir)
+    assert f"going on from step {last} " in outputs(workdir)
+    assert_same_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_nobody_at_the_coordinators_address(program, tmp_path):
+    workdir = tmp_path / "run"
+    log = workdir.with_suffix(".log")
+    together = ["--multihost", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    process = program(workdir, *together, "--process_id=1", "--start_timeout=5", log=log)
+    assert process.wait(timeout=60) == 2, log.read_text()
+    assert "process 1 of 2 did not meet the others at localhost" in log.read_text()
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", None, None), "--num_processes and --process_id is missing"),
+        (("localhost", 2, 0), "--coordinator is 'localhost'; it must be HOST:PORT"),
+        (("localhost:1", 2, 2), "--process_id is 2 and --num_processes 2"),
+        (("localhost:1", 0, 0), "--num_processes 0"),
+    ],
+)
+def test_incomplete_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        processes.start(*arguments)
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_do_ends_all(program, tmp_path):
+    workdir = tmp_path / "run"
+    running = start_all(program, workdir, 2, 1, *SETTINGS, only={1: ["--config.data_dir=/nowhere"]})
+    assert running[1].wait(timeout=60) == 2
+    assert "error: " in workdir.with_suffix(".1.log").read_text()
+    assert running[0].wait(timeout=60) != 0
+    assert not (workdir / "model.safetensors").exists()
