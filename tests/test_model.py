@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from pabee_jax import checkpoint_files, weights
 from pabee_jax.config import ModelConfig, read_config_json
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.model import dropout
+from pabee_jax.layers import dropout
 from pabee_jax.parameters import in_compute_dtype, merge, split, stacked, unstacked
 
 # Both sides round; a wrong GELU moves the logits by 2e-4 or more.
