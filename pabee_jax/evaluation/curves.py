@@ -52,6 +52,12 @@ class Curve:
         return float(np.trapezoid(scores, places) / width) if width else float(scores[-1])
 
     @property
+    def points(self) -> list[tuple[ExitCriterion, float, float]]:
+        """Every setting with its mean exit layer and its metric."""
+        layers, scores = self.mean_exit_layers.tolist(), self.scores.tolist()
+        return list(zip(self.settings, layers, scores, strict=True))
+
+    @property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean exit layers, ascending from 1 to L, and the metric at each."""
         order = np.argsort(self.mean_exit_layers, kind="stable")

@@ -80,11 +80,9 @@ def trade_off(curves: Sequence[Curve], metric: str) -> Section:
         "is full depth.",
         ["criterion", "setting", "mean exit layer", metric],
         [
-            [curve.name, describe(setting), float(layer), float(score)]
+            [curve.name, describe(setting), layer, score]
             for curve in curves
-            for setting, layer, score in zip(
-                curve.settings, curve.mean_exit_layers, curve.scores, strict=True
-            )
+            for setting, layer, score in curve.points
         ],
         figure,
     )

@@ -194,13 +194,11 @@ def write_curves(folder: Path, curves: Sequence[Curve], metric: str, title: str)
         {
             "curve": curve.name,
             "setting": describe(setting),
-            "mean_exit_layer": float(layer),
-            metric: float(score),
+            "mean_exit_layer": layer,
+            metric: score,
         }
         for curve in curves
-        for setting, layer, score in zip(
-            curve.settings, curve.mean_exit_layers, curve.scores, strict=True
-        )
+        for setting, layer, score in curve.points
     ]
     summary = [
         {

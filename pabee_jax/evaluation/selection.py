@@ -1,6 +1,5 @@
 """evaluate.py --calibrate: the fastest safe setting, kept in the checkpoint's config.json."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +45,8 @@ def select(options: Options, classifier: EarlyExitClassifier, task: Task, rows: 
     points = operating_points.replayed(logits[:, others], shown, task, rows.take(others))
     print(f"\non the other {len(others)} rows:\n{report.table(points)}\n")
     checkpoint = Path(options.checkpoint).expanduser()
-    guarantee = dataclasses.asdict(dataclasses.replace(found, setting=None))
-    save_criterion(checkpoint, found.setting, {**guarantee, "split": options.split})
+    guarantee = {name: value for name, value in vars(found).items() if name != "setting"}
+    save_criterion(checkpoint, found.setting, guarantee | {"split": options.split})
     print(
         f"saved in {checkpoint / 'config.json'}: EarlyExitClassifier.from_pretrained"
         f"({options.checkpoint!r}) uses it"
