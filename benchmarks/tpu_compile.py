@@ -38,7 +38,7 @@ from pabee_jax.drivers import plan
 from pabee_jax.drivers.programs import run_early_exit
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split, stacked
+from pabee_jax.parameters import in_compute_dtype, split, stacked
 from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import phase_of
@@ -142,12 +142,9 @@ def programs(values, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     batch = {name: abstract((rows, length), jnp.int32) for name in inputs}
     if "train" in values.programs:
         yield "training step", _training_step(values, config, model, mesh, batch, abstract)
-    graph, parameters = split(model)
+    graph, parameters = split(jax.eval_shape(in_compute_dtype, model))
     whole = parallel.replicated(mesh)
-    parameters = {
-        name: abstract(one.shape, _stored(name, one.dtype, values.dtype), whole)
-        for name, one in parameters.items()
-    }
+    parameters = {name: abstract(one.shape, one.dtype, whole) for name, one in parameters.items()}
     criterion = jax.tree.map(
         lambda leaf: abstract(leaf.shape, leaf.dtype, whole), as_arrays(Patience(values.patience))
     )
@@ -184,11 +181,6 @@ def _training_step(values, config: ModelConfig, model, mesh: Mesh, batch, abstra
 
 def _model(config: ModelConfig, dtype: str) -> EarlyExitModel:
     return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
-
-
-def _stored(name: str, dtype, compute: str):
-    """As `parameters.in_compute_dtype` stores them."""
-    return dtype if name.startswith(("pooler.", "classifiers.")) else jnp.dtype(compute)
 
 
 def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:

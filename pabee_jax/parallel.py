@@ -90,7 +90,9 @@ def check_model(config: ModelConfig, mesh: Mesh, *, shard_parameters: bool) -> N
             )
 
 
-def parameter_sharding(name: str, ndim: int, mesh: Mesh, *, shard_parameters: bool):
+def parameter_sharding(
+    name: str, ndim: int, mesh: Mesh, *, shard_parameters: bool
+) -> NamedSharding:
     """Where the parts of a parameter, or of its moments in the optimiser, are.
 
     `shard_parameters` also splits matrices over the data axis; a layer's are gathered when it runs.

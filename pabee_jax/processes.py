@@ -7,7 +7,6 @@ import time
 from typing import NoReturn
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from pabee_jax.errors import InputError
@@ -108,13 +107,6 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come to the same point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
-
-
-def from_first(value: int) -> int:
-    """The first process's value, in every process."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _check(coordinator, num_processes, process_id) -> None:

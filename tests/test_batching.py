@@ -84,7 +84,7 @@ def test_rows_grouped_by_length_are_still_every_row_once(rows, batch_size):
     steps = steps_per_epoch(rows, batch_size)
     for epoch in range(2):
         batches = [
-            training_rows(rows, batch_size, 0, epoch * steps + step, "length_grouped", lengths)
+            training_rows(rows, batch_size, 0, epoch * steps + step, lengths)
             for step in range(steps)
         ]
         assert sorted(np.concatenate(batches)) == list(range(rows))
@@ -97,20 +97,18 @@ def test_the_batch_that_is_not_full_holds_rows_of_any_length():
     lengths = np.arange(3, 3 + 97)
     steps = steps_per_epoch(97, 32)
     last_steps = [epoch * steps + steps - 1 for epoch in range(8)]
-    alone = [
-        training_rows(97, 32, 0, step, "length_grouped", lengths).item() for step in last_steps
-    ]
+    alone = [training_rows(97, 32, 0, step, lengths).item() for step in last_steps]
     assert len(set(alone)) > 4, "some rows always count more than the others"
 
 
 def test_grouping_by_length_leaves_little_padding_and_no_order_of_lengths():
     lengths = np.random.default_rng(0).integers(3, 60, 4000)
 
-    def longest(order):
-        batches = [training_rows(4000, 16, 0, step, order, lengths) for step in range(250)]
+    def longest(lengths_or_none):
+        batches = [training_rows(4000, 16, 0, step, lengths_or_none) for step in range(250)]
         return np.array([lengths[rows].max() for rows in batches])
 
-    shuffled, grouped = longest("shuffled"), longest("length_grouped")
+    shuffled, grouped = longest(None), longest(lengths)
     assert shuffled.mean() > 1.6 * lengths.mean()
     assert grouped.mean() < 1.1 * lengths.mean()
     assert abs(np.corrcoef(np.arange(250), grouped)[0, 1]) < 0.2, "short rows come first, or last"

@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_checkpoint
+from jax.sharding import PartitionSpec
 
+from benchmarks.tpu_compile import collectives
 from benchmarks.training_exits import Judge
+from pabee_jax import parallel
 from pabee_jax.criteria import MaxProbability
 
 SCORES = {"regression_threshold": 0.0}
@@ -158,3 +163,24 @@ def test_refuses_what_cannot_be_meant(arguments, message, tmp_path):
     done = run(*arguments, f"--output={tmp_path}")
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_collectives_are_found_with_their_sizes_and_loops():
+    """In a program whose collectives are known: one outside a loop, one in its body."""
+    mesh = parallel.make_mesh(8)
+
+    def on_each_device(x):
+        total = jax.lax.psum(x, parallel.DATA)  # (4, 32) float32
+
+        def body(carry, _):
+            return carry + jax.lax.pmax(carry[:2] * total[:2], parallel.DATA).sum(), None
+
+        return total, jax.lax.scan(body, x, length=5)[0]
+
+    split, same = PartitionSpec(parallel.DATA), PartitionSpec()
+    program = jax.jit(
+        jax.shard_map(on_each_device, mesh=mesh, in_specs=split, out_specs=(same, split))
+    )
+    found = collectives(program.lower(jnp.ones((32, 32))).compile().as_text())
+    assert found == [("all-reduce", 4 * 32 * 4, False), ("all-reduce", 2 * 32 * 4, True)]
+    assert collectives(jax.jit(jnp.sin).lower(1.0).compile().as_text()) == []

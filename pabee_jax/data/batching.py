@@ -10,6 +10,7 @@ import numpy as np
 
 from pabee_jax.data.tokenization import Dataset
 
+Block = TypeVar("Block")
 # Batches that are sorted by length together: enough to be even, few enough to stay random.
 _GROUPED_BATCHES = 32
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -51,25 +52,20 @@ def _epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def training_rows(
-    num_rows: int,
-    batch_size: int,
-    seed: int,
-    step: int,
-    order: str = "shuffled",
-    lengths: np.ndarray | None = None,
+    num_rows: int, batch_size: int, seed: int, step: int, lengths: np.ndarray | None = None
 ) -> np.ndarray:
     """Which rows the batch of `step` (from 0) holds; every epoch sees every row once.
 
-    In the order "length_grouped" (`TrainConfig.order`), which needs the rows' `lengths`, rows of
-    similar length share a batch: the shuffled rows of `_GROUPED_BATCHES` whole batches at a time
-    are sorted by length, cut into batches, and those batches are shuffled. So which rows can meet
-    is a little less random than without. What does not fill a batch comes last, of any length: a
-    loss is a mean over its batch, and long rows should not count more than others.
+    With the rows' `lengths`, rows of similar length share a batch: the shuffled rows of
+    `_GROUPED_BATCHES` whole batches at a time are sorted by length, cut into batches, and those
+    batches are shuffled. So which rows can meet is a little less random than without. What does not
+    fill a batch comes last, of any length: a loss is a mean over its batch, and long rows should
+    not count more than others.
     """
     epoch, position = divmod(step, steps_per_epoch(num_rows, batch_size))
     rows = _epoch_order(num_rows, seed, epoch)
     whole = num_rows // batch_size
-    if order == "length_grouped" and lengths is not None and position < whole:
+    if lengths is not None and position < whole:
         window, position = divmod(position, _GROUPED_BATCHES)
         size = _GROUPED_BATCHES * batch_size
         rows = rows[: whole * batch_size][window * size : (window + 1) * size]
@@ -79,6 +75,12 @@ def training_rows(
         position = random.permutation(len(rows) // batch_size)[position]
     start = position * batch_size
     return rows[start : start + batch_size]
+
+
+def rows_of_step(dataset: Dataset, batch_size: int, seed: int, step: int, order: str) -> np.ndarray:
+    """`training_rows` in the order that `TrainConfig.order` asks for."""
+    lengths = dataset.lengths if order == "length_grouped" else None
+    return training_rows(len(dataset), batch_size, seed, step, lengths)
 
 
 def assemble(
@@ -121,17 +123,15 @@ def training_batch(
     `order` is `TrainConfig.order`; `part` the rows of the batch that are wanted. Its shape is that
     part of the whole batch's, so that processes that read different parts agree.
     """
-    rows = training_rows(len(dataset), batch_size, seed, step, order, dataset.lengths)
+    rows = rows_of_step(dataset, batch_size, seed, step, order)
     longest = int(dataset.lengths[rows].max())
     size = len(range(batch_size)[part])
     return assemble(dataset, rows[part], size, bucket_of(longest, buckets))
 
 
-T = TypeVar("T")
-
-
-def prefetched(blocks: Iterable[T]) -> Generator[T]:
-    """The same blocks, each made by another thread while the one before is in use.
+def prefetched(blocks: Iterable[Block]) -> Generator[Block]:
+    """The same blocks (of rows, or batches), each made by another thread while the one before is in
+    use.
 
     Dispatching a program may block the thread that does it: a GPU asks the host after every
     iteration of a loop whose end depends on data.

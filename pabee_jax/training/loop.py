@@ -17,10 +17,10 @@ from pabee_jax.data.batching import (
     assemble,
     by_bucket,
     prefetched,
+    rows_of_step,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
-    training_rows,
 )
 from pabee_jax.data.load import load_task
 from pabee_jax.data.tokenization import Dataset
@@ -173,9 +173,9 @@ class _Run:
             order=config.order,
             part=parallel.process_rows(size, self.mesh),
         )
-        lengths = self.training_data.lengths
-        rows = training_rows(len(lengths), size, config.seed, step, config.order, lengths)
-        return int(lengths[rows].sum()), parallel.shard_batch(batch, self.mesh, size)
+        rows = rows_of_step(self.training_data, size, config.seed, step, config.order)
+        tokens = int(self.training_data.lengths[rows].sum())
+        return tokens, parallel.shard_batch(batch, self.mesh, size)
 
     def _evaluate_and_save(self, stops: bool) -> None:
         """What is due after this step; a run that stops saves in any case."""
