@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import numpy as np
-from helpers import tiny_checkpoint
 
+from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier
 from pabee_jax.evaluation.options import Options
 from pabee_jax.training import run_directory

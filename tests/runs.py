@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_checkpoint
 
+from helpers import tiny_checkpoint
 from pabee_jax.training import loop
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import FilesConfig, MeshConfig, TrainConfig

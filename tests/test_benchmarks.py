@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_checkpoint
 from jax.sharding import PartitionSpec
 
 from benchmarks.tpu_compile import collectives
 from benchmarks.training_exits import Judge
+from helpers import tiny_checkpoint
 from pabee_jax import parallel
 from pabee_jax.criteria import MaxProbability
 

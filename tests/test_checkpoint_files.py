@@ -5,9 +5,9 @@ import time
 
 import numpy as np
 import pytest
-from helpers import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier, InputError, checkpoint_files
 
 WORDS = ["film", "good"]

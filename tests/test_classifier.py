@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import random_batch, tiny_checkpoint, tiny_model
 
 from benchmarks.exit_schedule import ExitSchedule
+from helpers import random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, parallel, replay
 from pabee_jax import classifier as classifier_module
 from pabee_jax.criteria import as_arrays

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from absl import flags
 from flax import traverse_util
-from helpers import tiny_model
 from ml_collections import config_flags
 
 from benchmarks.recipes import RECIPES, RECOMMENDED
+from helpers import tiny_model
 from pabee_jax import command_line
 from pabee_jax.data import demo
 from pabee_jax.data.glue import GLUE_TASKS

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from helpers import random_batch, run_on, tiny_model
 
+from helpers import random_batch, run_on, tiny_model
 from pabee_jax import parallel, replay
 from pabee_jax.criteria import CRITERIA
 from pabee_jax.drivers.full import all_exit_logits

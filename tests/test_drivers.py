@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_batch, run_on, tiny_model
 
 from benchmarks.exit_schedule import ExitSchedule
+from helpers import random_batch, run_on, tiny_model
 from pabee_jax import Patience, early_exit, parallel, replay
 from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.drivers.full import all_exit_logits

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from evaluated import ROWS, finished_run, options
 from scipy import stats
 from sklearn import metrics as sk
 
+from evaluated import ROWS, finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
 from pabee_jax.criteria import MaxProbability
 from pabee_jax.data.task import Examples, Task

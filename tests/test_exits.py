@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import random_batch, tiny_checkpoint, tiny_model
 from safetensors.numpy import load_file, save_file
 
+from helpers import random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, parallel, replay
 from pabee_jax.criteria import MaxProbability, as_arrays
 from pabee_jax.drivers.full import all_exit_logits

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import TINY, random_batch, tiny_checkpoint, tiny_model
 from jax import export as jax_export
 
+from helpers import TINY, random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, export, exported
 from pabee_jax.criteria import registered
 from pabee_jax.model import EarlyExitModel

@@ -8,8 +8,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from evaluated import finished_run, options
 
+from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
 from pabee_jax.criteria import Entropy, Vote, describe, from_config, parse
 from pabee_jax.evaluation.program import evaluate

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import random_batch, tiny_model
 
+from helpers import random_batch, tiny_model
 from pabee_jax import InputError, parallel
 from pabee_jax.config import ModelConfig
 from pabee_jax.model import EarlyExitModel

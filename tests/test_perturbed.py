@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from evaluated import finished_run, options
 
+from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError
 from pabee_jax.data.perturbed import read_pairs
 from pabee_jax.data.task import Task

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from runs import kept_steps, metrics_of, steps_logged
 
 from pabee_jax import InputError, processes
+from runs import kept_steps, metrics_of, steps_logged
 
 # 24 steps.
 SETTINGS = ["--config.batch_size=8", "--config.num_epochs=3"]

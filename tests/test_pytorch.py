@@ -8,8 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import REFERENCES, random_batch, tiny_checkpoint
 
+from helpers import REFERENCES, random_batch, tiny_checkpoint
 from pabee_jax import EarlyExitClassifier
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError

@@ -7,6 +7,13 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from pabee_jax.errors import InputError
+from pabee_jax.training import digests, log, loop
+from pabee_jax.training.checkpoint import Checkpoints
+from pabee_jax.training.config import DistillConfig, MeshConfig, TrainConfig
+from pabee_jax.training.loop import train
+from pabee_jax.training.step import initial_state
 from runs import (
     TOTAL_STEPS,
     Killed,
@@ -17,13 +24,6 @@ from runs import (
     steps_logged,
     weights_of,
 )
-
-from pabee_jax.errors import InputError
-from pabee_jax.training import digests, log, loop
-from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import DistillConfig, MeshConfig, TrainConfig
-from pabee_jax.training.loop import train
-from pabee_jax.training.step import initial_state
 
 STEPS_TO_KILL = 90
 

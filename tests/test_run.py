@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
 from helpers import random_batch, tiny_checkpoint
+from pabee_jax import weights
+from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.errors import InputError
+from pabee_jax.parameters import merge, split, stacked, unstacked
+from pabee_jax.pretrained import load_pretrained
+from pabee_jax.training import loop, run_directory
+from pabee_jax.training.config import DistillConfig, FilesConfig
+from pabee_jax.training.loop import TrainingDiverged, train
 from runs import (
     TOTAL_STEPS,
     WORDS,
@@ -18,17 +29,6 @@ from runs import (
     run_config,
     weights_of,
 )
-from safetensors import safe_open
-from safetensors.numpy import load_file
-
-from pabee_jax import weights
-from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.errors import InputError
-from pabee_jax.parameters import merge, split, stacked, unstacked
-from pabee_jax.pretrained import load_pretrained
-from pabee_jax.training import loop, run_directory
-from pabee_jax.training.config import DistillConfig, FilesConfig
-from pabee_jax.training.loop import TrainingDiverged, train
 
 
 def tensors_from(sources, parameters):

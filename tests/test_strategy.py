@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import random_batch, tiny_model
 
+from helpers import random_batch, tiny_model
 from pabee_jax import parallel
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError

@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import tiny_checkpoint
 
+from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 
 NAME = "pabee_jax.integrations.textattack"

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import SHARED, tiny_checkpoint
 
+from helpers import SHARED, tiny_checkpoint
 from pabee_jax.data.tokenization import encode, load_tokenizer, save_tokenizer
 
 TEXTS = ["The film wasn't bad!", "good", ""]

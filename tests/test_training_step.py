@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import REFERENCES, random_batch, tiny_model
 from safetensors.numpy import load_file
 
+from helpers import REFERENCES, random_batch, tiny_model
 from pabee_jax import checkpoint_files, parallel, weights
 from pabee_jax.config import ModelConfig, read_config_json
 from pabee_jax.drivers.full import all_exit_logits
