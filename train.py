@@ -3,8 +3,6 @@
 python train.py --config configs/demo.py --workdir runs/demo
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -16,7 +14,9 @@ from pabee_jax.training.loop import train
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/demo.py."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run goes on.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run, or gs://BUCKET/...; an interrupted run goes on."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the run that is in --workdir.")
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "This is one of several processes; JAX finds the others where it can."
@@ -42,7 +42,7 @@ def main(_) -> None:
         processes.start(*several, timeout_s=_TIMEOUT.value)
     elif any(value is not None for value in several):
         raise InputError("--coordinator, --num_processes and --process_id are for --multihost")
-    train(_CONFIG.value, Path(_WORKDIR.value), overwrite=_OVERWRITE.value)
+    train(_CONFIG.value, _WORKDIR.value, overwrite=_OVERWRITE.value)
 
 
 if __name__ == "__main__":

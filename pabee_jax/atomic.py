@@ -2,7 +2,12 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import PurePath
+from typing import TypeVar
+
+from pabee_jax import storage
+
+Path = TypeVar("Path", bound=PurePath)
 
 
 def temporary_of(path: Path) -> Path:
@@ -12,5 +17,8 @@ def temporary_of(path: Path) -> Path:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path and renames the result to `path`."""
+    if storage.is_remote(path):
+        write(path)  # What a bucket shows of a name is what was last written to it as a whole.
+        return
     write(temporary_of(path))
     os.replace(temporary_of(path), path)

@@ -1,12 +1,15 @@
 """Finds and reads the files of a Hugging Face checkpoint: hub or directory, three formats."""
 
+import fnmatch
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
+from pabee_jax import storage
 from pabee_jax.config import read_config_json
 from pabee_jax.errors import InputError
 from pabee_jax.weights import Tensors, from_flax_names
@@ -21,14 +24,15 @@ _SIDE_FILES = ("*.json", "vocab.txt", "spiece.model", "*.model")
 
 
 def resolve(path_or_hub_id: str) -> Path:
-    """The local directory of a checkpoint, downloaded from the hub if the name is not a directory.
+    """The local directory of a checkpoint; what is in a bucket or on the hub is downloaded.
 
     Raises:
-        InputError: neither a directory nor a repository of the hub that can be reached.
+        InputError: neither a directory (local or `gs://`) nor a repository of the hub that can be
+            reached.
     """
-    directory = Path(path_or_hub_id).expanduser()
+    directory = storage.path_of(path_or_hub_id)
     if directory.is_dir():
-        return directory
+        return _from_bucket(directory) if storage.is_remote(directory) else Path(directory)
     if directory.exists():
         raise InputError(f"{path_or_hub_id} is a file; a checkpoint is a directory")
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a directory.
@@ -111,6 +115,13 @@ _READERS: dict[str, Callable[[Path], Tensors]] = {
 }
 
 
+def _from_bucket(directory: epath.Path) -> Path:
+    files = [path.name for path in directory.iterdir() if path.is_file()]
+    patterns = _patterns(files, directory)
+    chosen = [name for name in files if any(fnmatch.fnmatch(name, each) for each in patterns)]
+    return storage.downloaded(directory, chosen)
+
+
 def _download(hub_id: str) -> Path:
     """One listing to choose the weight format, one download; without a network, the cache."""
     import huggingface_hub
@@ -118,13 +129,8 @@ def _download(hub_id: str) -> Path:
 
     try:
         files = _hub_files(hub_id)
-        chosen = next((name for name in _FORMATS if _has_format(files, name)), None)
-        if chosen is None:
-            raise InputError(f"{hub_id} on the hub has none of {', '.join(_FORMATS)}")
-        weights = (chosen, f"{chosen}.index.json", f"{Path(chosen).stem}-*")
-        return Path(
-            huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_SIDE_FILES, *weights])
-        )
+        patterns = _patterns(files, f"{hub_id} on the hub")
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
     except InputError:
         raise
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
@@ -142,6 +148,14 @@ def _hub_files(hub_id: str) -> list[str]:
         raise ConnectionError("offline mode")
     info = huggingface_hub.HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT_SECONDS)
     return [sibling.rfilename for sibling in info.siblings or []]
+
+
+def _patterns(files: list[str], where: object) -> list[str]:
+    """The files of a checkpoint that are worth downloading: the weights in one format only."""
+    chosen = next((name for name in _FORMATS if _has_format(files, name)), None)
+    if chosen is None:
+        raise InputError(f"{where} is not a checkpoint: it has none of {', '.join(_FORMATS)}")
+    return [*_SIDE_FILES, chosen, f"{chosen}.index.json", f"{Path(chosen).stem}-*"]
 
 
 def _has_format(files: list[str], name: str) -> bool:

@@ -255,7 +255,7 @@ class EarlyExitClassifier:
         the model (`exit_pooler=per_exit`, `exit_pooling=mean`).
         """
         chosen = dataclasses.replace(self.pretrained, criterion=self.criterion)
-        save_pretrained(chosen, Path(directory), for_pytorch=for_pytorch)
+        save_pretrained(chosen, directory, for_pytorch=for_pytorch)
 
     def _pool_plan(self, rows: int | None, sequence_length: int) -> plan.PoolPlan:
         return plan.pool_plan(

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 
-from pabee_jax import command_line
+from pabee_jax import command_line, storage
 from pabee_jax.criteria import ExitCriterion, FixedLayer, Patience, check, describe, parse
 from pabee_jax.errors import InputError
 from pabee_jax.evaluation import report
@@ -20,7 +21,7 @@ from pabee_jax.evaluation.metrics import METRICS
 
 
 def compare(
-    paths: Sequence[str], settings: Sequence[ExitCriterion], metric: str, output: Path
+    paths: Sequence[str], settings: Sequence[ExitCriterion], metric: str, output: epath.Path
 ) -> None:
     """Prints the table, and writes compare.csv, compare.json and compare.png into `output`.
 
@@ -91,13 +92,10 @@ def write(groups, settings, outcomes, metric: str, output: Path) -> None:
         for group, here in zip(groups, outcomes, strict=True)
         for setting, outcome in zip(settings, here, strict=True)
     ]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        report.write_csv(output / "compare.csv", records)
-        report.write_json(output / "compare.json", report.results([], {"settings": records}))
-        plot(groups, outcomes, metric, output / "compare.png")
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}") from None
+    with report.results_folder(output) as folder:
+        report.write_csv(folder / "compare.csv", records)
+        report.write_json(folder / "compare.json", report.results([], {"settings": records}))
+        plot(groups, outcomes, metric, folder / "compare.png")
     print(f"\ncompare.csv, compare.json, compare.png are in {output}")
 
 
@@ -150,7 +148,7 @@ def main() -> None:
         if len(arguments) < 2:
             raise InputError("give the run directories: python -m pabee_jax.compare RUN RUN ...")
         settings = [parse(text) for text in criterion.value]
-        compare(arguments[1:], settings, metric.value, Path(output.value).expanduser())
+        compare(arguments[1:], settings, metric.value, storage.path_of(output.value))
 
     command_line.run(run, positional=True)
 

@@ -1,28 +1,28 @@
 """Compiled programs kept on disk for the next process: JAX's persistent cache in one call."""
 
 import os
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from pabee_jax import storage
 from pabee_jax.errors import InputError
 
 
-def enable(directory: str | Path) -> None:
+def enable(directory: str | os.PathLike) -> None:
     """From now on this process looks compiled programs up in `directory`, and keeps them there.
 
-    Every program is kept, however small: a model has a dozen.
+    Every program is kept, however small: a model has a dozen. It may be a `gs://` address.
 
     Raises:
         InputError: the directory cannot be made or written to.
     """
-    path = Path(directory).expanduser()
+    path = storage.path_of(directory)
     if path.exists() and not path.is_dir():
         raise InputError(f"the compilation cache {directory} is a file; it must be a directory")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
+        storage.make_folder(path)
+        if not storage.is_remote(path) and not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "it is not writable")
     except OSError as error:
         raise InputError(f"the compilation cache {directory}: {error.strerror}") from None

@@ -29,7 +29,7 @@ from absl import flags
 from jax import export as jax_export
 from safetensors.numpy import save
 
-from pabee_jax import command_line
+from pabee_jax import command_line, storage
 from pabee_jax.atomic import temporary_of, write_atomically
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import CRITERIA
@@ -76,7 +76,7 @@ def export(
             criterion of the user's own class, an output that holds a program already or cannot be
             written, or flatbuffers is not installed.
     """
-    output = Path(output).expanduser()
+    output = storage.local_path_of(output)
     platforms = [platforms] if isinstance(platforms, str) else platforms
     _check_arguments(output, platforms, sequence_length)
     if type(classifier.criterion) not in CRITERIA.values():
@@ -187,7 +187,7 @@ def main() -> None:
         for flag, wanted in ((checkpoint, "a checkpoint"), (output, "the directory to write")):
             if not flag.value:
                 raise InputError(f"--{flag.name} is missing: it names {wanted}")
-        directory = Path(output.value).expanduser()
+        directory = storage.local_path_of(output.value)
         _check_arguments(directory, platforms.value, sequence_length.value)
         classifier = EarlyExitClassifier.from_pretrained(checkpoint.value, dtype=dtype.value)
         export(

@@ -17,6 +17,7 @@ import numpy as np
 from jax import export as jax_export
 from safetensors.numpy import load_file
 
+from pabee_jax import storage
 from pabee_jax.criteria import ExitCriterion, as_arrays, check, from_config, to_config, warn
 from pabee_jax.data.inputs import Tokens, checked_tokens
 from pabee_jax.drivers import plan
@@ -209,7 +210,7 @@ def load(directory: str | Path) -> ExportedClassifier:
             version, a program for other platforms or of a jax that this one cannot read, or
             flatbuffers is not installed.
     """
-    directory = Path(directory).expanduser()
+    directory = storage.local_path_of(directory)
     artifact = Artifact.read(directory)
     require_flatbuffers()
     platform = jax_export.default_export_platform()

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from safetensors.numpy import save
 
-from pabee_jax import checkpoint_files, criteria, weights
+from pabee_jax import checkpoint_files, criteria, storage, weights
 from pabee_jax.atomic import write_atomically
 from pabee_jax.config import EXIT_CHOICES, PABEE_EXITS, ModelConfig, read_config_json
 from pabee_jax.criteria import ExitCriterion
@@ -149,12 +150,15 @@ def load_pretrained(
     )
 
 
-def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: bool = False) -> None:
+def save_pretrained(
+    pretrained: Pretrained, directory: str | os.PathLike, *, for_pytorch: bool = False
+) -> None:
     """Writes a Hugging Face style checkpoint; PyTorch PABEE can load it if its exits are PABEE's.
 
     The weights come last and appear by a rename: a directory with `model.safetensors` is complete.
 
     Args:
+        directory: a local path or a `gs://` address.
         for_pytorch: the checkpoint is meant for PyTorch PABEE.
 
     Raises:
@@ -166,7 +170,6 @@ def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: boo
             f"PyTorch PABEE cannot run this model: its exits have {_told(model.config.exits)}, and "
             f"PyTorch PABEE's have {_told(PABEE_EXITS)}"
         )
-    directory.mkdir(parents=True, exist_ok=True)
     names = _ARCHITECTURES if model.config.is_pabee else _ENCODERS
     values = {
         **pretrained.hugging_face_config,
@@ -183,20 +186,21 @@ def save_pretrained(pretrained: Pretrained, directory: Path, *, for_pytorch: boo
     values.pop("early_exit", None)
     if pretrained.criterion is not None:
         values["early_exit"] = criteria.to_config(pretrained.criterion)
-    save_tokenizer(pretrained.tokenizer, directory, pretrained.max_length)
-    write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
     tensors = {
         name: np.ascontiguousarray(value) for name, value in weights.to_tensors(model).items()
     }
-    write_atomically(
-        directory / "model.safetensors",
-        # The library's save_file would leave a file that only its owner can read.
-        lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})),
-    )
+    with storage.local_folder(storage.path_of(directory)) as folder:
+        save_tokenizer(pretrained.tokenizer, folder, pretrained.max_length)
+        write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
+        write_atomically(
+            folder / "model.safetensors",
+            # The library's save_file would leave a file that only its owner can read.
+            lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})),
+        )
 
 
 def save_criterion(
-    directory: Path, criterion: ExitCriterion, guarantee: Mapping[str, Any] | None = None
+    directory: epath.Path, criterion: ExitCriterion, guarantee: Mapping[str, Any] | None = None
 ) -> None:
     """Makes `criterion` the one that a checkpoint is loaded with; changes its config.json only.
 
@@ -213,7 +217,8 @@ def save_criterion(
     try:
         write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
     except OSError as error:
-        raise InputError(f"{directory}/config.json cannot be written: {error.strerror}") from None
+        reason = error.strerror or error
+        raise InputError(f"{directory}/config.json cannot be written: {reason}") from None
 
 
 def _json(values: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,35 @@ def steps_logged(workdir):
         return sum('"loss"' in line for line in (workdir / "metrics.jsonl").open())
     except FileNotFoundError:
         return 0
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_all(program, workdir, count, devices, *arguments, only=None, logs=None):
+    """`count` processes with `devices` each.
+
+    `only`: more arguments by process. Process i writes its output to LOGS.i.log; absent, `logs` is
+    the workdir.
+    """
+    together = ["--multihost", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+    return [
+        program(
+            workdir,
+            *together,
+            f"--process_id={index}",
+            "--config.mesh.data=-1",
+            *arguments,
+            *(only or {}).get(index, ()),
+            log=(logs or workdir).with_suffix(f".{index}.log"),
+            devices=devices,
+        )
+        for index in range(count)
+    ]
+
+
+def outputs(workdir):
+    return "\n".join(path.read_text() for path in sorted(workdir.parent.glob("*.log")))

@@ -2,48 +2,16 @@
 
 import re
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 
 from pabee_jax import InputError, processes
-from runs import kept_steps, metrics_of, steps_logged
+from runs import free_port, kept_steps, metrics_of, outputs, start_all, steps_logged
 
 # 24 steps.
 SETTINGS = ["--config.batch_size=8", "--config.num_epochs=3"]
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def start_all(program, workdir, count, devices, *arguments, only=None):
-    """`count` processes with `devices` each; process i writes its output to workdir.i.log.
-
-    `only`: more arguments by process.
-    """
-    together = ["--multihost", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
-    return [
-        program(
-            workdir,
-            *together,
-            f"--process_id={index}",
-            "--config.mesh.data=-1",
-            *arguments,
-            *(only or {}).get(index, ()),
-            log=workdir.with_suffix(f".{index}.log"),
-            devices=devices,
-        )
-        for index in range(count)
-    ]
-
-
-def outputs(workdir):
-    return "\n".join(path.read_text() for path in sorted(workdir.parent.glob("*.log")))
 
 
 def wait_until(condition, running, workdir):

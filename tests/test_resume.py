@@ -78,11 +78,11 @@ def test_a_run_of_two_stages_goes_on_in_either(sources, recording, tmp_path):
 def test_a_line_that_a_kill_cut_short_is_not_in_the_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
-    assert [line["step"] for line in log.read(path)] == [1, 2, 3]
-    metrics = log.MetricsLog(path, tmp_path / "tensorboard", step=2)
+    assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3]
+    metrics = log.MetricsLog(tmp_path, step=2)
     metrics.write(3, {"loss": 0.5})
     metrics.close()
-    assert log.read(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+    assert log.read(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
 
 
 def test_starting_a_finished_run_again_changes_nothing(finished, sources):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pabee_jax import storage
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError
 
@@ -197,7 +198,7 @@ _READERS = {
 
 def checked_path(name: str) -> Path:
     """The file, if it exists and its kind is known; else InputError."""
-    path = Path(name).expanduser()
+    path = storage.local_path_of(name)
     if path.suffix.lower() not in _READERS:
         raise InputError(f"{path} has none of the known extensions {', '.join(_READERS)}.")
     if not path.is_file():

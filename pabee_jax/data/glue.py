@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from pabee_jax import storage
 from pabee_jax.data.files import Table, tsv_rows
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError
@@ -99,7 +100,7 @@ def task(name: str, data_dir: str = "") -> Task:
         raise InputError(f"unknown GLUE task {name!r}: use one of {', '.join(GLUE_TASKS)}.")
     layout = _LAYOUTS[name]
     if data_dir:
-        folder = Path(data_dir).expanduser()
+        folder = storage.local_path_of(data_dir)
         if not folder.is_dir():
             raise InputError(f"data_dir: there is no directory {folder.absolute()}.")
         read_part = functools.partial(_read_tsv, layout, folder)

@@ -1,17 +1,18 @@
 """Runs beside each other: seeds pooled, everything else compared on the same rows."""
 
 import dataclasses
+import io
 import json
 import statistics
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Float, Int
 
+from pabee_jax import storage
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
@@ -47,11 +48,11 @@ class Run:
     @classmethod
     def read(cls, path: str) -> "Run":
         """Raises InputError for what is no evaluated run, or was evaluated without labels."""
-        folder = Path(path).expanduser()
+        folder = storage.path_of(path)
         config = run_directory.read_config(folder)
         try:
             about = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            with np.load(folder / "all_exit_logits.npz") as saved:
+            with np.load(io.BytesIO((folder / "all_exit_logits.npz").read_bytes())) as saved:
                 logits, ids = saved["logits"], saved["ids"]
                 labels = saved.get("labels")
         except FileNotFoundError:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pabee_jax import criteria
+from etils import epath
+
+from pabee_jax import criteria, storage
 from pabee_jax.criteria import ExitCriterion, Patience
 from pabee_jax.drivers.plan import check_driver
 from pabee_jax.errors import InputError
@@ -28,7 +30,7 @@ class Options:
     driver: str
     time: bool
     batch_size: int | None
-    output: Path
+    output: epath.Path
     regression_threshold: float | None
     split: str
     predictions: Path | None
@@ -81,17 +83,17 @@ class Options:
                 "--predictions writes the answers of one setting: give one --patience, not "
                 f"{len(settings)}"
             )
-        if predictions and not Path(predictions).expanduser().parent.is_dir():
+        if predictions and not storage.local_path_of(predictions).parent.is_dir():
             raise InputError(f"--predictions {predictions}: there is no such folder")
         _check_calibration(checkpoint, others)
-        if not output and not Path(checkpoint).expanduser().is_dir():
+        if not output and not storage.path_of(checkpoint).is_dir():
             output = Path(checkpoint).name
         return cls(
             checkpoint=checkpoint,
             settings=tuple(dict.fromkeys(settings)),
             names=tuple(dict.fromkeys(names)),
-            output=Path(output or checkpoint).expanduser(),
-            predictions=Path(predictions).expanduser() if predictions else None,
+            output=storage.path_of(output or checkpoint),
+            predictions=storage.local_path_of(predictions) if predictions else None,
             **others,
         )
 
@@ -104,10 +106,10 @@ def _check_calibration(checkpoint: str, others: dict[str, Any]) -> None:
         raise InputError(f"--tolerance must be 0 or more, not {others['tolerance']}")
     if not others["calibrate"]:
         return
-    if not Path(checkpoint).expanduser().is_dir():
+    if not storage.path_of(checkpoint).is_dir():
         raise InputError(
             f"--calibrate keeps the setting in the checkpoint's config.json: {checkpoint} must be "
-            "a local directory"
+            "a directory"
         )
     for name in ("sweep", "report", "perturbed", "all_checkpoints", "time"):
         if others[name]:

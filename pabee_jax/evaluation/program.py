@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pabee_jax import compilation_cache
+from pabee_jax import compilation_cache, storage
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import Oracle, check, check_task, known, warn
 from pabee_jax.data.load import load_task
@@ -48,12 +48,13 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
         points, logits = _evaluate_one(options, classifier, task, rows)
         _show(name, points, rows)
         found.append((name, points, logits))
-    _write(options, task, rows, found)
-    _study(options, task, rows, *found[-1])
+    with report.results_folder(options.output) as folder:
+        _write(options, folder, task, rows, found)
+        _study(options, folder, task, rows, *found[-1])
 
 
 def _load(options: Options, config: TrainConfig | None) -> tuple[Pretrained, Task]:
-    checkpoint = Path(options.checkpoint).expanduser()
+    checkpoint = storage.path_of(options.checkpoint)
     if (checkpoint / run_directory.CONFIG_FILE).is_file() and not (
         checkpoint / run_directory.WEIGHTS_FILE
     ).is_file():
@@ -107,7 +108,7 @@ def _checkpoints(options: Options, pretrained: Pretrained) -> Iterator[tuple[str
     if not options.all_checkpoints:
         yield options.checkpoint, pretrained
         return
-    folder = Path(options.checkpoint).expanduser() / run_directory.CHECKPOINTS
+    folder = storage.path_of(options.checkpoint) / run_directory.CHECKPOINTS
     if not folder.is_dir():
         raise InputError(f"--all_checkpoints: {options.checkpoint} has no training checkpoints")
     checkpoints = Checkpoints(folder, read_only=True)
@@ -138,7 +139,13 @@ def _evaluate_one(
 
 
 def _study(
-    options: Options, task: Task, rows: Rows, name: str, points: list[OperatingPoint], logits
+    options: Options,
+    folder: Path,
+    task: Task,
+    rows: Rows,
+    name: str,
+    points: list[OperatingPoint],
+    logits: np.ndarray,
 ) -> None:
     """What --sweep and --report add, from the logits of the last checkpoint."""
 
@@ -160,12 +167,12 @@ def _study(
                 f"oracle (leaves at the first exit that is right): "
                 f"{100 * best.metrics[metric]:.2f} at mean exit layer {best.mean_exit_layer:.2f}"
             )
-        report.write_curves(options.output, found, metric, title)
+        report.write_curves(folder, found, metric, title)
         print(f"sweep.csv, sweep.json, sweep.png are in {options.output}")
     if options.report:
-        path = options.output / "report.html"
-        write_report(path, title, task, rows, logits, points, found, options.tolerance)
-        print(f"the report is {path}")
+        name = "report.html"
+        write_report(folder / name, title, task, rows, logits, points, found, options.tolerance)
+        print(f"the report is {options.output / name}")
 
 
 def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
@@ -175,30 +182,25 @@ def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
         print(f"\n{report.kinds_table(points, rows.kinds)}")
 
 
-def _write(options: Options, task: Task, rows: Rows, found: list) -> None:
+def _write(options: Options, folder: Path, task: Task, rows: Rows, found: list) -> None:
     output = options.output
     about = {"task": task.name, "split": options.split, "examples": len(rows.dataset)}
     about |= {"driver": options.driver, "metrics": list(task.metrics)}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        every = [
-            {"checkpoint": name, **row}
-            for name, points, _ in found
-            for row in report.results(points, {})["rows"]
-        ]
-        report.write_json(output / "results.json", {**report.results([], about), "rows": every})
-        report.write_csv(output / "results.csv", every)
-        name, points, logits = found[-1]
-        if points[0].metrics:
-            report.plot_tradeoff(output / "tradeoff.png", points, f"{task.name}, {name}")
-            print(f"\nthe picture is {output / 'tradeoff.png'}")
-        report.write_predictions(output / "predictions.csv", points, task, rows)
-        labels = {} if rows.dataset.labels is None else {"labels": rows.dataset.labels}
-        np.savez(output / "all_exit_logits.npz", logits=logits, ids=np.asarray(rows.ids), **labels)
-        print(f"results.json, results.csv, predictions.csv, all_exit_logits.npz are in {output}")
-        if options.predictions:
-            for path in report.write_submission(options.predictions, points[0], task, rows):
-                print(f"wrote {path}")
-    except OSError as error:
-        place = error.filename or output
-        raise InputError(f"the results cannot be written: {place}: {error.strerror}") from None
+    every = [
+        {"checkpoint": name, **row}
+        for name, points, _ in found
+        for row in report.results(points, {})["rows"]
+    ]
+    report.write_json(folder / "results.json", {**report.results([], about), "rows": every})
+    report.write_csv(folder / "results.csv", every)
+    name, points, logits = found[-1]
+    if points[0].metrics:
+        report.plot_tradeoff(folder / "tradeoff.png", points, f"{task.name}, {name}")
+        print(f"\nthe picture is {output / 'tradeoff.png'}")
+    report.write_predictions(folder / "predictions.csv", points, task, rows)
+    labels = {} if rows.dataset.labels is None else {"labels": rows.dataset.labels}
+    np.savez(folder / "all_exit_logits.npz", logits=logits, ids=np.asarray(rows.ids), **labels)
+    print(f"results.json, results.csv, predictions.csv, all_exit_logits.npz are in {output}")
+    if options.predictions:
+        for path in report.write_submission(options.predictions, points[0], task, rows):
+            print(f"wrote {path}")

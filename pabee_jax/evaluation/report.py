@@ -1,23 +1,43 @@
 """Operating points as a table, JSON, CSV, a picture, and per-row files."""
 
+import contextlib
 import csv
 import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
+from pabee_jax import storage
 from pabee_jax.criteria import Patience, describe, to_config
 from pabee_jax.data.task import Task
+from pabee_jax.errors import InputError
 from pabee_jax.evaluation.curves import SAVINGS, Curve
 from pabee_jax.evaluation.metrics import nan_to_null
 from pabee_jax.evaluation.operating_points import OperatingPoint, Rows, mean_exit_by_kind
 from pabee_jax.predictions import predictions_of
+
+
+@contextlib.contextmanager
+def results_folder(output: epath.Path) -> Iterator[Path]:
+    """Where to write what shall be in `output`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with storage.local_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        place = error.filename or output
+        reason = error.strerror or error
+        raise InputError(f"the results cannot be written: {place}: {reason}") from None
 
 
 def table(points: Sequence[OperatingPoint]) -> str:

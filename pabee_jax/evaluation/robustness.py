@@ -8,7 +8,6 @@ import numpy as np
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.data.perturbed import read_pairs
 from pabee_jax.data.task import Task
-from pabee_jax.errors import InputError
 from pabee_jax.evaluation import operating_points, report
 from pabee_jax.evaluation.operating_points import OperatingPoint, Rows
 from pabee_jax.evaluation.options import Options
@@ -73,12 +72,9 @@ def compare_pairs(options: Options, classifier: EarlyExitClassifier, task: Task)
     records = [{"setting": name, **vars(each)} for name, each in zip(names, effects, strict=True)]
     about = {"task": task.name, "file": str(options.perturbed), "pairs": len(labels)}
     content = {**report.results([], about), "rows": records}
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        report.write_csv(options.output / "perturbed.csv", records)
-        report.write_json(options.output / "perturbed.json", content)
-    except OSError as error:
-        raise InputError(f"--output {options.output}: {error.strerror}") from None
+    with report.results_folder(options.output) as folder:
+        report.write_csv(folder / "perturbed.csv", records)
+        report.write_json(folder / "perturbed.json", content)
     print(f"perturbed.csv, perturbed.json are in {options.output}")
 
 

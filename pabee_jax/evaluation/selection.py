@@ -1,10 +1,9 @@
 """evaluate.py --calibrate: the fastest safe setting, kept in the checkpoint's config.json."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Int
 
+from pabee_jax import storage
 from pabee_jax.classifier import EarlyExitClassifier
 from pabee_jax.criteria import Patience, describe, known
 from pabee_jax.data.task import Task
@@ -44,7 +43,7 @@ def select(options: Options, classifier: EarlyExitClassifier, task: Task, rows: 
     shown = [Patience(0), found.setting]
     points = operating_points.replayed(logits[:, others], shown, task, rows.take(others))
     print(f"\non the other {len(others)} rows:\n{report.table(points)}\n")
-    checkpoint = Path(options.checkpoint).expanduser()
+    checkpoint = storage.path_of(options.checkpoint)
     guarantee = {name: value for name, value in vars(found).items() if name != "setting"}
     save_criterion(checkpoint, found.setting, guarantee | {"split": options.split})
     print(

@@ -3,15 +3,15 @@
 import concurrent.futures
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from absl import logging
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from pabee_jax import processes
+from pabee_jax import processes, storage
 from pabee_jax.errors import InputError
 from pabee_jax.training import digests
 from pabee_jax.training.step import Parameters, TrainState
@@ -31,12 +31,12 @@ class Checkpoints:
     In a run of several processes every process makes all the calls, and each writes its shards.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
+    def __init__(self, directory: epath.Path, *, read_only: bool = False):
         """With `read_only` nothing is cleaned up or set aside: a run may be writing there."""
         self._directory, self._read_only = directory, read_only
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            storage.absolute(directory),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
@@ -153,7 +153,7 @@ class Checkpoints:
             self._checkpointer.close()
 
 
-def _free_name(folder: Path) -> Path:
+def _free_name(folder: epath.Path) -> epath.Path:
     names = (folder.with_name(f"damaged-{folder.name}-{count}") for count in itertools.count(1))
     return next(name for name in names if not name.exists())
 

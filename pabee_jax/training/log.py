@@ -2,12 +2,20 @@
 
 import json
 import math
-from pathlib import Path
+import pathlib
+import tempfile
+import time
 from typing import Any
 
-from pabee_jax import processes
+from etils import epath
+
+from pabee_jax import processes, storage
 from pabee_jax.atomic import write_atomically
 from pabee_jax.evaluation.metrics import nan_to_null
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_COPY_EVERY_S = 60
 
 
 class MetricsLog:
@@ -15,15 +23,25 @@ class MetricsLog:
 
     A run that goes on from step n drops what the killed run had logged beyond n, so that the log
     has neither gaps nor doubles. Of several processes only the first one writes.
+
+    In a bucket nothing can be appended to: a run there logs on this machine, and the log is copied
+    to the bucket by `flush` and at least once a minute.
     """
 
-    def __init__(self, path: Path, tensorboard: Path, step: int):
+    def __init__(self, workdir: epath.Path, step: int):
         self._file = self._tensorboard = None
         if not processes.is_first():
             return
-        _cut_back(path, step)
+        self._workdir = workdir
+        self._here = tempfile.TemporaryDirectory() if storage.is_remote(workdir) else None
+        folder = pathlib.Path(self._here.name if self._here else workdir)
+        kept = [line for line in read(workdir) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        path = folder / METRICS_FILE
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = _tensorboard_writer(tensorboard)
+        self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
+        self._copied = time.monotonic()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Logs nested dicts of numbers and lists of numbers."""
@@ -34,27 +52,37 @@ class MetricsLog:
         if self._tensorboard:
             for tag, value in _flat(values):
                 self._tensorboard.add_scalar(tag, value, step)
+        if self._here and time.monotonic() - self._copied > _COPY_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when what was logged is in the run's folder."""
+        if self._file is None or self._here is None:
+            return
+        if self._tensorboard:
+            self._tensorboard.flush()
+        storage.upload(pathlib.Path(self._here.name), self._workdir)
+        self._copied = time.monotonic()
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
+        if self._file is None:
+            return
+        self.flush()
+        self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+        if self._here:
+            self._here.cleanup()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log; a line that a kill cut short is left out."""
+def read(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The complete lines of a run's log; a line that a kill cut short is left out."""
+    path = workdir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     # What follows the last newline was being written when the run was killed.
     return [json.loads(line) for line in lines[:-1]]
-
-
-def _cut_back(path: Path, step: int) -> None:
-    kept = [line for line in read(path) if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _flat(values: Any, name: str = ""):
@@ -68,7 +96,7 @@ def _flat(values: Any, name: str = ""):
         yield name, values
 
 
-def _tensorboard_writer(directory: Path):
+def _tensorboard_writer(directory: pathlib.Path):
     try:
         from tensorboard.summary import Writer
     except ImportError:

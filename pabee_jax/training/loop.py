@@ -3,16 +3,16 @@
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NoReturn
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from pabee_jax import parallel, processes
+from pabee_jax import parallel, processes, storage
 from pabee_jax.data.batching import (
     assemble,
     by_bucket,
@@ -49,8 +49,10 @@ class TrainingDiverged(InputError):
     """The loss or the gradient is no longer a finite number."""
 
 
-def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> None:
+def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Trains, or goes on training, and leaves a finished checkpoint in `workdir`.
+
+    `workdir` is a local path or a `gs://` address.
 
     The rules for going on: a folder with the same config and a checkpoint goes on from the latest
     one; with the same config and none, it starts anew; with another config it is refused.
@@ -60,6 +62,7 @@ def train(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> Non
         TrainingDiverged: a non-finite loss, with the step and the last good checkpoint.
     """
     check(config)
+    workdir = storage.path_of(workdir)
     run_directory.check(workdir, config, overwrite=overwrite)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     parallel.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
@@ -104,9 +107,7 @@ class _Run:
     def run(self) -> None:
         self.checkpoints = Checkpoints(self.workdir / run_directory.CHECKPOINTS)
         self._resume()
-        self.log = MetricsLog(
-            self.workdir / run_directory.METRICS_FILE, self.workdir / "tensorboard", self.step
-        )
+        self.log = MetricsLog(self.workdir, self.step)
         try:
             with StopRequest() as self.stop:
                 self._steps()
@@ -188,6 +189,7 @@ class _Run:
         # The best step can only be exported if every evaluated one was saved.
         wants_best = score is not None and self.config.export == "best"
         if stops or self._is_due(self.save_every) or wants_best:
+            self.log.flush()  # A run that goes on from here finds what was logged before.
             self.checkpoints.save(self.state, score)
 
     def _is_due(self, every: int) -> bool:

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from flax import traverse_util
 
+from pabee_jax import storage
 from pabee_jax.atomic import temporary_of, write_atomically
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 
 CONFIG_FILE = "train_config.json"
-METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
 # What a run writes; --overwrite removes these and nothing else.
@@ -21,7 +21,7 @@ _OWN_FILES = (
     METRICS_FILE,
     CHECKPOINTS,
     WEIGHTS_FILE,
-    "tensorboard",
+    TENSORBOARD,
     "results.json",
     "results.csv",
     "tradeoff.png",
@@ -39,13 +39,13 @@ _OWN_FILES = (
 _MAY_CHANGE = ("mesh.",)
 
 
-def check(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
+def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
     """Refuses, before anything is loaded, a folder that this run may not use. Changes nothing.
 
     Raises:
         InputError: the folder holds another run or somebody else's files.
     """
-    if config.model and Path(config.model).expanduser().resolve() == workdir.resolve():
+    if config.model and _is(workdir, config.model):
         raise InputError(f"--workdir {workdir} is the pretrained model itself; choose another one")
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
@@ -61,7 +61,7 @@ def check(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
         _refuse_another_config(workdir, config)
 
 
-def prepare(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
+def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
     """Makes a folder that was checked ready for a fresh run or for going on with the same run.
 
     Raises:
@@ -70,14 +70,15 @@ def prepare(workdir: Path, config: TrainConfig, *, overwrite: bool) -> None:
     try:
         if overwrite:
             _clear(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(workdir)
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
-    except OSError as error:
-        raise InputError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+    except Exception as error:  # A bucket has its own: no such bucket, no permission, no network.
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
 
 
-def read_config(workdir: Path) -> TrainConfig:
+def read_config(workdir: epath.Path) -> TrainConfig:
     """The configuration with which a run directory was trained.
 
     Raises:
@@ -110,16 +111,20 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     return kind(**fields)
 
 
-def _clear(workdir: Path) -> None:
+def _is(workdir: epath.Path, model: str) -> bool:
+    return storage.absolute(storage.path_of(model)) == storage.absolute(workdir)
+
+
+def _clear(workdir: epath.Path) -> None:
     for name in _OWN_FILES:
         path = workdir / name
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rmtree()
         else:
             path.unlink(missing_ok=True)
 
 
-def _refuse_another_config(workdir: Path, config: TrainConfig) -> None:
+def _refuse_another_config(workdir: epath.Path, config: TrainConfig) -> None:
     theirs, ours = (
         traverse_util.flatten_dict(dataclasses.asdict(one), sep=".")
         for one in (read_config(workdir), config)

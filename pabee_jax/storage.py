@@ -1,0 +1,109 @@
+"""Where runs and checkpoints lie: on this machine's disk, or in a bucket (`gs://`).
+
+Everything that a run reads and writes goes through `etils.epath`, whose paths read like pathlib's.
+What a bucket cannot do, appending and being read by libraries that want a file name, is done in a
+folder of this machine that is copied there.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import fsspec
+from etils import epath
+from fsspec.config import conf
+
+from pabee_jax.errors import InputError
+
+_BUCKET = "gs://"
+
+
+def path_of(name: str | os.PathLike) -> epath.Path:
+    """The path that a user wrote: `gs://BUCKET/...`, or a local one, in which `~` is expanded.
+
+    Raises:
+        InputError: another kind of address, or gcsfs is missing.
+    """
+    text = os.fspath(name)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return epath.Path(text).expanduser()
+    if scheme != "gs":
+        raise InputError(f"{text}: give a local path or a gs:// address; {scheme}:// is not known")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(f"{text}: gs:// addresses need gcsfs: install pabee_jax[gcs]")
+    # Listings are kept for ever otherwise, and other processes and libraries write there as well.
+    conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def local_path_of(name: str | os.PathLike) -> pathlib.Path:
+    """The same for what can only be on this machine's disk.
+
+    Raises:
+        InputError: an address.
+    """
+    if "://" in os.fspath(name):
+        raise InputError(f"{os.fspath(name)}: a local path is needed here, not an address")
+    return pathlib.Path(name).expanduser()
+
+
+def is_remote(path: os.PathLike) -> bool:
+    """Whether it is in a bucket."""
+    return os.fspath(path).startswith(_BUCKET)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """Independent of the working directory and of links."""
+    return path if is_remote(path) else epath.Path(os.path.realpath(path))
+
+
+def make_folder(path: epath.Path) -> None:
+    """Makes it and those above it; a bucket has no folders, and is never made."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def local_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
+    """A folder of this machine whose files are in `folder` once the block has ended."""
+    if not is_remote(folder):
+        make_folder(folder)
+        yield pathlib.Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        yield pathlib.Path(place)
+        upload(pathlib.Path(place), folder)
+
+
+def upload(source: pathlib.Path, folder: epath.Path) -> None:
+    """Copies the files in `source` and below to a bucket, in the order in which they were written.
+
+    What was there is replaced, each file at once.
+    """
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        (folder / path.relative_to(source)).write_bytes(path.read_bytes())
+
+
+def downloaded(folder: epath.Path, names: Collection[str]) -> pathlib.Path:
+    """A folder of this machine, kept until the process ends, with these files of `folder`."""
+    place = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    for name in names:
+        with (folder / name).open("rb") as source, (place / name).open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 24)
+    return place
+
+
+def objects(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    """What a bucket knows of the objects in `folder` and below it, by name in `folder`."""
+    found = fsspec.filesystem("gcs").find(os.fspath(folder), detail=True)
+    start = len(os.fspath(folder).removeprefix(_BUCKET)) + 1
+    return {name[start:]: about for name, about in found.items()}
