@@ -1,12 +1,14 @@
 """A run of several processes: how they meet, and what only the first of them does."""
 
+import json
 import os
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from pabee_jax.errors import InputError
@@ -107,6 +109,20 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come to the same point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process gives, by process; `value` is anything that JSON can say.
+
+    Waits for all of them.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.pad(text, (0, lengths.max() - len(text)))
+    every = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(every, lengths, strict=True)]
 
 
 def _check(coordinator, num_processes, process_id) -> None:

@@ -1,14 +1,16 @@
 """Real processes on this machine: the same run, whoever computes it, and how they end."""
 
 import re
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from helpers import tiny_checkpoint
 from pabee_jax import InputError, processes
-from runs import free_port, kept_steps, metrics_of, outputs, start_all, steps_logged
+from runs import WORDS, free_port, kept_steps, metrics_of, outputs, start_all, steps_logged
 
 # 24 steps.
 SETTINGS = ["--config.batch_size=8", "--config.num_epochs=3"]
@@ -128,3 +130,35 @@ def test_what_one_process_cannot_do_ends_all(program, tmp_path):
     assert "error: " in workdir.with_suffix(".1.log").read_text()
     assert running[0].wait(timeout=60) != 0
     assert not (workdir / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("--config.learning_rate=0.1", "learning_rate: 0.003 in process 0, 0.1 in process 1"),
+        ("--config.data_dir={other}", "the dev rows: "),
+        ("--config.model={other}/wide", "the parameters before the first step: "),
+    ],
+)
+def test_processes_that_would_train_differently(program, sources, tmp_path, other, message):
+    workdir, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(sources, copy)
+    with (copy / "dev.csv").open("a") as file:
+        file.write("fine,no\n")
+    tiny_checkpoint(copy / "wide", WORDS, initializer_range=0.2)
+    only = {1: [other.format(other=copy)]}
+    running = start_all(program, workdir, 2, 1, *SETTINGS, only=only)
+    for index, process in enumerate(running):
+        assert process.wait(timeout=60) == 2
+        assert message in workdir.with_suffix(f".{index}.log").read_text()
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_not_all_processes_see(program, tmp_path):
+    workdir = tmp_path / "run"
+    elsewhere = {1: [f"--workdir={tmp_path / 'elsewhere'}"]}
+    for process in start_all(program, workdir, 2, 1, *SETTINGS, only=elsewhere):
+        assert process.wait(timeout=120) == 2
+    assert "process 1 does not see what process 0 wrote" in outputs(workdir)

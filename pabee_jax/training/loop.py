@@ -33,7 +33,12 @@ from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.log import MetricsLog
 from pabee_jax.training.speed import Speed
-from pabee_jax.training.start import labeled_examples, starting_point, tokenized
+from pabee_jax.training.start import (
+    check_same_everywhere,
+    labeled_examples,
+    starting_point,
+    tokenized,
+)
 from pabee_jax.training.step import (
     StepMetrics,
     all_finite,
@@ -72,10 +77,10 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
     shard_parameters = config.mesh.shard_parameters
     parallel.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
-    processes.wait_for_all("every process has checked the run directory")
+    check_same_everywhere(config, start, data)
     if processes.is_first():
         run_directory.prepare(workdir, config, overwrite=overwrite)
-    processes.wait_for_all("the run directory is prepared")
+    run_directory.check_shared(workdir)
     _Run(config, workdir, mesh, task, start, data).run()
 
 

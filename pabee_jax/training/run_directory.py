@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 from etils import epath
 from flax import traverse_util
 
-from pabee_jax import storage
+from pabee_jax import processes, storage
 from pabee_jax.atomic import temporary_of, write_atomically
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
@@ -37,6 +38,8 @@ _OWN_FILES = (
 )
 # A run may go on with another number of devices.
 _MAY_CHANGE = ("mesh.",)
+# Network file systems show a new file late.
+_SEEN_WITHIN_S = 60
 
 
 def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
@@ -76,6 +79,24 @@ def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> Non
     except Exception as error:  # A bucket has its own: no such bucket, no permission, no network.
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
+
+
+def check_shared(workdir: epath.Path) -> None:
+    """Whether every process sees the folder that the first one has prepared; waits for all.
+
+    Raises:
+        InputError: one does not.
+    """
+    processes.wait_for_all("the run directory is prepared")
+    patience = time.monotonic() + _SEEN_WITHIN_S
+    while not (seen := (workdir / CONFIG_FILE).is_file()) and time.monotonic() < patience:
+        time.sleep(1)
+    found = processes.gathered(seen)
+    if not all(found):
+        raise InputError(
+            f"process {found.index(False)} does not see what process 0 wrote into --workdir "
+            f"{workdir}: give a place that all processes share, such as a gs:// address"
+        )
 
 
 def read_config(workdir: epath.Path) -> TrainConfig:

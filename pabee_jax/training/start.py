@@ -1,17 +1,22 @@
 """Where a run starts: its rows, and the model before the first step."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
+from pabee_jax import processes
 from pabee_jax.config import ModelConfig
 from pabee_jax.data import demo
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.data.tokenization import Dataset
 from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
+from pabee_jax.parameters import split
 from pabee_jax.pretrained import Pretrained, load_pretrained
 from pabee_jax.training.config import TrainConfig, refuse_changed
 
@@ -72,6 +77,43 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
             "the model has one layer: there is no early exit to train",
         )
     return dataclasses.replace(start, label_names=task.label_names, criterion=None)
+
+
+def check_same_everywhere(
+    config: TrainConfig, start: Pretrained, data: Mapping[str, Mapping[str, Dataset]]
+) -> None:
+    """Whether all processes of this run would train the same; waits for all of them.
+
+    Each reads its own files, and what differs would be trained on in silence.
+
+    Raises:
+        InputError: another process has other settings, rows or parameters.
+    """
+    if jax.process_count() == 1:
+        return
+    ours = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
+    # Where a machine keeps its copy is its own affair: what is in it is compared.
+    ours = {name: value for name, value in ours.items() if name not in ("model", "data_dir")}
+    ours |= {
+        f"the {name} rows": _digest([vars(dataset) for dataset in parts.values()])
+        for name, parts in data.items()
+    }
+    ours["the parameters before the first step"] = _digest(split(start.model)[1])
+    first, *others = processes.gathered(ours)
+    for process, theirs in enumerate(others, start=1):
+        for name, value in first.items():
+            if theirs[name] != value:
+                raise InputError(
+                    f"the processes of a run must be alike, but {name}: {value!r} in process 0, "
+                    f"{theirs[name]!r} in process {process}"
+                )
+
+
+def _digest(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
 
 
 def prior_bias(labels: np.ndarray, num_labels: int) -> np.ndarray:
