@@ -1,6 +1,5 @@
 """What the programs share: a mistake of the user ends in one sentence and exit status 2."""
 
-import errno
 import functools
 import os
 import re
@@ -15,15 +14,14 @@ import jax
 import transformers
 from absl import app, flags, logging
 
-from pabee_jax import processes
+from pabee_jax import processes, storage
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.config_file import check_field, load_config
 
 # "--config", "--config=FILE", "--config.loss.weights=uniform", "--noconfig.files.regression".
 _CONFIG_ARGUMENT = re.compile(r"--?(?:no)?config(?:\.(?P<field>[^=]*))?(?:=|$)")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 def run(main: Callable[[Sequence[str]], None], *, positional: bool = False) -> None:
@@ -45,9 +43,8 @@ def run(main: Callable[[Sequence[str]], None], *, positional: bool = False) -> N
             print("interrupted", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            problem = _storage_problem(error)
-            if problem is not None:
-                _stop(problem)
+            if refused := storage.refusal(error):
+                _stop(f"{refused}: {getattr(error, 'filename', None) or error}")
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
@@ -88,6 +85,10 @@ class _ConfigParser(flags.ArgumentParser):
 def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
     rest = parse(arguments, positional=positional)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
+    # What orbax raises it also tells from each of its threads, in two thousand lines of stacks.
+    logging.get_absl_handler().addFilter(
+        lambda record: not (record.exc_info and _ORBAX in record.pathname)
+    )
     # absl would now choose INFO, at which orbax tells every step of a save.
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING
@@ -114,15 +115,6 @@ def _flag_problem(error: flags.Error, flag_values: flags.FlagValues) -> str:
     flag = flag_values[match[2]]
     wanted = "true or false" if flag.boolean else flag.parser.syntactic_help
     return f"{match[1]}: it must be {wanted}" if wanted else str(error)
-
-
-def _storage_problem(error: Exception) -> str | None:
-    """What the operating system refused; safetensors and tensorstore tell it only in their text."""
-    for code in (*_DISK_FULL, *_NOT_ALLOWED):
-        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
-            place = getattr(error, "filename", None) or str(error)
-            return f"{os.strerror(code)}: {place}"
-    return None
 
 
 def _stop(message: Any) -> NoReturn:

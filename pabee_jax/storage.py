@@ -7,6 +7,7 @@ folder of this machine that is copied there.
 
 import atexit
 import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
@@ -22,6 +23,8 @@ from fsspec.config import conf
 from pabee_jax.errors import InputError
 
 _BUCKET = "gs://"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def path_of(name: str | os.PathLike) -> epath.Path:
@@ -107,3 +110,14 @@ def objects(folder: epath.Path) -> dict[str, dict[str, Any]]:
     found = fsspec.filesystem("gcs").find(os.fspath(folder), detail=True)
     start = len(os.fspath(folder).removeprefix(_BUCKET)) + 1
     return {name[start:]: about for name, about in found.items()}
+
+
+def refusal(error: Exception) -> str | None:
+    """What the operating system refused: a full disk, no permission; None if it was not that.
+
+    safetensors and tensorstore tell it only in their text.
+    """
+    for code in (*_DISK_FULL, *_NOT_ALLOWED):
+        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+            return os.strerror(code)
+    return None

@@ -1,6 +1,7 @@
 """Killing a run, stopping it, or damaging what it saved changes nothing of how it ends."""
 
 import errno
+import resource
 import signal
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 from pabee_jax.errors import InputError
 from pabee_jax.training import digests, log, loop
-from pabee_jax.training.checkpoint import Checkpoints
+from pabee_jax.training.checkpoint import Checkpoints, SaveFailed
 from pabee_jax.training.config import DistillConfig, MeshConfig, TrainConfig
 from pabee_jax.training.loop import train
 from pabee_jax.training.step import initial_state
@@ -191,9 +192,34 @@ def test_a_save_that_fails_ends_the_run_and_the_last_one_stays(sources, tmp_path
         write(folder)
 
     monkeypatch.setattr(digests, "write", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(SaveFailed, match="No space left on device"):
         train(run_config(sources), tmp_path)
     assert {2, 4} & set(kept_steps(tmp_path))
+
+
+def test_files_that_can_grow_no_more(finished, sources, tmp_path, monkeypatch):
+    """The operating system refuses a real write of the third save, somewhere below orbax."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = Checkpoints.save
+
+    def limited(self, state, score):
+        if state.step != 6:
+            return save(self, state, score)
+        assert self.steps == [2, 4]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+        try:
+            save(self, state, score)
+            assert self.steps  # Waits for what is being saved.
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    monkeypatch.setattr(Checkpoints, "save", limited)
+    with pytest.raises(SaveFailed, match="step 6 cannot .* too large; .* of step 4"):
+        train(run_config(sources), tmp_path)
+    monkeypatch.undo()
+    train(run_config(sources), tmp_path)
+    assert weights_of(tmp_path) == weights_of(finished)
+    assert metrics_of(tmp_path) == metrics_of(finished)
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):

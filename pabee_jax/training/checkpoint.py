@@ -1,8 +1,10 @@
 """Training checkpoints with orbax: the last ones and the best on dev, as plain arrays by name."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,10 @@ from pabee_jax.training import digests
 from pabee_jax.training.step import Parameters, TrainState
 
 _KEEP_LAST = 2
+
+
+class SaveFailed(InputError):
+    """A checkpoint that could not be written; training does not go on without."""
 
 
 class Checkpoints:
@@ -51,6 +57,7 @@ class Checkpoints:
         )
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._saving: concurrent.futures.Future | None = None
+        self._failed = False
         if not read_only:
             self._set_damaged_aside()
 
@@ -77,17 +84,41 @@ class Checkpoints:
         """Stores the state under its step; `score` is the dev metric, if it was evaluated there.
 
         Returns when the state is copied. What goes wrong later is raised by the next call.
+
+        Raises:
+            SaveFailed: this one or the one before could not be written, and why.
         """
         self._settle()
         step, metrics = int(state.step), None if score is None else {"score": score}
-        saving = self._checkpointer.save_checkpointables_async(step, _parts(state), metrics=metrics)
+        with self._failing(step):
+            saving = self._checkpointer.save_checkpointables_async(
+                step, _parts(state), metrics=metrics
+            )
         if saving is not None:
             self._saving = self._background.submit(self._finish, saving, step)
 
     def _finish(self, saving: Any, step: int) -> None:
-        saving.result()
-        if processes.is_first():
-            digests.write(self._directory / str(step))
+        with self._failing(step):
+            saving.result()
+            if processes.is_first():
+                digests.write(self._directory / str(step))
+
+    @contextlib.contextmanager
+    def _failing(self, step: int) -> Iterator[None]:
+        """Says in a sentence what went wrong with a save, and what is left."""
+        try:
+            yield
+        except Exception as error:  # Whatever the storage and the libraries between raise.
+            self._failed = True
+            reason = storage.refusal(error) or str(error).strip().split("\n")[0]
+            names = (path.name for path in self._directory.iterdir())
+            kept = [int(name) for name in names if name.isdigit() and int(name) != step]
+            left = "there is no good one yet"
+            if kept:
+                left = f"the last good checkpoint is that of step {max(kept)}"
+            raise SaveFailed(
+                f"step {step} cannot be saved in {self._directory}: {reason}; {left}"
+            ) from error
 
     def _settle(self) -> None:
         """Waits for the save that is under way; raises what went wrong with it."""
@@ -150,7 +181,9 @@ class Checkpoints:
             self._settle()
         finally:
             self._background.shutdown()
-            self._checkpointer.close()
+            # It would raise again what has been told already.
+            with contextlib.suppress(*[Exception] if self._failed else ()):
+                self._checkpointer.close()
 
 
 def _free_name(folder: epath.Path) -> epath.Path:

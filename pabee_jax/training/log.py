@@ -7,6 +7,7 @@ import tempfile
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from pabee_jax import processes, storage
@@ -70,7 +71,10 @@ class MetricsLog:
         self.flush()
         self._file.close()
         if self._tensorboard:
-            self._tensorboard.close()
+            try:
+                self._tensorboard.close()
+            except OSError as error:  # Must not hide why the run ends.
+                logging.warning("TensorBoard's file is incomplete: %s", error)
         if self._here:
             self._here.cleanup()
 
