@@ -30,24 +30,31 @@ class Budget:
 
 
 def in_turns(
-    measures: Mapping[str, Measure], seconds: float, most_rounds: int = 30
+    measures: Mapping[str, Measure],
+    seconds: float,
+    most_rounds: int = 30,
+    *,
+    always_twice: bool = False,
 ) -> dict[str, float]:
     """The median seconds of every measure.
 
     Each is called to warm up (which compiles), and then once per round, until the time is up
     or `most_rounds` are done; there is always at least one round. A measure must wait for its
-    result.
+    result. `always_twice` is for what usually follows itself: a long measure, too, is then called
+    once more, untimed, before every timed call, and finds its memory as it left it.
     """
     end = time.monotonic() + seconds
     for measure in measures.values():
         measure()
-    short = {name for name, measure in measures.items() if _seconds(measure) < _SHORT}
+    twice = {
+        name for name, measure in measures.items() if always_twice or _seconds(measure) < _SHORT
+    }
     taken: dict[str, list[float]] = {name: [] for name in measures}
     rounds, slowest = 0, 0.0
     while rounds == 0 or (rounds < most_rounds and time.monotonic() + slowest < end):
         started = time.monotonic()
         for name, measure in measures.items():
-            if name in short:
+            if name in twice:
                 measure()
             taken[name].append(_seconds(measure))
         rounds, slowest = rounds + 1, max(slowest, time.monotonic() - started)

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Key
+
+# What `jax.checkpoint` may call a mask: a byte per element, dearer to draw than to keep.
+DROPOUT_MASK = "dropout_mask"
 
 
 def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
@@ -22,6 +26,7 @@ def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
     words = jax.random.bits(key, (*batch, -(-features // 2)), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
     kept = halves.reshape(*batch, -1)[..., :features] >= round(rate * 2**16)
+    kept = checkpoint_name(kept, DROPOUT_MASK)
     return jnp.where(kept, x / (1 - rate), 0)
 
 

@@ -55,6 +55,30 @@ def test_leaves_a_table_a_picture_and_every_figure(name, tmp_path):
     assert "| ---" in done.stdout
 
 
+@pytest.mark.slow
+def test_an_epoch_is_the_sum_of_its_steps(tmp_path):
+    few = ["--config=configs/demo.py", "--rounds=1", "--budget_minutes=0.01", "--no-torch"]
+    done = run("training_epoch", *few, f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    steps = dict(
+        (int(tokens), float(milliseconds))
+        for tokens, milliseconds in re.findall(r"(\d+) tokens: pabee_jax (\d+) ms", done.stdout)
+    )
+    for record in json.loads((tmp_path / "training_epoch.json").read_text())["records"]:
+        parts = re.findall(r"(\d+) x (\d+)", record["steps by tokens"])
+        total = sum(int(count) * steps[int(tokens)] for count, tokens in parts) / 1000
+        assert record["pabee_jax, s"] == pytest.approx(total, rel=0.1)
+
+
+@pytest.mark.slow
+def test_compile_time(tmp_path):
+    few = ["--models=tiny", "--layers=2,8", "--rounds=1", f"--output={tmp_path}"]
+    done = run("compile_time", *few)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "compile_time.json").read_text())["records"]
+    assert [record["layers"] for record in records] == [2, 8]
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """An encoder of four layers, and MRPC's files with pairs that are alike or are not."""

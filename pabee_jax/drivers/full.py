@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from pabee_jax.layers import DROPOUT_MASK
 from pabee_jax.model import Batch, EarlyExitModel
+
+_policies = jax.checkpoint_policies
+_PRODUCTS_AND_MASKS = _policies.save_from_both_policies(
+    _policies.dots_saveable, _policies.save_only_these_names(DROPOUT_MASK)
+)
 
 
 class GradientScales(NamedTuple):
@@ -66,7 +72,7 @@ def all_exit_logits(
         return hidden, model.exit_logits(layer, read, mask, exit_key)
 
     if rematerialize is not None:
-        kept = None if rematerialize else jax.checkpoint_policies.dots_saveable
+        kept = None if rematerialize else _PRODUCTS_AND_MASKS
         # Inside a scan the compiler cannot merge the two computations.
         step = jax.checkpoint(step, policy=kept, prevent_cse=not model.is_stacked)
     hidden, mask = model.embed(batch, None if key is None else jax.random.fold_in(key, 0))

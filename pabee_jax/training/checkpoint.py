@@ -31,8 +31,9 @@ class Checkpoints:
     A step holds `step`, `parameters`, and under `optimizer` for each part of the parameters AdamW's
     `count` and its moments `mu` and `nu`, all by name, so that a stored run does not depend on
     optax's classes. Saving goes on in the background, from a copy. A step's folder appears by a
-    rename once it is complete: a run that is killed while saving leaves nothing that could be
-    mistaken for a checkpoint. Digests of its files tell later whether the disk kept them.
+    rename once it is complete (in a bucket it counts once orbax has marked it): a run that is
+    killed while saving leaves nothing that could be mistaken for a checkpoint. Digests of its files
+    tell later whether the disk kept them.
 
     In a run of several processes every process makes all the calls, and each writes its shards.
     """
@@ -111,8 +112,7 @@ class Checkpoints:
         except Exception as error:  # Whatever the storage and the libraries between raise.
             self._failed = True
             reason = storage.refusal(error) or str(error).strip().split("\n")[0]
-            names = (path.name for path in self._directory.iterdir())
-            kept = [int(name) for name in names if name.isdigit() and int(name) != step]
+            kept = [one.step for one in self._checkpointer.checkpoints if one.step != step]
             left = "there is no good one yet"
             if kept:
                 left = f"the last good checkpoint is that of step {max(kept)}"
