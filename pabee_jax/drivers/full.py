@@ -51,9 +51,9 @@ def all_exit_logits(
     """Logits of every exit; with a key, dropout is active (training).
 
     The dropout of layer i depends on `key` and i only. `rematerialize` is for a backward pass:
-    False keeps each layer's matrix products and dropout masks and computes the rest once more, True
-    keeps only its input (`TrainConfig.rematerialize`), None leaves the choice to the compiler, which
-    keeps all.
+    False keeps each layer's matrix products and dropout masks, and computes the rest once more;
+    True keeps only its input (`TrainConfig.rematerialize`); None leaves the choice to the compiler,
+    which keeps all.
     """
     config = model.config
     layers = jnp.arange(config.num_hidden_layers)
