@@ -1,7 +1,6 @@
 """What the programs share: a mistake of the user ends in one sentence and exit status 2."""
 
 import functools
-import os
 import re
 import sys
 import traceback
@@ -21,7 +20,7 @@ from pabee_jax.training.config_file import check_field, load_config
 
 # "--config", "--config=FILE", "--config.loss.weights=uniform", "--noconfig.files.regression".
 _CONFIG_ARGUMENT = re.compile(r"--?(?:no)?config(?:\.(?P<field>[^=]*))?(?:=|$)")
-_ORBAX = f"{os.sep}orbax{os.sep}"
+_TELL_TWICE = re.compile(r"[\\/](orbax|gcsfs)[\\/]")
 
 
 def run(main: Callable[[Sequence[str]], None], *, positional: bool = False) -> None:
@@ -85,9 +84,9 @@ class _ConfigParser(flags.ArgumentParser):
 def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
     rest = parse(arguments, positional=positional)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
-    # What orbax raises it also tells from each of its threads, in two thousand lines of stacks.
+    # What they raise they also tell, orbax in two thousand lines, from each of its threads.
     logging.get_absl_handler().addFilter(
-        lambda record: not (record.exc_info and _ORBAX in record.pathname)
+        lambda record: not (record.exc_info and _TELL_TWICE.search(record.pathname))
     )
     # absl would now choose INFO, at which orbax tells every step of a save.
     if flags.FLAGS["verbosity"].using_default_value:

@@ -31,7 +31,7 @@ def path_of(name: str | os.PathLike) -> epath.Path:
     """The path that a user wrote: `gs://BUCKET/...`, or a local one, in which `~` is expanded.
 
     Raises:
-        InputError: another kind of address, or gcsfs is missing.
+        InputError: another kind of address, gcsfs is missing, or the bucket is out of reach.
     """
     text = os.fspath(name)
     scheme, separator, _ = text.partition("://")
@@ -43,7 +43,13 @@ def path_of(name: str | os.PathLike) -> epath.Path:
         raise InputError(f"{text}: gs:// addresses need gcsfs: install pabee_jax[gcs]")
     # Listings are kept for ever otherwise, and other processes and libraries write there as well.
     conf.setdefault("gcs", {})["use_listings_cache"] = False
-    return epath.Path(text)
+    path = epath.Path(text)
+    try:
+        path.exists()
+    except Exception as error:  # No network, no permission: each library has its own.
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{text} cannot be reached: {type(error).__name__}: {reason}") from None
+    return path
 
 
 def local_path_of(name: str | os.PathLike) -> pathlib.Path:
@@ -92,7 +98,7 @@ def upload(source: pathlib.Path, folder: epath.Path) -> None:
     """
     files = [path for path in source.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-        (folder / path.relative_to(source)).write_bytes(path.read_bytes())
+        _copy(path, folder / path.relative_to(source))
 
 
 def downloaded(folder: epath.Path, names: Collection[str]) -> pathlib.Path:
@@ -100,9 +106,13 @@ def downloaded(folder: epath.Path, names: Collection[str]) -> pathlib.Path:
     place = pathlib.Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     for name in names:
-        with (folder / name).open("rb") as source, (place / name).open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 24)
+        _copy(folder / name, place / name)
     return place
+
+
+def _copy(source: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 24)
 
 
 def objects(folder: epath.Path) -> dict[str, dict[str, Any]]:

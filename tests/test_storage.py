@@ -34,6 +34,17 @@ def test_what_a_bucket_needs_is_said(monkeypatch):
         storage.path_of("gs://bucket/run")
 
 
+def test_a_bucket_out_of_reach(monkeypatch):
+    def no_network(self):
+        raise ConnectionError("Cannot connect to host\nand much more")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(type(epath.Path("gs://bucket")), "exists", no_network)
+    told = "gs://bucket/run cannot be reached: ConnectionError: Cannot connect to host$"
+    with pytest.raises(InputError, match=told):
+        storage.path_of("gs://bucket/run")
+
+
 @pytest.fixture(scope="module")
 def bucket():
     with socket.socket() as listener:
