@@ -48,6 +48,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert (tmp_path / "config.json").read_bytes() == (finished / "config.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_stages_goes_on_in_either(sources, recording, tmp_path):
     """The phase is a function of the step; with all else that a run can be told."""
     config = run_config(
