@@ -10,7 +10,7 @@ from pabee_jax import command_line
 from pabee_jax.evaluation.program import Options, evaluate
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run directory, checkpoint directory or hub id."
+    "checkpoint", None, "Run or checkpoint directory, also gs://..., or hub id."
 )
 _PATIENCE = flags.DEFINE_string(
     "patience", None, "Patience values, comma-separated; by default 0,1,2,3,4,5,6."

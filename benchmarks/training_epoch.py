@@ -38,7 +38,9 @@ def batches_of_epoch(dataset, config: TrainConfig) -> dict[int, list[dict[str, n
 
 def main(values) -> None:
     config = load_config(values.config)
-    config = dataclasses.replace(config, model=values.model, data_dir=values.data_dir)
+    config = dataclasses.replace(
+        config, model=values.model, data_dir=values.data_dir, dtype=values.dtype
+    )
     check(config)
     task = load_task(config)
     parts = labeled_examples(task, "train")
@@ -60,7 +62,7 @@ def main(values) -> None:
         phase = phase_of(config, 0, 1_000_000, exits)
         measures = {"pabee_jax": jax_step(start.model, batch, config, phase)}
         if values.torch:
-            measures["PyTorch"] = pytorch.training_step(start.model, batch)
+            measures["PyTorch"] = pytorch.training_step(start.model, batch, values.dtype)
         taken[length] = in_turns(measures, budget.next_case(), values.rounds, always_twice=True)
         told = ", ".join(f"{way} {1000 * taken[length][way]:.0f} ms" for way in measures)
         print(f"{length} tokens: {told} a step, {taken[length]['rounds']} rounds", flush=True)

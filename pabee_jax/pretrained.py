@@ -216,8 +216,8 @@ def save_criterion(
         values["early_exit"]["guarantee"] = dict(guarantee)
     try:
         write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
-    except OSError as error:
-        reason = error.strerror or error
+    except Exception as error:  # Each kind of storage has its own.
+        reason = storage.reason_of(error)
         raise InputError(f"{directory}/config.json cannot be written: {reason}") from None
 
 

@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -33,7 +34,7 @@ def path_of(name: str | os.PathLike) -> epath.Path:
     Raises:
         InputError: another kind of address, gcsfs is missing, or the bucket is out of reach.
     """
-    text = os.fspath(name)
+    text = _address(name)
     scheme, separator, _ = text.partition("://")
     if not separator:
         return epath.Path(text).expanduser()
@@ -47,8 +48,7 @@ def path_of(name: str | os.PathLike) -> epath.Path:
     try:
         path.exists()
     except Exception as error:  # No network, no permission: each library has its own.
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{text} cannot be reached: {type(error).__name__}: {reason}") from None
+        raise InputError(f"{text} cannot be reached: {reason_of(error)}") from None
     return path
 
 
@@ -58,9 +58,14 @@ def local_path_of(name: str | os.PathLike) -> pathlib.Path:
     Raises:
         InputError: an address.
     """
-    if "://" in os.fspath(name):
-        raise InputError(f"{os.fspath(name)}: a local path is needed here, not an address")
+    if "://" in (text := _address(name)):
+        raise InputError(f"{text}: a local path is needed here, not an address")
     return pathlib.Path(name).expanduser()
+
+
+def _address(name: str | os.PathLike) -> str:
+    # pathlib takes one of the two slashes.
+    return re.sub(r"^gs:/(?!/)", _BUCKET, os.fspath(name))
 
 
 def is_remote(path: os.PathLike) -> bool:
@@ -81,14 +86,28 @@ def make_folder(path: epath.Path) -> None:
 
 @contextlib.contextmanager
 def local_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
-    """A folder of this machine whose files are in `folder` once the block has ended."""
+    """A folder of this machine whose files are in `folder` once the block has ended.
+
+    Raises:
+        InputError: they cannot be copied to the bucket; they are kept on this machine.
+    """
     if not is_remote(folder):
         make_folder(folder)
         yield pathlib.Path(folder)
         return
-    with tempfile.TemporaryDirectory() as place:
-        yield pathlib.Path(place)
-        upload(pathlib.Path(place), folder)
+    place = pathlib.Path(tempfile.mkdtemp())
+    try:
+        yield place
+    except BaseException:
+        shutil.rmtree(place)
+        raise
+    try:
+        upload(place, folder)
+    except Exception as error:
+        raise InputError(
+            f"{folder} cannot be written: {reason_of(error)}; the files are in {place}"
+        ) from None
+    shutil.rmtree(place)
 
 
 def upload(source: pathlib.Path, folder: epath.Path) -> None:
@@ -120,6 +139,12 @@ def objects(folder: epath.Path) -> dict[str, dict[str, Any]]:
     found = fsspec.filesystem("gcs").find(os.fspath(folder), detail=True)
     start = len(os.fspath(folder).removeprefix(_BUCKET)) + 1
     return {name[start:]: about for name, about in found.items()}
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in a line: what the operating system refused, or the error as it is."""
+    told = str(error).strip().split("\n")[0]
+    return refusal(error) or f"{type(error).__name__}: {told}"
 
 
 def refusal(error: Exception) -> str | None:

@@ -156,6 +156,22 @@ def test_processes_that_would_train_differently(program, sources, tmp_path, othe
 
 
 @pytest.mark.slow
+def test_each_process_may_have_its_own_copies(program, sources, alone, tmp_path):
+    """At the start, and when the run goes on."""
+    workdir, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(sources, copy)
+    own = {1: [f"--config.data_dir={copy}", f"--config.model={copy / 'model'}"]}
+    running = start_all(program, workdir, 2, 1, *SETTINGS, only=own)
+    wait_until(lambda: steps_logged(workdir) >= 10, running, workdir)
+    running[0].terminate()
+    assert [process.wait(timeout=60) for process in running] == [143, 143], outputs(workdir)
+    for process in start_all(program, workdir, 2, 1, *SETTINGS, only=own):
+        assert process.wait() == 0, outputs(workdir)
+    assert_same_run(workdir, alone)
+    assert not (workdir / ".started").exists()
+
+
+@pytest.mark.slow
 def test_a_folder_that_not_all_processes_see(program, tmp_path):
     workdir = tmp_path / "run"
     elsewhere = {1: [f"--workdir={tmp_path / 'elsewhere'}"]}

@@ -2,19 +2,21 @@
 
 import importlib.util
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from etils import epath
 
 from pabee_jax import EarlyExitClassifier, InputError, storage
-from pabee_jax.training import digests
-from runs import REPOSITORY, metrics_of, outputs, start_all, weights_of
+from pabee_jax.training import digests, run_directory
+from runs import REPOSITORY, metrics_of, outputs, run_config, start_all, weights_of
 
 
 def test_paths(monkeypatch, tmp_path):
@@ -22,6 +24,9 @@ def test_paths(monkeypatch, tmp_path):
     assert storage.path_of("~/run") == tmp_path / "run"
     assert storage.local_path_of("~/run") == tmp_path / "run"
     assert not storage.is_remote(storage.path_of("runs/demo"))
+    # pathlib takes a slash away.
+    with pytest.raises(InputError, match="^gs://bucket/run: a local path"):
+        storage.local_path_of(Path("gs://bucket/run"))
     with pytest.raises(InputError, match="s3:// is not known"):
         storage.path_of("s3://bucket/run")
     with pytest.raises(InputError, match="a local path is needed here"):
@@ -132,6 +137,29 @@ def test_a_run_in_a_bucket(bucket, program, undisturbed, tmp_path):
     loaded = EarlyExitClassifier.from_pretrained(str(run))
     loaded.save_pretrained(bucket / "saved")
     assert weights_of(bucket / "saved") == weights_of(run)
+
+
+@pytest.mark.slow
+def test_results_that_cannot_be_copied_are_kept(bucket):
+    results = storage.local_folder(epath.Path("gs://absent/run"))
+    with (
+        pytest.raises(InputError, match="gs://absent/run cannot be written") as told,
+        results as at,
+    ):
+        (at / "results").write_text("7")
+    kept = Path(str(told.value).rpartition(" in ")[2])
+    assert (kept / "results").read_text() == "7"
+    shutil.rmtree(kept)
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_made_by_hand(bucket, sources):
+    gcs = fsspec.filesystem("gcs")
+    gcs.pipe("bucket/made/", b"")
+    run_directory.check(bucket / "made", run_config(sources), overwrite=False)
+    (bucket / "made" / "notes").write_text("mine")
+    with pytest.raises(InputError, match="files that are not a run's"):
+        run_directory.check(bucket / "made", run_config(sources), overwrite=False)
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ def evaluate(options: Options, config: TrainConfig | None) -> None:
         found.append((name, points, logits))
     with report.results_folder(options.output) as folder:
         _write(options, folder, task, rows, found)
+    with report.results_folder(options.output) as folder:
         _study(options, folder, task, rows, *found[-1])
 
 

@@ -111,14 +111,14 @@ class Checkpoints:
             yield
         except Exception as error:  # Whatever the storage and the libraries between raise.
             self._failed = True
-            reason = storage.refusal(error) or str(error).strip().split("\n")[0]
+            if not (storage.refusal(error) or isinstance(error, OSError)):
+                logging.error("a save failed", exc_info=error)  # Perhaps a mistake of ours.
             kept = [one.step for one in self._checkpointer.checkpoints if one.step != step]
             left = "there is no good one yet"
             if kept:
                 left = f"the last good checkpoint is that of step {max(kept)}"
-            raise SaveFailed(
-                f"step {step} cannot be saved in {self._directory}: {reason}; {left}"
-            ) from error
+            where, reason = self._directory, storage.reason_of(error)
+            raise SaveFailed(f"step {step} cannot be saved in {where}: {reason}; {left}") from error
 
     def _settle(self) -> None:
         """Waits for the save that is under way; raises what went wrong with it."""

@@ -87,7 +87,7 @@ class TrainConfig:
 
     Attributes:
         task: "demo", "files" or one of GLUE's nine.
-        model: Hugging Face hub id or local directory of the encoder; empty: from scratch.
+        model: hub id, directory or `gs://` address of the encoder; empty: from scratch.
         data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`. For
             task "files" the folder that their paths are relative to.
         files, scratch, mesh, loss, distill: see their classes.
@@ -113,8 +113,8 @@ class TrainConfig:
         gradient_accumulation: microbatches into which a step's batch is cut; they run one after
             another, for less memory. The loss stays the mean over the whole batch.
         rematerialize: in the backward pass, compute each layer once more from its input instead of
-            keeping its matrix products: less memory, about a third more time. (What is
-            cheap, as activations and LayerNorm, is always computed once more.)
+            keeping its matrix products and dropout masks: less memory, about a third more time.
+            (What is cheap, as activations and LayerNorm, is always computed once more.)
         learning_rate: its peak; it falls linearly to 0 at the last step.
         num_epochs: passes over the training rows; a fraction is fine.
         max_steps: optimiser steps; 0 derives them from `num_epochs`.

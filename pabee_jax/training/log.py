@@ -57,13 +57,16 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when what was logged is in the run's folder."""
+        """Returns when what was logged is in the run's folder, or a warning says that it is not."""
         if self._file is None or self._here is None:
             return
         if self._tensorboard:
             self._tensorboard.flush()
-        storage.upload(pathlib.Path(self._here.name), self._workdir)
         self._copied = time.monotonic()
+        try:
+            storage.upload(pathlib.Path(self._here.name), self._workdir)
+        except Exception as error:  # Not worth a run; and it must not hide why one ends.
+            logging.warning("the log is not copied to %s: %s", self._workdir, error)
 
     def close(self) -> None:
         if self._file is None:

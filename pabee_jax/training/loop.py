@@ -113,13 +113,10 @@ class _Run:
         self.checkpoints = Checkpoints(self.workdir / run_directory.CHECKPOINTS)
         self._resume()
         self.log = MetricsLog(self.workdir, self.step)
-        try:
-            with StopRequest() as self.stop:
-                self._steps()
-                self._export()
-        finally:
-            self.log.close()
-            self.checkpoints.close()
+        closing = contextlib.closing
+        with closing(self.checkpoints), closing(self.log), StopRequest() as self.stop:
+            self._steps()
+            self._export()
 
     def _resume(self) -> None:
         self.step = self.checkpoints.latest or 0

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import secrets
 import time
 from typing import Any
 
+import jax
 from etils import epath
 from flax import traverse_util
 
@@ -38,6 +40,8 @@ _OWN_FILES = (
 )
 # A run may go on with another number of devices.
 _MAY_CHANGE = ("mesh.",)
+# What only this attempt to start wrote there.
+_MARK = ".started"
 # Network file systems show a new file late.
 _SEEN_WITHIN_S = 60
 
@@ -53,14 +57,15 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
     # A run that was killed in its first moment leaves this file and nothing else.
-    if not workdir.is_dir() or set(workdir.iterdir()) <= {temporary_of(workdir / CONFIG_FILE)}:
+    if not workdir.is_dir() or _names(workdir) <= {temporary_of(workdir / CONFIG_FILE).name, _MARK}:
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
             f"--workdir {workdir} holds files that are not a run's; choose another (nothing was "
             "removed)"
         )
-    if not overwrite:
+    # The other processes are compared with the first one before anything is trained.
+    if not overwrite and processes.is_first():
         _refuse_another_config(workdir, config)
 
 
@@ -77,7 +82,7 @@ def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> Non
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
     except Exception as error:  # A bucket has its own: no such bucket, no permission, no network.
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        reason = getattr(error, "strerror", None) or storage.reason_of(error)
         raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
 
 
@@ -87,11 +92,20 @@ def check_shared(workdir: epath.Path) -> None:
     Raises:
         InputError: one does not.
     """
-    processes.wait_for_all("the run directory is prepared")
+    if jax.process_count() == 1:
+        return
+    mark, token = workdir / _MARK, secrets.token_hex(8)
+    if processes.is_first():
+        mark.write_text(token)
+    token, *_ = processes.gathered(token)
     patience = time.monotonic() + _SEEN_WITHIN_S
-    while not (seen := (workdir / CONFIG_FILE).is_file()) and time.monotonic() < patience:
+    while not (seen := mark.is_file() and mark.read_text() == token):
+        if time.monotonic() > patience:
+            break
         time.sleep(1)
     found = processes.gathered(seen)
+    if processes.is_first():
+        mark.unlink()
     if not all(found):
         raise InputError(
             f"process {found.index(False)} does not see what process 0 wrote into --workdir "
@@ -130,6 +144,13 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
             raise TypeError(f"{name} is {value!r}")
         fields[name] = value
     return kind(**fields)
+
+
+def _names(folder: epath.Path) -> set[str]:
+    if not storage.is_remote(folder):
+        return {path.name for path in folder.iterdir()}
+    # A folder that was made by hand is an object without a name of its own.
+    return {name for name in storage.objects(folder) if name}
 
 
 def _is(workdir: epath.Path, model: str) -> bool:

@@ -20,6 +20,8 @@ from pabee_jax.parameters import split
 from pabee_jax.pretrained import Pretrained, load_pretrained
 from pabee_jax.training.config import TrainConfig, refuse_changed
 
+_PLACES = ("model", "data_dir", "files.train", "files.dev", "files.test")
+
 
 def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
     """The parts of a split, all of which must have labels."""
@@ -68,7 +70,7 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
     elif config.task == "demo":
         start = _from_scratch(config, task, exits, bias)
     else:
-        raise InputError("config.model is empty: give a Hugging Face hub id or a local directory")
+        raise InputError("config.model is empty: give a Hugging Face hub id or a directory")
     start = start.with_max_length(config.max_seq_length)
     if start.model.config.num_hidden_layers == 1:
         refuse_changed(
@@ -93,7 +95,7 @@ def check_same_everywhere(
         return
     ours = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     # Where a machine keeps its copy is its own affair: what is in it is compared.
-    ours = {name: value for name, value in ours.items() if name not in ("model", "data_dir")}
+    ours = {name: value for name, value in ours.items() if name not in _PLACES}
     ours |= {
         f"the {name} rows": _digest([vars(dataset) for dataset in parts.values()])
         for name, parts in data.items()
@@ -102,10 +104,10 @@ def check_same_everywhere(
     first, *others = processes.gathered(ours)
     for process, theirs in enumerate(others, start=1):
         for name, value in first.items():
-            if theirs[name] != value:
+            if theirs.get(name) != value:
                 raise InputError(
                     f"the processes of a run must be alike, but {name}: {value!r} in process 0, "
-                    f"{theirs[name]!r} in process {process}"
+                    f"{theirs.get(name)!r} in process {process}"
                 )
 
 
