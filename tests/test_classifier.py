@@ -66,7 +66,7 @@ def with_driver(classifier, driver, **settings):
     [
         ("loop", 8),
         ("pool", 8),
-        ("auto", 1),
+        pytest.param("auto", 1, marks=pytest.mark.slow),
         pytest.param("pool", 1, marks=pytest.mark.slow),
         pytest.param("full", 8, marks=pytest.mark.slow),
     ],

@@ -104,8 +104,11 @@ def assert_same(found, expected, rows=None):
     assert found.label_names == expected.label_names
 
 
-@pytest.mark.parametrize("family", ["albert", "bert"])
-@pytest.mark.parametrize("labels", [3, 1])
+@pytest.mark.parametrize(
+    ("family", "labels"),
+    [("albert", 1), ("bert", 3)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("albert", 3), ("bert", 1))],
+)
 def test_rows_leave_as_they_do_in_the_classifier(family, labels, tmp_path):
     classifier = classifier_of(family, labels, num_hidden_groups=2)
     export.export(classifier, tmp_path)

@@ -89,7 +89,9 @@ def test_what_is_split_over_which_axis():
     assert parts("classifiers.kernel", state.parameters) == (1, 1, 1)
 
 
-@pytest.mark.parametrize(("valid", "devices"), [(11, 1), (ROWS, 4)])
+@pytest.mark.parametrize(
+    ("valid", "devices"), [pytest.param(11, 1, marks=pytest.mark.slow), (ROWS, 4)]
+)
 def test_microbatches_give_the_gradient_of_the_whole_batch(valid, devices):
     model, mesh = small_model(dropout=0.0), parallel.make_mesh(devices)
     losses, state = trained(model, mesh, valid=valid)

@@ -264,6 +264,7 @@ def test_prior_bias():
     assert prior_bias(np.array([1.0, 2.0, 4.5], np.float32), 1) == pytest.approx([2.5])
 
 
+@pytest.mark.slow
 def test_everything_at_once_in_bfloat16_on_two_devices():
     """Beside float32 on one."""
     fields = dict(gradient="equilibrium", distill=DistillConfig(0.5, 2.0), pooler="per_exit")

@@ -220,6 +220,7 @@ def test_learning_rate_schedule(warmup_steps, total_steps, rates):
     np.testing.assert_allclose([schedule(step) for step in range(len(rates))], rates, atol=1e-5)
 
 
+@pytest.mark.slow  # tests/test_parallel.py has more meshes.
 def test_one_device_and_eight_give_the_same_losses():
     """With dropout: its mask must not depend on how the batch is split."""
 
