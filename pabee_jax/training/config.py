@@ -6,6 +6,9 @@ from typing import Any
 from pabee_jax.config import EXIT_CHOICES
 from pabee_jax.errors import InputError
 
+# Fields that say where on a machine something is; each process of a run may have its own copies.
+PLACES = ("model", "data_dir", "files.train", "files.dev", "files.test")
+
 
 @dataclasses.dataclass
 class FilesConfig:

@@ -13,7 +13,7 @@ from flax import traverse_util
 from pabee_jax import processes, storage
 from pabee_jax.atomic import temporary_of, write_atomically
 from pabee_jax.errors import InputError
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import PLACES, TrainConfig
 from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 
 CONFIG_FILE = "train_config.json"
@@ -64,8 +64,7 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
             f"--workdir {workdir} holds files that are not a run's; choose another (nothing was "
             "removed)"
         )
-    # The other processes are compared with the first one before anything is trained.
-    if not overwrite and processes.is_first():
+    if not overwrite:
         _refuse_another_config(workdir, config)
 
 
@@ -172,7 +171,9 @@ def _refuse_another_config(workdir: epath.Path, config: TrainConfig) -> None:
         for one in (read_config(workdir), config)
     )
     for name, value in ours.items():
-        if theirs[name] != value and not name.startswith(_MAY_CHANGE):
+        # The first process wrote where its own copies are.
+        differs = theirs[name] != value and (processes.is_first() or name not in PLACES)
+        if differs and not name.startswith(_MAY_CHANGE):
             raise InputError(
                 f"--workdir {workdir} holds a run with another config ({name} is {theirs[name]!r} "
                 f"there and {value!r} here); choose another, or --overwrite to replace it"

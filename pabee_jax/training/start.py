@@ -18,9 +18,7 @@ from pabee_jax.errors import InputError
 from pabee_jax.model import EarlyExitModel
 from pabee_jax.parameters import split
 from pabee_jax.pretrained import Pretrained, load_pretrained
-from pabee_jax.training.config import TrainConfig, refuse_changed
-
-_PLACES = ("model", "data_dir", "files.train", "files.dev", "files.test")
+from pabee_jax.training.config import PLACES, TrainConfig, refuse_changed
 
 
 def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
@@ -95,7 +93,7 @@ def check_same_everywhere(
         return
     ours = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     # Where a machine keeps its copy is its own affair: what is in it is compared.
-    ours = {name: value for name, value in ours.items() if name not in _PLACES}
+    ours = {name: value for name, value in ours.items() if name not in PLACES}
     ours |= {
         f"the {name} rows": _digest([vars(dataset) for dataset in parts.values()])
         for name, parts in data.items()
