@@ -20,7 +20,10 @@ from pabee_jax.training.config_file import check_field, load_config
 
 # "--config", "--config=FILE", "--config.loss.weights=uniform", "--noconfig.files.regression".
 _CONFIG_ARGUMENT = re.compile(r"--?(?:no)?config(?:\.(?P<field>[^=]*))?(?:=|$)")
-_TELL_TWICE = re.compile(r"[\\/](orbax|gcsfs)[\\/]")
+# What they log with a stack they also raise.
+_TELL_TWICE = re.compile(
+    r"orbax.*(future|async_checkpointer|checkpoint_manager)\.py|gcsfs.*retry\.py"
+)
 
 
 def run(main: Callable[[Sequence[str]], None], *, positional: bool = False) -> None:
@@ -84,7 +87,7 @@ class _ConfigParser(flags.ArgumentParser):
 def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
     rest = parse(arguments, positional=positional)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
-    # What they raise they also tell, orbax in two thousand lines, from each of its threads.
+    # Of a full disk orbax tells two thousand lines, from each of its threads.
     logging.get_absl_handler().addFilter(
         lambda record: not (record.exc_info and _TELL_TWICE.search(record.pathname))
     )
