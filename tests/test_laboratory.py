@@ -15,6 +15,7 @@ from pabee_jax.criteria import Entropy, Vote, describe, from_config, parse
 from pabee_jax.evaluation.program import evaluate
 from pabee_jax.evaluation.selection import halves
 from pabee_jax.pretrained import save_criterion
+from pabee_jax.training import run_directory
 
 ROWS = 400
 
@@ -201,6 +202,16 @@ def test_a_report_without_labels(run, tmp_path):
     evaluate(options(run, output=str(tmp_path), report=True, split="test"), None)
     page = (tmp_path / "report.html").read_text()
     assert "Where rows leave" in page and "Overthinking" not in page
+
+
+def test_overwrite_leaves_no_results_of_the_run_before(run, studied, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shutil.copytree(studied, folder, dirs_exist_ok=True)
+    for name in ("perturbed.csv", "perturbed.json"):
+        (folder / name).touch()
+    run_directory.prepare(folder, run_directory.read_config(folder), overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["train_config.json"]
 
 
 def test_settings_are_written_as_they_are_read():

@@ -19,7 +19,7 @@ from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 CONFIG_FILE = "train_config.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
-# What a run writes; --overwrite removes these and nothing else.
+# What a run and its evaluation write; --overwrite removes these and nothing else.
 _OWN_FILES = (
     METRICS_FILE,
     CHECKPOINTS,
@@ -30,6 +30,12 @@ _OWN_FILES = (
     "tradeoff.png",
     "predictions.csv",
     "all_exit_logits.npz",
+    "sweep.json",
+    "sweep.csv",
+    "sweep.png",
+    "report.html",
+    "perturbed.json",
+    "perturbed.csv",
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
