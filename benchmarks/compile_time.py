@@ -1,6 +1,8 @@
 """How long a training step takes to compile, by depth.
 
-python -m benchmarks.compile_time --models bert-base --layers 6,12,24
+    python -m benchmarks.compile_time --models bert-base --layers 6,12,24
+
+Nothing is run, and nothing that was compiled before is used.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""Finds and reads the files of a Hugging Face checkpoint: hub or directory, three formats."""
+"""Finds and reads a Hugging Face checkpoint's files: directory, bucket or hub; three formats."""
 
 import fnmatch
 import json

@@ -74,7 +74,7 @@ def table(groups, settings, outcomes, metric: str) -> str:
     return "\n\n".join(blocks)
 
 
-def write(groups, settings, outcomes, metric: str, output: Path) -> None:
+def write(groups, settings, outcomes, metric: str, output: epath.Path) -> None:
     """The same as files; the picture shows metric against mean exit layer, a line per group."""
     records = [
         {

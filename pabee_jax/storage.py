@@ -1,6 +1,6 @@
 """Where runs and checkpoints lie: on this machine's disk, or in a bucket (`gs://`).
 
-Everything that a run reads and writes goes through `etils.epath`, whose paths read like pathlib's.
+Run folders and checkpoints go through `etils.epath`, whose paths read like pathlib's.
 What a bucket cannot do, appending and being read by libraries that want a file name, is done in a
 folder of this machine that is copied there.
 """
@@ -142,9 +142,10 @@ def objects(folder: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in a line: what the operating system refused, or the error as it is."""
-    told = str(error).strip().split("\n")[0]
-    return refusal(error) or f"{type(error).__name__}: {told}"
+    """What went wrong, in a line: in the operating system's words, or as the error says it."""
+    line, *_ = str(error).strip().splitlines() or ["no reason given"]
+    told = f"{type(error).__name__}: {line}"
+    return refusal(error) or getattr(error, "strerror", None) or told
 
 
 def refusal(error: Exception) -> str | None:

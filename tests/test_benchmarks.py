@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -20,6 +21,8 @@ from benchmarks.training_exits import Judge
 from helpers import tiny_checkpoint
 from pabee_jax import parallel
 from pabee_jax.criteria import MaxProbability
+from pabee_jax.data.load import load_task
+from pabee_jax.training.config_file import load_config
 
 SCORES = {"regression_threshold": 0.0}
 ROOT = Path(__file__).parents[1]
@@ -61,6 +64,9 @@ def test_leaves_a_table_a_picture_and_every_figure(name, tmp_path):
 
 @pytest.mark.slow
 def test_an_epoch_is_the_sum_of_its_steps(tmp_path):
+    config = load_config("configs/demo.py")
+    (examples,) = load_task(config).read("train").values()
+    demo_rows, batch_size = len(examples.texts), config.batch_size
     few = ["--config=configs/demo.py", "--rounds=1", "--budget_minutes=0.01", "--no-torch"]
     done = run("training_epoch", *few, f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -70,6 +76,7 @@ def test_an_epoch_is_the_sum_of_its_steps(tmp_path):
     )
     for record in json.loads((tmp_path / "training_epoch.json").read_text())["records"]:
         parts = re.findall(r"(\d+) x (\d+)", record["steps by tokens"])
+        assert sum(int(count) for count, _ in parts) == math.ceil(demo_rows / batch_size)
         total = sum(int(count) * steps[int(tokens)] for count, tokens in parts) / 1000
         assert record["pabee_jax, s"] == pytest.approx(total, rel=0.1)
 
@@ -81,6 +88,8 @@ def test_compile_time(tmp_path):
     assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "compile_time.json").read_text())["records"]
     assert [record["layers"] for record in records] == [2, 8]
+    assert records[0]["of the first"] == 1
+    assert all(record["trace, s"] > 0 and record["compile, s"] > 0 for record in records)
 
 
 @pytest.fixture(scope="module")

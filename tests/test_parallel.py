@@ -1,5 +1,6 @@
 """The same training whatever the mesh, the microbatches and what is computed twice."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -7,6 +8,7 @@ from flax import nnx
 from helpers import random_batch, tiny_model
 from pabee_jax import InputError, parallel
 from pabee_jax.config import ModelConfig
+from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.model import EarlyExitModel
 from pabee_jax.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
@@ -122,6 +124,24 @@ def test_rematerialisation_needs_less_memory():
         return program.memory_analysis().temp_size_in_bytes
 
     assert temporary(True) < 0.6 * temporary(False)
+
+
+def test_masks_of_dropout_are_kept_for_the_backward_pass():
+    """Drawn as often as without one, unless a layer is computed again from its input."""
+    model = stacked(small_model())
+
+    def draws(rematerialize, of):
+        def total(model):
+            return all_exit_logits(
+                model, batch_of(0), jax.random.key(0), rematerialize=rematerialize
+            ).sum()
+
+        return str(jax.make_jaxpr(of(total))(model)).count("= random_bits[")
+
+    forward = draws(None, lambda total: total)
+    assert forward > 3
+    assert draws(False, nnx.grad) == forward
+    assert draws(True, nnx.grad) > forward
 
 
 @pytest.mark.parametrize(

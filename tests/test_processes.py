@@ -16,10 +16,18 @@ from runs import WORDS, free_port, kept_steps, metrics_of, outputs, start_all, s
 SETTINGS = ["--config.batch_size=8", "--config.num_epochs=3"]
 
 
-def wait_until(condition, running, workdir):
-    while not condition():
+def running_for_ten_steps(program, workdir, count, devices, **options):
+    """The processes of a run that is under way."""
+    running = start_all(program, workdir, count, devices, *SETTINGS, **options)
+    while steps_logged(workdir) < 10:
         assert all(process.poll() is None for process in running), outputs(workdir)
         time.sleep(0.01)
+    return running
+
+
+def run_to_the_end(program, workdir, count, devices, *arguments, **options):
+    for process in start_all(program, workdir, count, devices, *SETTINGS, *arguments, **options):
+        assert process.wait() == 0, outputs(workdir)
 
 
 def losses_of(workdir):
@@ -46,8 +54,7 @@ def alone(program, tmp_path_factory):
 def test_four_processes_with_two_devices_each_are_one_run(program, alone, tmp_path):
     """With dropout, partly empty batches, and 23 dev rows, which nothing divides."""
     workdir = tmp_path / "run"
-    for process in start_all(program, workdir, 4, 2, *SETTINGS):
-        assert process.wait() == 0, outputs(workdir)
+    run_to_the_end(program, workdir, 4, 2)
     assert_same_run(workdir, alone)
     assert kept_steps(workdir) == kept_steps(alone)
     # Only the first process tells, logs and writes.
@@ -60,24 +67,21 @@ def test_four_processes_with_two_devices_each_are_one_run(program, alone, tmp_pa
 def test_parameters_over_all_processes(program, alone, tmp_path):
     workdir = tmp_path / "run"
     mesh = ["--config.mesh.model=2", "--config.mesh.shard_parameters=True"]
-    for process in start_all(program, workdir, 2, 2, *SETTINGS, *mesh):
-        assert process.wait() == 0, outputs(workdir)
+    run_to_the_end(program, workdir, 2, 2, *mesh)
     assert_same_run(workdir, alone)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_fewer_go_on(program, alone, tmp_path):
     workdir = tmp_path / "run"
-    running = start_all(program, workdir, 4, 2, *SETTINGS)
-    wait_until(lambda: steps_logged(workdir) >= 10, running, workdir)
+    running = running_for_ten_steps(program, workdir, 4, 2)
     running[2].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     for process in running:
         assert process.wait(timeout=60) != 0
     assert time.monotonic() - killed < 60
     assert re.search("terminat|heartbeat|unhealthy|closed|reset", outputs(workdir), re.I)
-    for process in start_all(program, workdir, 2, 2, *SETTINGS):
-        assert process.wait() == 0, outputs(workdir)
+    run_to_the_end(program, workdir, 2, 2)
     assert "going on from step" in outputs(workdir)
     assert_same_run(workdir, alone)
 
@@ -85,14 +89,12 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(program, alone, tmp_pa
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_at_one_step(program, alone, tmp_path):
     workdir = tmp_path / "run"
-    running = start_all(program, workdir, 2, 1, *SETTINGS)
-    wait_until(lambda: steps_logged(workdir) >= 10, running, workdir)
+    running = running_for_ten_steps(program, workdir, 2, 1)
     running[1].terminate()
     assert [process.wait(timeout=60) for process in running] == [143, 143], outputs(workdir)
     last = kept_steps(workdir)[-1]
     assert f"stopped by SIGTERM; step {last} of" in outputs(workdir)
-    for process in start_all(program, workdir, 2, 1, *SETTINGS):
-        assert process.wait() == 0, outputs(workdir)
+    run_to_the_end(program, workdir, 2, 1)
     assert f"going on from step {last} " in outputs(workdir)
     assert_same_run(workdir, alone)
 
@@ -161,12 +163,10 @@ def test_each_process_may_have_its_own_copies(program, sources, alone, tmp_path)
     workdir, copy = tmp_path / "run", tmp_path / "copy"
     shutil.copytree(sources, copy)
     own = {1: [f"--config.data_dir={copy}", f"--config.model={copy / 'model'}"]}
-    running = start_all(program, workdir, 2, 1, *SETTINGS, only=own)
-    wait_until(lambda: steps_logged(workdir) >= 10, running, workdir)
+    running = running_for_ten_steps(program, workdir, 2, 1, only=own)
     running[0].terminate()
     assert [process.wait(timeout=60) for process in running] == [143, 143], outputs(workdir)
-    for process in start_all(program, workdir, 2, 1, *SETTINGS, only=own):
-        assert process.wait() == 0, outputs(workdir)
+    run_to_the_end(program, workdir, 2, 1, only=own)
     assert_same_run(workdir, alone)
     assert not (workdir / ".started").exists()
 

@@ -35,8 +35,7 @@ def results_folder(output: epath.Path) -> Iterator[Path]:
         with storage.local_folder(output) as folder:
             yield folder
     except OSError as error:
-        place = error.filename or output
-        reason = error.strerror or error
+        place, reason = error.filename or output, storage.reason_of(error)
         raise InputError(f"the results cannot be written: {place}: {reason}") from None
 
 

@@ -19,6 +19,8 @@ from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 CONFIG_FILE = "train_config.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
+# What the last attempt to start wrote there, while it looks whether all processes see it.
+_MARK = ".started"
 # What a run and its evaluation write; --overwrite removes these and nothing else.
 _OWN_FILES = (
     METRICS_FILE,
@@ -42,12 +44,11 @@ _OWN_FILES = (
     "special_tokens_map.json",
     "vocab.txt",
     "spiece.model",
+    _MARK,
     CONFIG_FILE,  # Last: while it is there, a removal that was cut short can be repeated.
 )
 # A run may go on with another number of devices.
 _MAY_CHANGE = ("mesh.",)
-# What only this attempt to start wrote there.
-_MARK = ".started"
 # Network file systems show a new file late.
 _SEEN_WITHIN_S = 60
 
@@ -63,7 +64,7 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
     # A run that was killed in its first moment leaves this file and nothing else.
-    if not workdir.is_dir() or _names(workdir) <= {temporary_of(workdir / CONFIG_FILE).name, _MARK}:
+    if not workdir.is_dir() or _names(workdir) <= {temporary_of(workdir / CONFIG_FILE).name}:
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
@@ -87,7 +88,7 @@ def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> Non
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
     except Exception as error:  # A bucket has its own: no such bucket, no permission, no network.
-        reason = getattr(error, "strerror", None) or storage.reason_of(error)
+        reason = storage.reason_of(error)
         raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
 
 
