@@ -16,8 +16,8 @@ from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience, replay
+from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.data.batching import MODEL_INPUTS
-from pabee_jax.pretrained import Pretrained
 
 
 def measures_of(pretrained: Pretrained, rows, settings, torch_dtype: str | None) -> dict:

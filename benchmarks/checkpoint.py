@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pabee_jax.data.tokenization import Dataset
+from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.errors import InputError
-from pabee_jax.pretrained import Pretrained, load_pretrained
 
 
 def dev_set(checkpoint: str, dtype: str) -> tuple[Pretrained, Dataset]:

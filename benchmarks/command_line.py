@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks import pytorch
 from benchmarks.measure import environment
 from benchmarks.models import SHAPES
-from pabee_jax import compilation_cache
 from pabee_jax.errors import InputError
+from pabee_jax.inference import compilation_cache
 
 
 def parser(description: str, *, models: str, budget_minutes: float) -> argparse.ArgumentParser:

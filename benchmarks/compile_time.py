@@ -14,9 +14,9 @@ from flax import nnx
 from benchmarks import command_line
 from benchmarks.models import SHAPES
 from benchmarks.training_step import random_batch
-from pabee_jax.config import ModelConfig
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split, stacked
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import phase_of

@@ -18,11 +18,12 @@ import numpy as np
 
 from benchmarks import command_line
 from benchmarks.recipes import METRICS, RECIPES, config_of
-from pabee_jax import InputError, parallel
+from pabee_jax import InputError
 from pabee_jax.data.batching import sequence_buckets, training_batch
 from pabee_jax.data.load import load_task
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.parameters import merge, split, stacked
+from pabee_jax.models.parameters import merge, split, stacked
 from pabee_jax.training.config import check
 from pabee_jax.training.loss import exit_losses
 from pabee_jax.training.start import labeled_examples, starting_point, tokenized
@@ -83,8 +84,8 @@ def probed(recipe: str, values) -> dict[str, Any]:
     start = starting_point(config, task, examples)
     (data,) = tokenized(examples, start).values()
     graph, parameters = split(stacked(start.model))
-    mesh = parallel.make_mesh(1)
-    state = parallel.replicate(initial_state(parameters, config), mesh)
+    mesh = sharding.make_mesh(1)
+    state = sharding.replicate(initial_state(parameters, config), mesh)
     train_step = make_train_step(graph, config, values.steps)
     probe, exits = make_probe(graph, config.pooler), start.model.config.num_hidden_layers
     buckets = sequence_buckets(config.max_seq_length)
@@ -96,7 +97,7 @@ def probed(recipe: str, values) -> dict[str, Any]:
         )
         if step % values.every == 0:
             # At one length, so that the probe, which takes long to compile, is compiled once.
-            longest = parallel.shard_batch(longest, mesh)
+            longest = sharding.shard_batch(longest, mesh)
             losses, products, passed, spread = jax.device_get(probe(state.parameters, longest))
             norms = np.sqrt(np.diag(products))
             found["step"].append(step)
@@ -107,7 +108,7 @@ def probed(recipe: str, values) -> dict[str, Any]:
             found["spread"].append(spread.tolist())
             print(f"{recipe}, step {step}: losses {np.round(losses, 2)}", flush=True)
         phase = phase_of(config, step, values.steps, exits)
-        state, _ = train_step(state, parallel.shard_batch(batch, mesh), phase)
+        state, _ = train_step(state, sharding.shard_batch(batch, mesh), phase)
     return found
 
 

@@ -18,11 +18,11 @@ from benchmarks import command_line, pytorch
 from benchmarks.exit_schedule import ExitSchedule
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import random_model, random_tokens
-from pabee_jax import parallel
-from pabee_jax.drivers.programs import run_early_exit
-from pabee_jax.drivers.walk import Control, apply_layer
+from pabee_jax.distributed import sharding
+from pabee_jax.drivers.layer_loop import Control, apply_layer
 from pabee_jax.errors import InputError
-from pabee_jax.parameters import in_compute_dtype, merge, split
+from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.models.parameters import in_compute_dtype, merge, split
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -49,9 +49,9 @@ def straight_line(graph, parameters, batch, layers):
 
 def measures_of(model, length: int, controls, exit_layers, dtype: str, with_torch: bool):
     """Name -> a call that waits for its result."""
-    mesh = parallel.make_mesh(1)
+    mesh = sharding.make_mesh(1)
     graph, parameters = split(in_compute_dtype(model))
-    parameters = parallel.replicate(parameters, mesh)
+    parameters = sharding.replicate(parameters, mesh)
     batch = random_tokens(model.config, 1, length)
     row = np.zeros(1, np.int32)
     num_layers = model.config.num_hidden_layers

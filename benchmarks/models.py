@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from pabee_jax.config import ModelConfig
-from pabee_jax.model import EarlyExitModel
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
 
 _BASE = {
     "hidden_size": 768,

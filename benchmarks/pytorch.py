@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from pabee_jax import weights
-from pabee_jax.config import ModelConfig
+from pabee_jax.checkpoints.names import to_tensors
 from pabee_jax.errors import InputError
-from pabee_jax.model import EarlyExitModel
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
 
 
 def is_installed() -> bool:
@@ -111,7 +111,7 @@ def _loaded(model: EarlyExitModel, dtype: str):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = {
         name: torch.from_numpy(np.array(value, np.float32)).to(device)
-        for name, value in weights.to_tensors(model).items()
+        for name, value in to_tensors(model).items()
     }
     prefix = f"{model.config.family}."
     encoder = _encoder(model.config)

@@ -22,9 +22,9 @@ from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
+from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.data.batching import MODEL_INPUTS, by_bucket, inference_buckets
-from pabee_jax.flops import per_token_and_layer
-from pabee_jax.pretrained import Pretrained
+from pabee_jax.models.flops import per_token_and_layer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -31,14 +31,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import command_line
 from benchmarks.models import SHAPES
-from pabee_jax import parallel
-from pabee_jax.config import ModelConfig
 from pabee_jax.criteria import Patience, as_arrays
-from pabee_jax.drivers import plan
-from pabee_jax.drivers.programs import run_early_exit
+from pabee_jax.distributed import sharding
 from pabee_jax.errors import InputError
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import in_compute_dtype, split, stacked
+from pabee_jax.inference import planning
+from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import in_compute_dtype, split, stacked
 from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import phase_of
@@ -123,17 +123,17 @@ def pod_mesh(topology: str, model: int) -> Mesh:
     if count % model:
         raise InputError(f"--mesh_model {model} does not divide the {count} chips of {topology}")
     devices = np.array(pod.devices).reshape(-1, model)
-    return Mesh(devices, (parallel.DATA, parallel.MODEL), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(devices, (sharding.DATA, sharding.MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
 def programs(values, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     """Name and lowered program of each that is asked for."""
     rows, length = values.batch, values.sequence_length
     config = ModelConfig.from_hugging_face(SHAPES[values.model], 2)
-    parallel.check_model(config, mesh, shard_parameters=values.shard_parameters)
-    parallel.check_batch_size(rows, values.gradient_accumulation, mesh)
+    sharding.check_model(config, mesh, shard_parameters=values.shard_parameters)
+    sharding.check_batch_size(rows, values.gradient_accumulation, mesh)
     model = jax.eval_shape(lambda: _model(config, values.dtype))
-    on_rows = NamedSharding(mesh, PartitionSpec(parallel.DATA))
+    on_rows = NamedSharding(mesh, PartitionSpec(sharding.DATA))
 
     def abstract(shape, dtype, sharding=on_rows):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -143,13 +143,13 @@ def programs(values, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     if "train" in values.programs:
         yield "training step", _training_step(values, config, model, mesh, batch, abstract)
     graph, parameters = split(jax.eval_shape(in_compute_dtype, model))
-    whole = parallel.replicated(mesh)
+    whole = sharding.replicated(mesh)
     parameters = {name: abstract(one.shape, one.dtype, whole) for name, one in parameters.items()}
     criterion = jax.tree.map(
         lambda leaf: abstract(leaf.shape, leaf.dtype, whole), as_arrays(Patience(values.patience))
     )
     row = abstract((rows,), jnp.int32)
-    per_device = rows // mesh.shape[parallel.DATA]
+    per_device = rows // mesh.shape[sharding.DATA]
     chunk = min(per_device, max(1, values.chunk_tokens // length))
     for name, chunk_size in (("loop", None), ("pool", chunk)):
         if name in values.programs:
@@ -168,7 +168,7 @@ def _training_step(values, config: ModelConfig, model, mesh: Mesh, batch, abstra
     check(settings)
     graph, parameters = split(jax.eval_shape(stacked, model))
     state = jax.eval_shape(lambda parameters: initial_state(parameters, settings), parameters)
-    where = parallel.shardings(state, mesh, shard_parameters=values.shard_parameters)
+    where = sharding.shardings(state, mesh, shard_parameters=values.shard_parameters)
     state = jax.tree.map(lambda one, place: abstract(one.shape, one.dtype, place), state, where)
     rows = values.batch
     labels = {"labels": abstract((rows,), jnp.int32), "valid": abstract((rows,), bool)}
@@ -243,7 +243,7 @@ def main(values) -> None:
     mesh = pod_mesh(values.topology, values.mesh_model)
     generation = values.topology.partition(":")[0]
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    rows = values.batch // mesh.shape[parallel.DATA]
+    rows = values.batch // mesh.shape[sharding.DATA]
     print(
         f"{values.model} on {values.topology} ({mesh.size} chips, {shape}), {values.dtype}, "
         f"{values.batch} rows of {values.sequence_length} tokens: {rows} per data shard"
@@ -276,7 +276,9 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument("--gradient_accumulation", type=command_line.positive_integer, default=1)
     result.add_argument("--patience", type=command_line.positive_integer, default=3)
     result.add_argument(
-        "--chunk_tokens", type=command_line.positive_integer, default=plan.ACCELERATOR.chunk_tokens
+        "--chunk_tokens",
+        type=command_line.positive_integer,
+        default=planning.ACCELERATOR.chunk_tokens,
     )
     result.add_argument("--output", type=Path, default=Path("benchmark_results"))
     return result

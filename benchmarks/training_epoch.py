@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks import command_line, pytorch
 from benchmarks.measure import Budget, in_turns
 from benchmarks.training_step import jax_step
+from pabee_jax.commands.config_file import load_config
 from pabee_jax.data.batching import sequence_buckets, steps_per_epoch, training_batch
 from pabee_jax.data.load import load_task
 from pabee_jax.training.config import TrainConfig, check
-from pabee_jax.training.config_file import load_config
 from pabee_jax.training.start import labeled_examples, starting_point, tokenized
 from pabee_jax.training.strategy import phase_of
 

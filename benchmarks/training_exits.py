@@ -27,12 +27,12 @@ from benchmarks.models import random_model
 from benchmarks.recipes import METRICS, RECIPES, config_of
 from benchmarks.training_step import jax_step, random_batch
 from pabee_jax import EarlyExitClassifier, InputError, Patience, criteria, replay
-from pabee_jax.atomic import write_atomically
+from pabee_jax.analysis import metrics
+from pabee_jax.analysis.rows import Rows
 from pabee_jax.criteria import ExitCriterion, MaxProbability
 from pabee_jax.data import glue
 from pabee_jax.data.load import load_task
-from pabee_jax.evaluation import metrics
-from pabee_jax.evaluation.operating_points import Rows
+from pabee_jax.io.atomic import write_atomically
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.loop import train
 from pabee_jax.training.strategy import phase_of

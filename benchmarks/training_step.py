@@ -14,10 +14,10 @@ from benchmarks import command_line, pytorch
 from benchmarks.figures import bars
 from benchmarks.measure import Budget, in_turns
 from benchmarks.models import random_model, random_tokens
-from pabee_jax import parallel
-from pabee_jax.config import ModelConfig
-from pabee_jax.flops import of_training_step
-from pabee_jax.parameters import split, stacked
+from pabee_jax.distributed import sharding
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.flops import of_training_step
+from pabee_jax.models.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import Phase, phase_of
@@ -33,12 +33,12 @@ def random_batch(config: ModelConfig, rows: int, length: int) -> dict[str, np.nd
 
 def jax_step(model, batch, config: TrainConfig, phase: Phase):
     """A call that makes one step and waits for it."""
-    mesh = parallel.make_mesh(1)
+    mesh = sharding.make_mesh(1)
     graph, parameters = split(stacked(model))
     parameters = jax.tree.map(jnp.copy, parameters)  # A step takes over what it is given.
-    state = parallel.replicate(initial_state(parameters, config), mesh)
+    state = sharding.replicate(initial_state(parameters, config), mesh)
     step = make_train_step(graph, config, _STEPS)
-    batch = parallel.shard_batch(batch, mesh)
+    batch = sharding.shard_batch(batch, mesh)
 
     def run():
         nonlocal state

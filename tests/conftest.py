@@ -21,7 +21,7 @@ import pytest
 # Shapes in signatures are checked while tests run, where arrays are computed with. (Elsewhere the
 # checker would answer a wrong argument before our own message does.)
 jaxtyping.install_import_hook(
-    ["pabee_jax.model", "pabee_jax.drivers", "pabee_jax.training.loss", "pabee_jax.training.step"],
+    ["pabee_jax.models", "pabee_jax.drivers", "pabee_jax.training.loss", "pabee_jax.training.step"],
     "beartype.beartype",
 )
 from runs import finished, program, recording, sources, undisturbed  # noqa: F401

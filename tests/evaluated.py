@@ -7,9 +7,10 @@ import numpy as np
 
 from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier
-from pabee_jax.evaluation.options import Options
+from pabee_jax.commands.evaluate_options import EvaluateOptions
+from pabee_jax.data.config import FilesConfig
 from pabee_jax.training import run_directory
-from pabee_jax.training.config import FilesConfig, TrainConfig
+from pabee_jax.training.config import TrainConfig
 
 WORDS = ["a", "film", "was", "good", "the", "not", "at", "all", "bad"]
 ROWS = 41
@@ -40,26 +41,6 @@ def finished_run(folder, rows=ROWS, seed=3):
 
 
 def options(run, **changes):
-    """evaluate.py's arguments."""
-    values = dict(
-        checkpoint=str(run),
-        patience="0,1,2,3",
-        criterion=[],
-        sweep=False,
-        report=False,
-        perturbed=None,
-        calibrate=False,
-        max_drop=0.01,
-        confidence=0.95,
-        tolerance=None,
-        driver="full",
-        time=False,
-        batch_size=None,
-        output=None,
-        regression_threshold=None,
-        split="dev",
-        predictions=None,
-        all_checkpoints=False,
-        compilation_cache=None,
-    )
-    return Options.checked(**{**values, **changes})
+    """The options of `evaluate`."""
+    patience = {} if changes.get("calibrate") else {"patience": "0,1,2,3"}
+    return EvaluateOptions(**{"checkpoint": str(run), **patience, **changes})

@@ -7,12 +7,13 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from pabee_jax import parallel, weights
-from pabee_jax.config import ModelConfig
+from pabee_jax.checkpoints.names import to_tensors
 from pabee_jax.criteria import as_arrays
-from pabee_jax.drivers.programs import run_early_exit
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split
+from pabee_jax.distributed import sharding
+from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import split
 
 REFERENCES = Path(__file__).parent / "references"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -62,7 +63,7 @@ def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
     model = EarlyExitModel(ModelConfig.from_hugging_face(values, 1), rngs=nnx.Rngs(0))
     tensors = {
         name: np.ascontiguousarray(value)
-        for name, value in weights.to_tensors(model).items()
+        for name, value in to_tensors(model).items()
         if not name.startswith("classifiers.")
     }
     directory.mkdir(parents=True)
@@ -75,12 +76,12 @@ def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
 
 def run_on(mesh, model, batch, criterion, **driver):
     """A driver over a mesh, on a batch padded to a multiple of the devices."""
-    devices, rows = mesh.shape[parallel.DATA], len(batch["input_ids"])
+    devices, rows = mesh.shape[sharding.DATA], len(batch["input_ids"])
     batch = {key: np.pad(each, ((0, -rows % devices), (0, 0))) for key, each in batch.items()}
     row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
     graph, parameters = split(model)
-    batch = parallel.shard_batch(batch | {"row": row}, mesh)
-    row, parameters = batch.pop("row"), parallel.replicate(parameters, mesh)
+    batch = sharding.shard_batch(batch | {"row": row}, mesh)
+    row, parameters = batch.pop("row"), sharding.replicate(parameters, mesh)
     exits, logits = run_early_exit(
         graph, mesh, parameters, batch, as_arrays(criterion), row, **driver
     )

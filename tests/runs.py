@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from helpers import tiny_checkpoint
+from pabee_jax.data.config import FilesConfig
 from pabee_jax.training import loop
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import FilesConfig, MeshConfig, TrainConfig
+from pabee_jax.training.config import MeshConfig, TrainConfig
 from pabee_jax.training.loop import train
 
 REPOSITORY = Path(__file__).parents[1]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from pabee_jax.analysis import exits
+from pabee_jax.analysis.curves import Curve, curves
 from pabee_jax.criteria import Entropy, FixedLayer, Patience
 from pabee_jax.errors import InputError
-from pabee_jax.evaluation import analysis
-from pabee_jax.evaluation.curves import Curve, curves
 
 
 def of_classes(table):
@@ -21,19 +21,19 @@ def test_calibration_error_by_hand():
     confidence = np.array([0.75, 0.75, 0.75, 0.75, 0.95])
     logits = np.stack([np.zeros(5), np.log(confidence / (1 - confidence))], axis=1)
     labels = np.array([1, 1, 0, 0, 1])
-    error = analysis.expected_calibration_error(logits.astype(np.float32), labels)
+    error = exits.expected_calibration_error(logits.astype(np.float32), labels)
     assert error == pytest.approx(0.21, abs=1e-6)
 
 
 def test_certainty_that_is_right_has_no_calibration_error():
     logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
-    assert analysis.expected_calibration_error(logits, np.array([0, 1])) == 0
+    assert exits.expected_calibration_error(logits, np.array([0, 1])) == 0
 
 
 def test_overthinking_by_hand():
     # Rows: always right; right until exit 2; right from exit 3 on; never right.
     right = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]], bool)
-    found = analysis.overthinking(right)
+    found = exits.overthinking(right)
     assert found.lost.tolist() == [0.25, 0.25, 0]
     assert found.won.tolist() == [0.25, 0.25, 0]
     assert found.ever_lost == 0.25
@@ -41,35 +41,35 @@ def test_overthinking_by_hand():
 
 
 def test_nothing_is_ever_right():
-    found = analysis.overthinking(np.zeros((3, 4), bool))
+    found = exits.overthinking(np.zeros((3, 4), bool))
     assert (found.ever_lost, found.layers_after) == (0, 0)
 
 
 def test_a_score_is_right_within_the_tolerance():
     logits = np.array([[1.0, 2.0], [1.5, 3.0]], np.float32)[..., None]
     labels = np.array([1.5, 2.0], np.float32)
-    assert analysis.right_at(logits, labels, 0.5).tolist() == [[True, True], [True, False]]
+    assert exits.right_at(logits, labels, 0.5).tolist() == [[True, True], [True, False]]
 
 
 def test_agreement_of_exits():
     logits = of_classes([[0, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0]])
-    assert analysis.agreement_of_exits(logits).tolist() == [
+    assert exits.agreement_of_exits(logits).tolist() == [
         [1, 0.75, 0],
         [0.75, 1, 0.25],
         [0, 0.25, 1],
     ]
     scores = np.array([[0, 1, 2], [0, 2, 4], [2, 1, 0], [5, 5, 5]], np.float32)[..., None]
-    found = analysis.agreement_of_exits(scores)
+    found = exits.agreement_of_exits(scores)
     np.testing.assert_allclose(found[0, :3], [1, 1, -1], atol=1e-6)
     assert np.isnan(found[0, 3])
 
 
 def test_shares_and_difficulty():
     layers = [np.array([1, 1, 3]), np.array([2, 1, 3])]
-    assert analysis.exit_shares(layers, 3).tolist() == pytest.approx(
+    assert exits.exit_shares(layers, 3).tolist() == pytest.approx(
         np.array([[2 / 3, 0, 1 / 3], [1 / 3, 1 / 3, 1 / 3]])
     )
-    order, mean = analysis.by_difficulty(layers)
+    order, mean = exits.by_difficulty(layers)
     assert order.tolist() == [1, 0, 2] and mean.tolist() == [1.5, 1, 3]
 
 

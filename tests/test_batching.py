@@ -18,7 +18,7 @@ from pabee_jax.data.batching import (
     training_batch,
     training_rows,
 )
-from pabee_jax.data.tokenization import Dataset
+from pabee_jax.data.dataset import Dataset
 
 BUCKETS = sequence_buckets(32)
 

@@ -19,10 +19,10 @@ from benchmarks import command_line
 from benchmarks.tpu_compile import collectives
 from benchmarks.training_exits import Judge
 from helpers import tiny_checkpoint
-from pabee_jax import parallel
+from pabee_jax.commands.config_file import load_config
 from pabee_jax.criteria import MaxProbability
 from pabee_jax.data.load import load_task
-from pabee_jax.training.config_file import load_config
+from pabee_jax.distributed import sharding
 
 SCORES = {"regression_threshold": 0.0}
 ROOT = Path(__file__).parents[1]
@@ -208,17 +208,17 @@ def test_refuses_what_cannot_be_meant(arguments, message, tmp_path, monkeypatch,
 
 def test_collectives_are_found_with_their_sizes_and_loops():
     """In a program whose collectives are known: one outside a loop, one in its body."""
-    mesh = parallel.make_mesh(8)
+    mesh = sharding.make_mesh(8)
 
     def on_each_device(x):
-        total = jax.lax.psum(x, parallel.DATA)  # (4, 32) float32
+        total = jax.lax.psum(x, sharding.DATA)  # (4, 32) float32
 
         def body(carry, _):
-            return carry + jax.lax.pmax(carry[:2] * total[:2], parallel.DATA).sum(), None
+            return carry + jax.lax.pmax(carry[:2] * total[:2], sharding.DATA).sum(), None
 
         return total, jax.lax.scan(body, x, length=5)[0]
 
-    split, same = PartitionSpec(parallel.DATA), PartitionSpec()
+    split, same = PartitionSpec(sharding.DATA), PartitionSpec()
     program = jax.jit(
         jax.shard_map(on_each_device, mesh=mesh, in_specs=split, out_specs=(same, split))
     )

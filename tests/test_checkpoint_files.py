@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import tiny_checkpoint
-from pabee_jax import EarlyExitClassifier, InputError, checkpoint_files
+from pabee_jax import EarlyExitClassifier, InputError
+from pabee_jax.checkpoints.files import resolve
 
 WORDS = ["film", "good"]
 
@@ -133,7 +134,7 @@ def test_a_hub_id_without_a_network_is_answered_within_seconds(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
     with pytest.raises(InputError, match="give the path of a local directory"):
-        checkpoint_files.resolve("nobody/has-this-model")
+        resolve("nobody/has-this-model")
     assert time.monotonic() - started < 10
 
 

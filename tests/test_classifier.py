@@ -11,15 +11,16 @@ from flax import nnx
 
 from benchmarks.exit_schedule import ExitSchedule
 from helpers import random_batch, tiny_checkpoint, tiny_model
-from pabee_jax import EarlyExitClassifier, InputError, Patience, parallel, replay
-from pabee_jax import classifier as classifier_module
+from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import as_arrays
-from pabee_jax.drivers import dispatch, plan
-from pabee_jax.drivers.dispatch import Job
-from pabee_jax.drivers.programs import run_early_exit
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split
-from pabee_jax.pretrained import Pretrained
+from pabee_jax.distributed import sharding
+from pabee_jax.inference import classifier as classifier_module
+from pabee_jax.inference import dispatch, planning
+from pabee_jax.inference.dispatch import Job
+from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import split
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["a film", ("a film", "was good"), "", "the film was not good at all " * 9, "good", "bad"]
@@ -77,7 +78,7 @@ def test_results_are_in_input_order_whatever_runs_together(classifier, driver, d
     texts = [" ".join(["film"] * random.integers(1, 14)) for _ in range(61)]
     expected = random.integers(1, classifier.num_layers + 1, len(texts)).astype(np.int32)
     runner = with_driver(
-        classifier, driver, criterion=ExitSchedule(expected), mesh=parallel.make_mesh(devices)
+        classifier, driver, criterion=ExitSchedule(expected), mesh=sharding.make_mesh(devices)
     )
     logits = classifier.all_exit_logits(texts)
     answers = logits[expected - 1, np.arange(len(texts))]
@@ -96,7 +97,7 @@ def test_auto_takes_the_loop_for_few_rows_and_the_pool_for_many(classifier, monk
 
     monkeypatch.setattr(classifier_module, "run_early_exit", spy)
     auto = with_driver(classifier, "auto")
-    limit = plan.backend(auto._mesh).loop_rows
+    limit = planning.backend(auto._mesh).loop_rows
     auto.predict(["good"] * limit)
     auto.predict(["good"] * (limit + 1))
     assert chunk_sizes[0] is None and chunk_sizes[1] is not None
@@ -131,7 +132,7 @@ def test_a_pool_says_what_it_costs_and_fits_the_memory(monkeypatch):
         batch = random_batch(rows, length)
         program = run_early_exit.lower(
             graph,
-            parallel.make_mesh(1),
+            sharding.make_mesh(1),
             parameters,
             batch,
             as_arrays(Patience(1)),
@@ -141,11 +142,11 @@ def test_a_pool_says_what_it_costs_and_fits_the_memory(monkeypatch):
         used = program.compile().memory_analysis()
         needed = used.temp_size_in_bytes + sum(each.nbytes for each in batch.values())
         assert 0.7 * stated.bytes_per_device <= needed <= stated.bytes_per_device
-    monkeypatch.setattr(plan, "_free_bytes", lambda mesh: 2 * stated.bytes_per_device)
+    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: 2 * stated.bytes_per_device)
     fitting = runner.pool_plan()
-    assert fitting.rows < plan.backend(runner._mesh).pool_rows
+    assert fitting.rows < planning.backend(runner._mesh).pool_rows
     assert 0 < fitting.bytes_per_device <= stated.bytes_per_device / 2
-    monkeypatch.setattr(plan, "_free_bytes", lambda mesh: stated.bytes_per_device - 1)
+    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: stated.bytes_per_device - 1)
     with pytest.raises(InputError, match="takes .* MB on each device, but only .* MB are free"):
         runner.predict(random_batch(rows, length), batch_size=rows)
     runner.predict(random_batch(3), batch_size=rows)  # Three rows take a smaller pool.
@@ -160,7 +161,7 @@ def test_bfloat16_leaves_nearly_as_float32_does(devices):
         model = EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
         pretrained = Pretrained(model, None, {}, ("0", "1", "2"), 12)
         runner = EarlyExitClassifier(
-            pretrained, criterion=Patience(1), driver=driver, mesh=parallel.make_mesh(devices)
+            pretrained, criterion=Patience(1), driver=driver, mesh=sharding.make_mesh(devices)
         )
         found[dtype, driver] = runner.predict(random_batch(60))
     exact = found.pop(("float32", "full"))
@@ -185,7 +186,7 @@ def test_the_host_prepares_the_next_batch_before_it_waits(classifier, monkeypatc
             events.append("prepare")
             yield Job(np.array([row]), part, 1, lambda batch, row: (row, row))
 
-    found = [rows.tolist() for rows, _ in dispatch.results(jobs(), parallel.make_mesh(1))]
+    found = [rows.tolist() for rows, _ in dispatch.results(jobs(), sharding.make_mesh(1))]
     assert found == [[row] for row in range(7)]
     assert events.index("wait") == 5, "the device had nothing in front of it"
 

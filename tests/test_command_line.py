@@ -13,13 +13,13 @@ from ml_collections import config_flags
 
 from benchmarks.recipes import RECIPES, RECOMMENDED
 from helpers import tiny_model
-from pabee_jax import command_line
+from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
+from pabee_jax.commands import command_line
+from pabee_jax.commands.config_file import load_config
 from pabee_jax.data import demo
 from pabee_jax.data.glue import GLUE_TASKS
-from pabee_jax.pretrained import Pretrained, save_pretrained
 from pabee_jax.training import run_directory
 from pabee_jax.training.config import TrainConfig, check
-from pabee_jax.training.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 DEMO = ["--config", str(ROOT / "configs/demo.py")]
@@ -80,12 +80,12 @@ def checkpoint(tmp_path):
 
 ARGUMENTS = {
     "no value": (["--config"], ["--config"]),
-    "no file": (["--config", "configs/dmeo.py"], ["dmeo.py", "configs/demo.py", "no file"]),
+    "no file": (["--config", "configs/dmeo.py"], ["dmeo.py", "--config demo", "no file"]),
     "no file, and a field": (
         ["--config=configs/dmeo.py", "--config.seed=1"],
-        ["dmeo.py", "configs/demo.py"],
+        ["dmeo.py", "--config demo"],
     ),
-    "a directory": (["--config", "configs"], ["no file", "configs/demo.py"]),
+    "a directory": (["--config", "configs"], ["no file", "--config demo"]),
     "no task": (["--config", GLUE], ["missing", *ALL_TASKS]),
     "unknown task": (["--config", f"{GLUE}:mprc"], ["'mprc'", *ALL_TASKS]),
     "unknown preset": (["--config", f"{GLUE}:mrpc,best"], ["'best'", "TASK,recommended"]),
@@ -209,7 +209,7 @@ def test_the_papers_recipe(task):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--workdir", "runs"], ["--config is missing", "configs/demo.py", *ALL_TASKS]),
+        (["--workdir", "runs"], ["--config is missing", "--config demo", *ALL_TASKS]),
         (DEMO, ["--workdir is missing"]),
         ([*DEMO, "--config.dtype=int4", "--workdir=runs"], ["dtype", "float32, bfloat16"]),
     ],
@@ -250,9 +250,9 @@ def test_a_refused_run_leaves_what_was_there(case, checkpoint, monkeypatch, caps
         train(config, Path(arguments[1]), overwrite="--overwrite" in arguments)
 
     # `app.run` may be called once per process; the parser was tested above.
-    monkeypatch.setattr(command_line.app, "run", lambda main, flags_parser: main([]))
+    monkeypatch.setattr(command_line.app, "run", lambda main, argv, flags_parser: main(argv))
     with pytest.raises(SystemExit) as stop:
-        command_line.run(main)
+        command_line.run(main, ["train"], "")
     assert stop.value.code == 2
     assert_one_sentence(capsys.readouterr().err, *words)
     assert contents(checkpoint.parent) == before
@@ -270,9 +270,9 @@ def test_a_full_disk_ends_in_a_sentence(error, monkeypatch, capsys):
     def main(_):
         raise error
 
-    monkeypatch.setattr(command_line.app, "run", lambda main, flags_parser: main([]))
+    monkeypatch.setattr(command_line.app, "run", lambda main, argv, flags_parser: main(argv))
     with pytest.raises(SystemExit) as stop:
-        command_line.run(main)
+        command_line.run(main, ["train"], "")
     assert stop.value.code == 2
     reason = "Permission denied" if isinstance(error, PermissionError) else "No space left"
     assert_one_sentence(capsys.readouterr().err, "runs/demo", reason)

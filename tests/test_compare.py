@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pabee_jax import InputError
-from pabee_jax.compare import compare
+from pabee_jax.analysis.comparison import Group, compared, grouped
+from pabee_jax.commands.compare import compare, read_run
 from pabee_jax.criteria import FixedLayer, Patience
-from pabee_jax.evaluation.comparison import Group, Run, compared, grouped
 from pabee_jax.training.config import TrainConfig
 
 ROWS, EXITS = 300, 4
@@ -51,14 +51,14 @@ def runs(tmp_path):
 
 def test_seeds_are_pooled_and_configurations_told_apart(runs):
     first, second = runs
-    groups = grouped([Run.read(path) for path in (*first, *second)])
+    groups = grouped([read_run(path) for path in (*first, *second)])
     assert [group.name for group in groups] == ["learning_rate=2e-05", "learning_rate=0.0001"]
     assert [[run.path for run in group.runs] for group in groups] == [first, second]
 
 
 def test_medians_and_differences(runs):
     first, second = runs
-    groups = grouped([Run.read(path) for path in (*first, *second)])
+    groups = grouped([read_run(path) for path in (*first, *second)])
     ours, theirs = compared(groups, [FixedLayer(2)], "accuracy")
     expected = [[accuracy_of(path, 2) for path in paths] for paths in runs]
     assert ours[0].scores == pytest.approx(expected[0])
@@ -73,7 +73,7 @@ def test_medians_and_differences(runs):
 def test_the_interval_is_that_of_the_paired_difference(tmp_path):
     """Against the normal approximation; an unpaired one would be several times wider."""
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", batch_size=16)
-    groups = grouped([Run.read(one), Run.read(other)])
+    groups = grouped([read_run(one), read_run(other)])
     right = groups[0].runs[0].logits[1].argmax(1) == groups[0].runs[0].labels
     worse = groups[1].runs[0].logits.copy()
     wrong = np.flatnonzero(right)[:20]
@@ -90,14 +90,14 @@ def test_the_interval_is_that_of_the_paired_difference(tmp_path):
 
 def test_a_run_equals_itself(tmp_path):
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", batch_size=16)
-    groups = grouped([Run.read(one), Run.read(other)])
+    groups = grouped([read_run(one), read_run(other)])
     _, outcomes = compared(groups, [Patience(0), Patience(1)], "accuracy")
     assert all(outcome.interval == (0, 0) and outcome.difference == 0 for outcome in outcomes)
 
 
 def test_correlations_are_resampled_too(tmp_path):
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", batch_size=16)
-    runs = [Run.read(one), Run.read(other)]
+    runs = [read_run(one), read_run(other)]
     random = np.random.default_rng(0)
     labels = random.normal(size=ROWS).astype(np.float32)
     close, far = (labels + noise * random.normal(size=(EXITS, ROWS)) for noise in (0.1, 1.0))
@@ -126,7 +126,7 @@ def test_refuses_what_cannot_be_compared(tmp_path):
     wrong = {
         "their task is sst2 and mrpc": write_run(tmp_path / "task", rows=ROWS),
         "not evaluated on the same rows": write_run(tmp_path / "rows", rows=ROWS - 1),
-        "has not been evaluated: run evaluate.py": write_run(tmp_path / "new"),
+        "has not been evaluated: run pabee-jax evaluate": write_run(tmp_path / "new"),
         "results cannot be read": write_run(tmp_path / "broken"),
         "rows without labels": write_run(tmp_path / "hidden"),
         "has no train_config.json": write_run(tmp_path / "foreign"),

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from helpers import random_batch, run_on, tiny_model
-from pabee_jax import parallel, replay
+from pabee_jax import replay
+from pabee_jax.analysis.operating_points import hangs_on_rounding
 from pabee_jax.criteria import CRITERIA
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.evaluation.operating_points import hangs_on_rounding
 
 ROWS = 37
 
@@ -27,7 +28,7 @@ def test_same_exit_in_every_driver(recorded, name):
     kind = CRITERIA[name]
     if logits.shape[2] == 1 and not kind.for_regression:
         pytest.skip("for classes")
-    mesh = parallel.make_mesh(1)
+    mesh = sharding.make_mesh(1)
     for family, settings in kind.families(logits, 7).items():
         setting = settings[len(settings) // 2]
         exits, answers = map(np.asarray, replay(setting, logits))

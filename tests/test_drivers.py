@@ -10,14 +10,15 @@ import pytest
 
 from benchmarks.exit_schedule import ExitSchedule
 from helpers import random_batch, run_on, tiny_model
-from pabee_jax import Patience, early_exit, parallel, replay
+from pabee_jax import Patience, early_exit, replay
 from pabee_jax.criteria import Criterion, as_arrays
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.drivers.layer_loop import Control
 from pabee_jax.drivers.pool import pooled_early_exit
-from pabee_jax.drivers.programs import run_early_exit
-from pabee_jax.drivers.walk import Control
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split
+from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import split
 
 # Matrix products of different batch sizes round differently by about 2e-6; rows whose decision
 # hangs on less than this may move.
@@ -71,7 +72,7 @@ def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
         model_of(name, labels),
         random_batch(rows, seed=labels),
         [Patience(patience, 0.1) for patience in (0, 1, 2, 4, 9)],
-        parallel.make_mesh(devices),
+        sharding.make_mesh(devices),
         chunk_sizes=[3],
     )
     assert clear.mean() > 0.9, "this test needs rows that are decided"
@@ -99,7 +100,7 @@ def test_every_driver_agrees_on_anything(seed):
             *(Patience(int(value), threshold) for value in patience),
             ExitSchedule(random.integers(1, layers + 3, rows).astype(np.int32)),
         ],
-        parallel.make_mesh([1, 8][seed // 2 % 2]),
+        sharding.make_mesh([1, 8][seed // 2 % 2]),
         chunk_sizes=[int(random.integers(1, 60))],
         threshold=threshold,
     )
@@ -112,7 +113,7 @@ def test_every_driver_agrees_on_anything(seed):
 def test_everybody_may_leave_at_once_and_nobody_ever(layer, name, devices, chunk_size):
     model, batch = model_of(name, 3), random_batch(13)
     schedule = ExitSchedule(np.full(13, 1 if layer == 1 else 99, np.int32))
-    mesh = parallel.make_mesh(devices)
+    mesh = sharding.make_mesh(devices)
     exits, logits = run_on(mesh, model, batch, schedule, chunk_size=chunk_size)
     assert exits.tolist() == [layer] * 13
     np.testing.assert_allclose(logits, full(model, batch)[layer - 1], atol=2e-5)
@@ -121,7 +122,7 @@ def test_everybody_may_leave_at_once_and_nobody_ever(layer, name, devices, chunk
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("control", [Control("cond"), Control(untested_layers=2)])
 def test_every_way_to_compile_the_walk_gives_the_same_answers(control, chunk_size):
-    model, batch, mesh = model_of("albert with groups", 3), random_batch(21), parallel.make_mesh(8)
+    model, batch, mesh = model_of("albert with groups", 3), random_batch(21), sharding.make_mesh(8)
     exits, logits = run_on(mesh, model, batch, Patience(1), chunk_size=chunk_size)
     found_exits, found = run_on(
         mesh, model, batch, Patience(1), chunk_size=chunk_size, control=control
@@ -170,11 +171,11 @@ COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|r
 def test_each_device_leaves_on_its_own(name, chunk_size):
     """No collective in the compiled text: it would make every device wait in every layer."""
     mesh, batch = (
-        parallel.make_mesh(8),
-        parallel.shard_batch(random_batch(32), parallel.make_mesh(8)),
+        sharding.make_mesh(8),
+        sharding.shard_batch(random_batch(32), sharding.make_mesh(8)),
     )
     graph, parameters = split(model_of(name, 3))
-    criterion, row = as_arrays(Patience(1)), parallel.shard_batch({"row": np.arange(32)}, mesh)
+    criterion, row = as_arrays(Patience(1)), sharding.shard_batch({"row": np.arange(32)}, mesh)
     program = run_early_exit.lower(
         graph, mesh, parameters, batch, criterion, row["row"], chunk_size=chunk_size
     )
@@ -184,8 +185,8 @@ def test_each_device_leaves_on_its_own(name, chunk_size):
 
 def test_a_collective_would_be_found():
     """The same loop in one program for all devices has to ask all of them who remains."""
-    batch = parallel.shard_batch(random_batch(32), parallel.make_mesh(8))
-    model = parallel.replicate(model_of("bert", 3), parallel.make_mesh(8))
+    batch = sharding.shard_batch(random_batch(32), sharding.make_mesh(8))
+    model = sharding.replicate(model_of("bert", 3), sharding.make_mesh(8))
     text = loop.lower(model, batch, as_arrays(Patience(1))).compile().as_text()
     assert COLLECTIVES.findall(text)
 

@@ -10,10 +10,12 @@ from sklearn import metrics as sk
 
 from evaluated import ROWS, finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.analysis import measured, metrics, operating_points
+from pabee_jax.analysis.rows import Rows
+from pabee_jax.commands.evaluate import evaluate
 from pabee_jax.criteria import MaxProbability
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.evaluation import metrics, operating_points, report
-from pabee_jax.evaluation.program import evaluate
+from pabee_jax.reports import files
 from pabee_jax.training import run_directory
 from pabee_jax.training.config import TrainConfig
 
@@ -91,7 +93,7 @@ def test_a_split_without_labels_gives_layers_and_predictions(run, tmp_path, caps
         ({"split": "train"}, "--split is 'train'; it must be dev or test"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"predictions": "x.tsv"}, "give one --patience, not 4"),
-        ({"predictions": "absent/x.tsv", "patience": "1"}, "there is no such folder"),
+        ({"predictions": "absent/x.tsv", "patience": "1"}, "its directory does not exist"),
         ({"patience": "99999999999"}, "whole number"),
     ],
 )
@@ -120,7 +122,7 @@ def test_refuses_data_of_another_shape(run, tmp_path):
 def test_a_run_that_is_not_finished_or_has_no_config(run, tmp_path):
     config = run_directory.read_config(run)
     run_directory.prepare(tmp_path / "new", config, overwrite=False)
-    with pytest.raises(InputError, match="is not finished: go on with the train.py command"):
+    with pytest.raises(InputError, match="is not finished: resume it with the train command"):
         evaluate(options(tmp_path / "new"), None)
     with pytest.raises(InputError, match="give --config configs/glue.py:TASK"):
         evaluate(options(run.parent / "plain"), None)
@@ -150,7 +152,7 @@ def test_metrics_are_the_libraries_own():
 def test_a_correlation_of_constant_predictions_is_nan_and_null_in_json(tmp_path):
     found = metrics.compute(("pearson",), np.ones((5, 1)), np.arange(5.0))
     assert np.isnan(found["pearson"])
-    report.write_json(tmp_path / "x.json", {"rows": [found]})
+    files.write_json(tmp_path / "x.json", {"rows": [found]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [{"pearson": None}]}
 
 
@@ -164,12 +166,12 @@ def test_mnli_has_two_parts_in_table_and_submission(run, tmp_path):
     }
     names = ("entailment", "neutral", "contradiction")
     task = Task("mnli", names, ("accuracy",), lambda split: parts, names)
-    rows = operating_points.Rows.of(parts, classifier)
-    (point,) = operating_points.run(classifier, [Patience(1)], task, rows, None)
+    rows = Rows.of(parts, classifier.tokenize)
+    (point,) = measured.run(classifier, [Patience(1)], task, rows, None)
     answers = point.logits.argmax(axis=1)
     assert point.metrics["accuracy_matched"] == pytest.approx(np.mean(answers[:3] == [0, 1, 2]))
     assert point.metrics["accuracy_mismatched"] == pytest.approx(np.mean(answers[3:] == [1, 1]))
-    written = report.write_submission(tmp_path / "MNLI.tsv", point, task, rows)
+    written = files.write_submission(tmp_path / "MNLI.tsv", point, task, rows)
     assert [path.name for path in written] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
     lines = [line.split("\t") for line in written[1].read_text().splitlines()]
     assert lines == [
@@ -184,7 +186,7 @@ def test_stsb_scores_are_submitted_within_their_scale(tmp_path):
     rows = operating_points.Rows(dataset, ["", ""], ["7", "8"], None, {"test": slice(0, 2)})
     logits = np.float32([[-0.3], [5.4]])
     point = operating_points.OperatingPoint(Patience(0), np.int32([2, 2]), logits, {}, 2)
-    (path,) = report.write_submission(tmp_path / "STS-B.tsv", point, task, rows)
+    (path,) = files.write_submission(tmp_path / "STS-B.tsv", point, task, rows)
     assert path.read_text() == "index\tprediction\n7\t0.000\n8\t5.000\n"
 
 
@@ -192,7 +194,7 @@ def test_other_scores_are_submitted_as_they_are(tmp_path):
     task = Task("files", (), ("pearson",), dict)
     rows = operating_points.Rows(EarlyExitClassifier, [""], ["1"], None, {"test": slice(0, 1)})
     point = operating_points.OperatingPoint(Patience(0), np.int32([2]), np.float32([[80.0]]), {}, 2)
-    (path,) = report.write_submission(tmp_path / "scores.tsv", point, task, rows)
+    (path,) = files.write_submission(tmp_path / "scores.tsv", point, task, rows)
     assert path.read_text() == "index\tprediction\n1\t80.000\n"
 
 

@@ -8,12 +8,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import random_batch, tiny_checkpoint, tiny_model
-from pabee_jax import EarlyExitClassifier, InputError, Patience, parallel, replay
+from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.checkpoints.pretrained import load_pretrained, save_pretrained
 from pabee_jax.criteria import MaxProbability, as_arrays
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.drivers.programs import run_early_exit
-from pabee_jax.parameters import split, stacked
-from pabee_jax.pretrained import load_pretrained, save_pretrained
+from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.models.parameters import split, stacked
 
 WORDS = ["good", "fine", "bad", "dull"]
 OWN_MEAN = {"exit_pooler": "per_exit", "exit_pooling": "mean"}
@@ -69,7 +70,7 @@ def test_every_driver_agrees(family):
     highest = np.sort(np.asarray(jax.nn.softmax(logits).max(axis=2)).ravel())[20:-8]
     widest = int(np.argmax(np.diff(highest)))
     threshold = float(highest[widest : widest + 2].mean())
-    mesh = parallel.make_mesh(1)
+    mesh = sharding.make_mesh(1)
     graph, parameters = split(model)
     row = np.arange(14, dtype=np.int32)
     for criterion in (Patience(0), Patience(1), MaxProbability(threshold)):

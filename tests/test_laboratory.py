@@ -11,10 +11,10 @@ import pytest
 
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.checkpoints.pretrained import save_criterion
+from pabee_jax.commands.evaluate import evaluate
+from pabee_jax.commands.risk_control import halves
 from pabee_jax.criteria import Entropy, Vote, describe, from_config, parse
-from pabee_jax.evaluation.program import evaluate
-from pabee_jax.evaluation.selection import halves
-from pabee_jax.pretrained import save_criterion
 from pabee_jax.training import run_directory
 
 ROWS = 400
@@ -117,7 +117,7 @@ def test_the_report_in_a_browser(studied, tmp_path, width):
     assert (wide, small) == (0, 0)
 
 
-def test_calibration_keeps_the_setting_with_its_guarantee(run, tmp_path, capsys):
+def test_a_setting_is_stored_with_its_guarantee(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     evaluate(options(copy, calibrate=True, max_drop=0.6, criterion=["entropy"]), None)
     said = capsys.readouterr().out
@@ -187,10 +187,39 @@ def test_refuses_what_cannot_be_meant(tmp_path, changes, message):
         options(tmp_path, **changes)
 
 
-@pytest.mark.parametrize("other", ["sweep", "report", "time", "all_checkpoints"])
-def test_a_calibration_shows_nothing_on_its_own_rows(run, other):
-    with pytest.raises(InputError, match=f"--calibrate and --{other} do not go together"):
-        options(run, calibrate=True, **{other: True})
+WITHOUT_EFFECT = [
+    ({"calibrate": True, "patience": "3"}, "--patience has no effect with --calibrate"),
+    ({"calibrate": True, "driver": "pool"}, "--driver has no effect with --calibrate"),
+    ({"calibrate": True, "predictions": "x"}, "--predictions has no effect with --calibrate"),
+    ({"calibrate": True, "output": "x"}, "--output has no effect with --calibrate"),
+    ({"calibrate": True, "sweep": True}, "--sweep has no effect with --calibrate"),
+    ({"calibrate": True, "report": True}, "--report has no effect with --calibrate"),
+    ({"calibrate": True, "time": True}, "--time has no effect with --calibrate"),
+    ({"calibrate": True, "perturbed": "x"}, "--perturbed has no effect with --calibrate"),
+    ({"calibrate": True, "all_checkpoints": True}, "--all_checkpoints has no effect"),
+    ({"calibrate": True, "regression_threshold": 0.1}, "--regression_threshold has no effect"),
+    ({"calibrate": True, "criterion": ["vote:votes=2"]}, "vote:votes=2 is one setting"),
+    ({"perturbed": "x", "sweep": True}, "--sweep has no effect with --perturbed"),
+    ({"perturbed": "x", "report": True}, "--report has no effect with --perturbed"),
+    ({"perturbed": "x", "time": True}, "--time has no effect with --perturbed"),
+    ({"perturbed": "x", "predictions": "x"}, "--predictions has no effect with --perturbed"),
+    ({"perturbed": "x", "driver": "loop"}, "--driver has no effect with --perturbed"),
+    ({"perturbed": "x", "split": "test"}, "--split has no effect with --perturbed"),
+    ({"perturbed": "x", "all_checkpoints": True}, "--all_checkpoints has no effect"),
+    ({"max_drop": 0.5}, "--max_drop has no effect without --calibrate"),
+    ({"confidence": 0.5}, "--confidence has no effect without --calibrate"),
+    ({"tolerance": 0.5}, "--tolerance has no effect without --calibrate or --sweep or --report"),
+    (
+        {"patience": None, "criterion": ["vote:votes=2"], "regression_threshold": 0.1},
+        "--regression_threshold has no effect without --patience",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WITHOUT_EFFECT)
+def test_an_option_without_effect_is_refused(run, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        options(run, **changes)
 
 
 def test_a_sweep_needs_labels(run, tmp_path):

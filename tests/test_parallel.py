@@ -6,12 +6,13 @@ import pytest
 from flax import nnx
 
 from helpers import random_batch, tiny_model
-from pabee_jax import InputError, parallel
-from pabee_jax.config import ModelConfig
-from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split, stacked
+from pabee_jax import InputError
+from pabee_jax.distributed import sharding
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import split, stacked
 from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.forward import training_logits
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import phase_of
 
@@ -35,12 +36,12 @@ def trained(model, mesh, *, shard_parameters=False, valid=ROWS, **settings):
     config = TrainConfig(learning_rate=1e-3, **settings)
     graph, parameters = split(stacked(model))
     state = initial_state(parameters, config)
-    where = parallel.shardings(state, mesh, shard_parameters=shard_parameters)
+    where = sharding.shardings(state, mesh, shard_parameters=shard_parameters)
     step = make_train_step(graph, config, STEPS, where)
     phase, losses = phase_of(config, 0, STEPS, model.config.num_hidden_layers), []
-    state = parallel.put(state, where)
+    state = sharding.put(state, where)
     for seed in range(STEPS):
-        batch = parallel.shard_batch(batch_of(seed, valid=valid), mesh)
+        batch = sharding.shard_batch(batch_of(seed, valid=valid), mesh)
         state, metrics = step(state, batch, phase)
         losses.append(np.asarray(metrics.exit_losses))
     return np.array(losses), state
@@ -48,7 +49,7 @@ def trained(model, mesh, *, shard_parameters=False, valid=ROWS, **settings):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {name: trained(small_model(name), parallel.make_mesh(1)) for name in ("bert", "albert")}
+    return {name: trained(small_model(name), sharding.make_mesh(1)) for name in ("bert", "albert")}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def alone():
 )
 def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_parameters):
     """With dropout, whose masks must not depend on how anything is split."""
-    mesh = parallel.make_mesh(data, model)
+    mesh = sharding.make_mesh(data, model)
     losses, state = trained(small_model(family), mesh, shard_parameters=shard_parameters)
     np.testing.assert_allclose(losses, alone[family][0], rtol=1e-5)
     for name, value in state.parameters.items():
@@ -71,7 +72,7 @@ def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_para
 
 
 def test_what_is_split_over_which_axis():
-    mesh = parallel.make_mesh(4, 2)
+    mesh = sharding.make_mesh(4, 2)
     _, state = trained(small_model(), mesh, shard_parameters=True)
     _, whole = trained(small_model(), mesh)
     everything = {**state.optimizer["shared"][0].mu, **state.parameters}
@@ -82,12 +83,12 @@ def test_what_is_split_over_which_axis():
 
     layer = "groups.inner.0"
     for tree in (everything, state.optimizer["shared"][0].nu):
-        assert parts(f"{layer}.query.kernel", tree) == (1, 4, 2)
+        assert parts(f"{layer}.query_projection.kernel", tree) == (1, 4, 2)
         assert parts(f"{layer}.attention_output.kernel", tree) == (1, 2, 4)
         assert parts(f"{layer}.intermediate.bias", tree) == (1, 2)
         assert parts(f"{layer}.output_norm.scale", tree) == (1, 1)
         assert parts("embeddings.word.embedding", tree) == (1, 2)
-    assert parts(f"{layer}.query.kernel", whole.parameters) == (1, 1, 2)
+    assert parts(f"{layer}.query_projection.kernel", whole.parameters) == (1, 1, 2)
     assert parts("classifiers.kernel", state.parameters) == (1, 1, 1)
 
 
@@ -95,19 +96,21 @@ def test_what_is_split_over_which_axis():
     ("valid", "devices"), [pytest.param(11, 1, marks=pytest.mark.slow), (ROWS, 4)]
 )
 def test_microbatches_give_the_gradient_of_the_whole_batch(valid, devices):
-    model, mesh = small_model(dropout=0.0), parallel.make_mesh(devices)
+    model, mesh = small_model(dropout=0.0), sharding.make_mesh(devices)
     losses, state = trained(model, mesh, valid=valid)
     again, accumulated = trained(model, mesh, valid=valid, gradient_accumulation=4)
     np.testing.assert_allclose(again, losses, rtol=1e-5)
     for name, value in accumulated.parameters.items():
-        if not name.endswith("key.bias"):  # It has no gradient but rounding, which Adam amplifies.
+        if not name.endswith(
+            "key_projection.bias"
+        ):  # It has no gradient but rounding, which Adam amplifies.
             np.testing.assert_allclose(value, state.parameters[name], atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
 def test_rematerialisation_changes_no_loss(alone, family):
     """Dropout included: the layer that is computed again has the same masks."""
-    mesh = parallel.make_mesh(1)
+    mesh = sharding.make_mesh(1)
     losses, _ = trained(small_model(family), mesh, rematerialize=True)
     np.testing.assert_allclose(losses, alone[family][0], rtol=1e-6)
 
@@ -132,9 +135,8 @@ def test_masks_of_dropout_are_kept_for_the_backward_pass():
 
     def draws(rematerialize, of):
         def total(model):
-            return all_exit_logits(
-                model, batch_of(0), jax.random.key(0), rematerialize=rematerialize
-            ).sum()
+            key = jax.random.key(0)
+            return training_logits(model, batch_of(0), key, rematerialize=rematerialize).sum()
 
         return str(jax.make_jaxpr(of(total))(model)).count("= random_bits[")
 
@@ -157,7 +159,7 @@ def test_sizes_that_the_mesh_does_not_divide(mesh, sizes, shard, message):
     values = {"model_type": "albert", "num_attention_heads": 4, "hidden_size": 32, **sizes}
     config = ModelConfig.from_hugging_face({"vocab_size": 9, "num_hidden_layers": 2, **values}, 2)
     with pytest.raises(InputError, match=message):
-        parallel.check_model(config, parallel.make_mesh(*mesh), shard_parameters=shard)
+        sharding.check_model(config, sharding.make_mesh(*mesh), shard_parameters=shard)
 
 
 @pytest.mark.parametrize(
@@ -172,16 +174,16 @@ def test_sizes_that_the_mesh_does_not_divide(mesh, sizes, shard, message):
 )
 def test_meshes_that_there_are_no_devices_for(data, model, message):
     with pytest.raises(InputError, match=message):
-        parallel.make_mesh(data, model)
+        sharding.make_mesh(data, model)
 
 
 def test_batches_that_cannot_be_split():
-    mesh = parallel.make_mesh(4, 2)
-    parallel.check_batch_size(24, 3, mesh)
+    mesh = sharding.make_mesh(4, 2)
+    sharding.check_batch_size(24, 3, mesh)
     with pytest.raises(InputError, match="batch_size 10 is not a multiple of the 4 devices"):
-        parallel.check_batch_size(10, 1, mesh)
+        sharding.check_batch_size(10, 1, mesh)
     with pytest.raises(InputError, match="4 devices .* times the gradient_accumulation of 3"):
-        parallel.check_batch_size(16, 3, mesh)
+        sharding.check_batch_size(16, 3, mesh)
 
 
 def test_the_program_does_not_grow_with_depth():
@@ -199,4 +201,4 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_one_process_reads_the_whole_batch():
-    assert parallel.process_rows(24, parallel.make_mesh(4, 2)) == slice(0, 24)
+    assert sharding.process_rows(24, sharding.make_mesh(4, 2)) == slice(0, 24)

@@ -8,9 +8,9 @@ import pytest
 
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError
+from pabee_jax.commands.evaluate import evaluate
 from pabee_jax.data.perturbed import read_pairs
 from pabee_jax.data.task import Task
-from pabee_jax.evaluation.program import evaluate
 
 SST2 = Task("sst2", ("negative", "positive"), ("accuracy",), lambda split: {}, ("0", "1"))
 MNLI = Task("mnli", ("entailment", "neutral", "contradiction"), ("accuracy",), lambda split: {})

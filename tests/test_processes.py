@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from helpers import tiny_checkpoint
-from pabee_jax import InputError, processes
+from pabee_jax import InputError
+from pabee_jax.distributed import processes
 from runs import WORDS, free_port, kept_steps, metrics_of, outputs, start_all, steps_logged
 
 # 24 steps.

@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from helpers import random_batch, tiny_checkpoint
-from pabee_jax import weights
+from pabee_jax.checkpoints.names import to_tensors
+from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.data.config import FilesConfig
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
-from pabee_jax.parameters import merge, split, stacked, unstacked
-from pabee_jax.pretrained import load_pretrained
+from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training import loop, run_directory
-from pabee_jax.training.config import DistillConfig, FilesConfig
+from pabee_jax.training.config import DistillConfig
 from pabee_jax.training.loop import TrainingDiverged, train
 from runs import (
     TOTAL_STEPS,
@@ -34,7 +35,7 @@ from runs import (
 def tensors_from(sources, parameters):
     """A recorded state's parameters as a checkpoint would name them."""
     start = load_pretrained(str(sources / "model"), num_labels=2).model
-    return weights.to_tensors(unstacked(merge(split(stacked(start))[0], parameters)))
+    return to_tensors(unstacked(merge(split(stacked(start))[0], parameters)))
 
 
 def assert_same_weights(workdir, tensors):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pabee_jax import EarlyExitClassifier, InputError, storage
+from pabee_jax import EarlyExitClassifier, InputError
+from pabee_jax.io import storage
 from pabee_jax.training import digests, run_directory
 from runs import REPOSITORY, metrics_of, outputs, run_config, start_all, weights_of
 

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from helpers import random_batch, tiny_model
-from pabee_jax import parallel
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import merge, split, stacked
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import merge, split, stacked
 from pabee_jax.training.config import DistillConfig, LossConfig, TrainConfig, check
 from pabee_jax.training.loss import distillation_losses
 from pabee_jax.training.start import prior_bias
@@ -77,7 +77,7 @@ def by_exit(parameters, pooler):
 def changed(before, after, pooler):
     before, after = by_exit(before, pooler), by_exit(after, pooler)
     # A key bias has no true gradient; whether rounding moves it is nobody's business.
-    names = {name for name in before if "key.bias" not in name}
+    names = {name for name in before if "key_projection.bias" not in name}
     return {name for name in names if (before[name] != after[name]).any()}, names
 
 
@@ -273,11 +273,11 @@ def test_everything_at_once_in_bfloat16_on_two_devices():
     losses = {}
     for dtype, devices in (("float32", 1), ("bfloat16", 2)):
         model = EarlyExitModel(shape, dtype=dtype, rngs=nnx.Rngs(0))
-        mesh = parallel.make_mesh(devices)
+        mesh = sharding.make_mesh(devices)
         graph, state = start(model, config)
-        state = parallel.replicate(state, mesh)
+        state = sharding.replicate(state, mesh)
         step = make_train_step(graph, config, STEPS)
-        batch = parallel.shard_batch(labeled_batch(), mesh)
+        batch = sharding.shard_batch(labeled_batch(), mesh)
         found = []
         for index in range(3):  # The rounding grows from step to step.
             state, metrics = step(state, batch, phase_of(config, index, STEPS, EXITS))

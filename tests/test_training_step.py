@@ -11,12 +11,15 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from helpers import REFERENCES, random_batch, tiny_model
-from pabee_jax import checkpoint_files, parallel, weights
-from pabee_jax.config import ModelConfig, read_config_json
+from pabee_jax.checkpoints.files import read_config_json, read_tensors
+from pabee_jax.checkpoints.names import from_tensors, to_tensors
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import merge, split, stacked, unstacked
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training.config import LossConfig, TrainConfig
+from pabee_jax.training.forward import training_logits
 from pabee_jax.training.loss import exit_losses, joint_loss
 from pabee_jax.training.optimizer import learning_rate_schedule, make_adamw
 from pabee_jax.training.step import initial_state, make_train_step
@@ -38,9 +41,9 @@ def small_bert(dtype="float32"):
 
 def reference_model(name):
     folder = REFERENCES / "training" / name
-    values, tensors = read_config_json(folder), checkpoint_files.read_tensors(folder)
+    values, tensors = read_config_json(folder), read_tensors(folder)
     labels = tensors["classifiers.0.weight"].shape[0]
-    return weights.from_tensors(tensors, ModelConfig.from_hugging_face(values, labels))[0]
+    return from_tensors(tensors, ModelConfig.from_hugging_face(values, labels))[0]
 
 
 def reference_batches(name):
@@ -111,7 +114,7 @@ def test_six_steps_equal_pytorch(name):
             what = f"{theirs} of step {index}"
             np.testing.assert_allclose(ours, expected[theirs][index], rtol=1e-4, err_msg=what)
     assert int(state.step) == len(expected["losses"]) == 6
-    ours = weights.to_tensors(unstacked(merge(graph, state.parameters)))
+    ours = to_tensors(unstacked(merge(graph, state.parameters)))
     theirs = load_file(folder / "final.safetensors")
     assert ours.keys() == theirs.keys()
     for key in theirs:
@@ -225,12 +228,12 @@ def test_one_device_and_eight_give_the_same_losses():
     """With dropout: its mask must not depend on how the batch is split."""
 
     def losses(devices):
-        mesh = parallel.make_mesh(devices)
+        mesh = sharding.make_mesh(devices)
         graph, state = start(small_bert())
-        state = parallel.replicate(state, mesh)
+        state = sharding.replicate(state, mesh)
         result = []
         for seed in range(5):
-            batch = parallel.shard_batch(labeled_batch(seed), mesh)
+            batch = sharding.shard_batch(labeled_batch(seed), mesh)
             state, metrics = compiled_step(graph)(state, batch)
             result.append(metrics.exit_losses)
         assert len(metrics.loss.sharding.device_set) == devices
@@ -262,7 +265,7 @@ def test_dropout_is_a_function_of_the_step():
 def test_every_dropout_is_active_in_training(active):
     def logits(**rates):
         model = tiny_model(num_hidden_layers=3, **rates)
-        return jax.jit(all_exit_logits)(stacked(model), random_batch(8), jax.random.key(0))
+        return jax.jit(training_logits)(stacked(model), random_batch(8), jax.random.key(0))
 
     difference = np.abs(logits(**NO_DROPOUT | {active: 0.3}) - logits(**NO_DROPOUT))
     assert (difference.max(axis=(1, 2)) > 1e-3).all(), f"{active} does nothing in training"

@@ -5,20 +5,13 @@ A new one is a class in one of these files, with `@registered("its_name")`: ever
 """
 
 from pabee_jax.criteria.agreement import Divergence, Vote
-from pabee_jax.criteria.base import (
-    CRITERIA,
-    Criterion,
-    ExitCriterion,
-    as_arrays,
-    check,
-    check_task,
-    registered,
-    warn,
-)
+from pabee_jax.criteria.base import Criterion, ExitCriterion
 from pabee_jax.criteria.bounds import FixedLayer, Oracle
 from pabee_jax.criteria.confidence import Entropy, Margin, MaxProbability, PatientConfidence
 from pabee_jax.criteria.patience import Patience
+from pabee_jax.criteria.registry import CRITERIA, as_arrays, registered
 from pabee_jax.criteria.text import describe, from_config, known, name_of, parse, to_config
+from pabee_jax.criteria.validation import check, check_task, warn
 
 __all__ = [
     "CRITERIA",

@@ -7,16 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pabee_jax.criteria.base import (
-    SWEPT_PATIENCES,
-    Criterion,
-    Logits,
-    predictions,
-    quantiles,
-    registered,
-    set_count,
-    set_number,
-)
+from pabee_jax.criteria.base import SWEPT_PATIENCES, Criterion, Logits, predictions, quantiles
+from pabee_jax.criteria.registry import registered
+from pabee_jax.criteria.validation import set_count, set_number
 
 
 class DivergenceState(NamedTuple):

@@ -7,13 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pabee_jax.criteria.base import (
-    Criterion,
-    predictions,
-    registered,
-    set_count,
-    set_number,
-)
+from pabee_jax.criteria.base import Criterion, predictions
+from pabee_jax.criteria.registry import registered
+from pabee_jax.criteria.validation import set_count, set_number
 
 
 @registered("fixed_layer")

@@ -12,15 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pabee_jax.criteria.base import (
-    SWEPT_PATIENCES,
-    Criterion,
-    Logits,
-    quantiles,
-    registered,
-    set_count,
-    set_number,
-)
+from pabee_jax.criteria.base import SWEPT_PATIENCES, Criterion, Logits, quantiles
+from pabee_jax.criteria.registry import registered
+from pabee_jax.criteria.validation import set_count, set_number
 
 
 def normalised_entropy(logits: Logits) -> Float[Array, " rows"]:
@@ -71,7 +65,7 @@ class _Threshold(Criterion):
 
     @classmethod
     def families(cls, logits, count):
-        thresholds = quantiles(jax.vmap(cls.measure)(logits), count)
+        thresholds = quantiles(jax.vmap(cls.measure)(jnp.asarray(logits)), count)
         return {"": [cls(each) for each in thresholds[:: 1 if cls.sure_when_low else -1]]}
 
 
@@ -136,7 +130,7 @@ class PatientConfidence(Criterion):
 
     @classmethod
     def families(cls, logits, count):
-        thresholds = quantiles(jax.vmap(normalised_entropy)(logits), count)
+        thresholds = quantiles(jax.vmap(normalised_entropy)(jnp.asarray(logits)), count)
         return {
             f"patience {patience}": [cls(patience, threshold) for threshold in thresholds]
             for patience in SWEPT_PATIENCES[: len(logits) - 1]

@@ -7,15 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pabee_jax.criteria.base import (
-    SWEPT_PATIENCES,
-    Criterion,
-    predictions,
-    quantiles,
-    registered,
-    set_count,
-    set_number,
-)
+from pabee_jax.criteria.base import SWEPT_PATIENCES, Criterion, predictions, quantiles
+from pabee_jax.criteria.registry import registered
+from pabee_jax.criteria.validation import set_count, set_number
 
 
 class PatienceState(NamedTuple):

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pabee_jax.criteria.base import CRITERIA, ExitCriterion
+from pabee_jax.criteria.base import ExitCriterion
+from pabee_jax.criteria.registry import CRITERIA
 from pabee_jax.errors import InputError
 
 

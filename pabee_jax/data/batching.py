@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pabee_jax.data.tokenization import Dataset
+from pabee_jax.data.dataset import Dataset
 
 Block = TypeVar("Block")
 # Batches that are sorted by length together: enough to be even, few enough to stay random.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pabee_jax import storage
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError
+from pabee_jax.io import storage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pabee_jax import storage
 from pabee_jax.data.files import Table, tsv_rows
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError
+from pabee_jax.io import storage
 
 _HUB_ID = "nyu-mll/glue"
 _PROBE_SECONDS = 5.0

@@ -1,15 +1,15 @@
-"""From a run's configuration to its task."""
+"""From a configuration to its task."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pabee_jax.data import demo, files, glue
+from pabee_jax.data.config import DataConfig
 from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
-from pabee_jax.training.config import TrainConfig
 
 
-def load_task(config: TrainConfig, label_names: Sequence[str] = ()) -> Task:
+def load_task(config: DataConfig, label_names: Sequence[str] = ()) -> Task:
     """The task that `config.task` names; its rows are read later, split by split.
 
     Args:

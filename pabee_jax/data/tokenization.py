@@ -1,7 +1,5 @@
 """Text -> arrays of token ids, through Hugging Face tokenizers."""
 
-import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,58 +8,11 @@ from typing import Any
 import numpy as np
 import transformers
 
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.errors import InputError
 
 Tokenizer = Any
 VOCABULARY_FILES = ("vocab.txt", "spiece.model")
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Tokenised rows in memory, padded to the longest of them.
-
-    Attributes:
-        input_ids: (N, S) int32.
-        attention_mask: (N, S) int8, 1 where there is a token.
-        token_type_ids: (N, S) int8, 1 in the second text of a pair.
-        labels: (N,) int32 class ids or float32 scores; None when they are hidden.
-    """
-
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-    token_type_ids: np.ndarray
-    labels: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """(N,) one more than the last position that may be attended to; a mask may have holes."""
-        width = self.attention_mask.shape[1]
-        return width - np.argmax(self.attention_mask[:, ::-1] != 0, axis=1)
-
-    def take(self, rows: np.ndarray | slice) -> "Dataset":
-        """Only these rows."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Dataset(*(values[rows] for values in self._tokens), labels)
-
-    def fitted(self, width: int) -> "Dataset":
-        """Cut or padded to `width` tokens."""
-        missing = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
-        return Dataset(*(np.pad(each[:, :width], missing) for each in self._tokens), self.labels)
-
-    def joined(self, other: "Dataset") -> "Dataset":
-        """These rows and, after them, those of another dataset of the same width."""
-        pairs = zip(self._tokens, other._tokens, strict=True)
-        labels = None
-        if self.labels is not None and other.labels is not None:
-            labels = np.concatenate([self.labels, other.labels])
-        return Dataset(*map(np.concatenate, pairs), labels)
-
-    @property
-    def _tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.input_ids, self.attention_mask, self.token_type_ids
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -110,8 +61,8 @@ def encode(
     pairs = [None] * len(texts) if pairs is None else pairs
     is_pair = np.array([pair is not None for pair in pairs])
     parts = []
-    for rows in (np.flatnonzero(~is_pair), np.flatnonzero(is_pair)):
-        if len(rows):
+    for rows in (np.flatnonzero(~is_pair).tolist(), np.flatnonzero(is_pair).tolist()):
+        if rows:
             second = [pairs[row] for row in rows] if is_pair[rows[0]] else None
             first = [texts[row] for row in rows]
             parts.append((rows, _encode_alike(tokenizer, first, second, max_length)))

@@ -1,94 +1,52 @@
-"""Driver `full`: every layer runs and every exit answers. The oracle of all other drivers."""
+"""Driver `full`: every layer runs and every exit answers. The test oracle of all other drivers."""
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from pabee_jax.layers import DROPOUT_MASK
-from pabee_jax.model import Batch, EarlyExitModel
+from pabee_jax.drivers.exit_rule import Layer
+from pabee_jax.models.encoder import Batch, EarlyExitModel, Hidden, LayerGroup
 
-_policies = jax.checkpoint_policies
-_PRODUCTS_AND_MASKS = _policies.save_from_both_policies(
-    _policies.dots_saveable, _policies.save_only_these_names(DROPOUT_MASK)
-)
+# (hidden states, layer from 0, its parameters) -> (hidden states, logits of its exit)
+Step = Callable[[Hidden, Layer, LayerGroup], tuple[Hidden, Array]]
 
 
-class GradientScales(NamedTuple):
-    """Factors on gradients in training; the forward pass does not change. Each is (exits,).
-
-    Attributes:
-        exit: on what enters a layer's output from its own exit.
-        path: on what enters it from the layers above.
-    """
-
-    exit: Float[Array, " exits"]
-    path: Float[Array, " exits"]
-
-
-@jax.custom_vjp
-def scale_gradient(x: Array, scale: Array) -> Array:
-    """`x`, whose gradient is multiplied by `scale`."""
-    del scale
-    return x
-
-
-scale_gradient.defvjp(
-    lambda x, scale: (x, scale),
-    lambda scale, gradient: ((scale * gradient).astype(gradient.dtype), jnp.zeros_like(scale)),
-)
-
-
-def all_exit_logits(
-    model: EarlyExitModel,
-    batch: Batch,
-    key: Key[Array, ""] | None = None,
-    gradient_scales: GradientScales | None = None,
-    *,
-    rematerialize: bool | None = None,
-) -> Float[Array, "exits batch classes"]:
-    """Logits of every exit; with a key, dropout is active (training).
-
-    The dropout of layer i depends on `key` and i only. `rematerialize` is for a backward pass:
-    False keeps each layer's matrix products and dropout masks, and computes the rest once more;
-    True keeps only its input (`TrainConfig.rematerialize`); None leaves the choice to the compiler,
-    which keeps all.
-    """
-    config = model.config
-    layers = jnp.arange(config.num_hidden_layers)
-
-    def layer_keys(layer):
-        if key is None:
-            return None, None
-        return jax.random.split(jax.random.fold_in(key, layer + 1))
+def all_exit_logits(model: EarlyExitModel, batch: Batch) -> Float[Array, "exits batch classes"]:
+    """Return the logits of every exit, for inference: without dropout."""
+    hidden, mask = model.embed(batch)
 
     def step(hidden, layer, parameters):
-        layer_key, exit_key = layer_keys(layer)
-        hidden = read = model.layer(parameters, hidden, mask, layer_key)
-        if gradient_scales is not None:
-            read = scale_gradient(hidden, gradient_scales.exit[layer])
-            hidden = scale_gradient(hidden, gradient_scales.path[layer])
-        return hidden, model.exit_logits(layer, read, mask, exit_key)
+        hidden = model.layer(parameters, hidden, mask)
+        return hidden, model.exit_logits(layer, hidden, mask)
 
-    if rematerialize is not None:
-        kept = None if rematerialize else _PRODUCTS_AND_MASKS
-        # Inside a scan the compiler cannot merge the two computations.
-        step = jax.checkpoint(step, policy=kept, prevent_cse=not model.is_stacked)
-    hidden, mask = model.embed(batch, None if key is None else jax.random.fold_in(key, 0))
-    if not model.is_stacked:
+    return over_layers(model, step, hidden)
+
+
+def over_layers(
+    model: EarlyExitModel, step: Step, hidden: Hidden
+) -> Float[Array, "exits batch classes"]:
+    """Call `step` for every layer in turn, and return the logits of all exits.
+
+    For stacked parameters the layers run under `scan`, so that compile time does not grow with
+    depth.
+    """
+    config, groups = model.config, model.groups
+    if not isinstance(groups, LayerGroup):
         logits = []
         for layer, group in enumerate(config.layer_groups):
-            hidden, exit_logits = step(hidden, layer, model.groups[group])
+            hidden, exit_logits = step(hidden, layer, groups[group])
             logits.append(exit_logits)
         return jnp.stack(logits)
 
+    layers = jnp.arange(config.num_hidden_layers)
     if config.num_hidden_groups == config.num_hidden_layers:
-        xs = (layers, model.groups)
+        xs = (layers, groups)
         return jax.lax.scan(lambda hidden, x: step(hidden, *x), hidden, xs)[1]
 
     def shared_step(hidden, x):
         layer, group = x
-        return step(hidden, layer, jax.tree.map(lambda leaf: leaf[group], model.groups))
+        return step(hidden, layer, jax.tree.map(lambda leaf: leaf[group], groups))
 
     return jax.lax.scan(shared_step, hidden, (layers, jnp.array(config.layer_groups)))[1]

@@ -7,8 +7,9 @@ of its batch leaves.
 from jaxtyping import Array, Int
 
 from pabee_jax.criteria import ExitCriterion
-from pabee_jax.drivers.walk import CONTROL, Control, Exits, apply_layer, walk
-from pabee_jax.model import Batch, EarlyExitModel
+from pabee_jax.drivers.exit_rule import Exits
+from pabee_jax.drivers.layer_loop import CONTROL, Control, apply_layer, run_layers
+from pabee_jax.models.encoder import Batch, EarlyExitModel
 
 
 def early_exit(
@@ -33,4 +34,4 @@ def early_exit(
         hidden = apply_layer(model, layer, hidden, mask)
         return hidden, model.exit_logits(layer, hidden, mask)
 
-    return walk(model, hidden, mask, criterion, row, run_layer, control)
+    return run_layers(model, hidden, mask, criterion, row, run_layer, control)

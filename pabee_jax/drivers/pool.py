@@ -20,16 +20,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from pabee_jax.criteria import ExitCriterion
-from pabee_jax.drivers.walk import (
+from pabee_jax.drivers.exit_rule import Exits
+from pabee_jax.drivers.layer_loop import (
     CONTROL,
     Control,
-    Exits,
     Layer,
     apply_layer,
-    no_logits,
-    walk,
+    run_layers,
+    zero_logits,
 )
-from pabee_jax.model import Batch, EarlyExitModel, Hidden, KeysValues, Mask, Queries, attention_mask
+from pabee_jax.models.encoder import (
+    Batch,
+    EarlyExitModel,
+    Hidden,
+    KeysValues,
+    Mask,
+    Queries,
+    attention_mask,
+)
 
 Carry = TypeVar("Carry")
 # Of the layer that was started last: the hidden states that enter it, and their keys and values.
@@ -78,12 +86,12 @@ def pooled_early_exit(
             carried = jax.tree.map(lambda values, each: _put(values, rows, each), carried, part)
             return carried, _put(logits, rows, part_logits)
 
-        return _in_chunks(~done, chunk_size, run_chunk, (carried, no_logits(model, mask)))
+        return _in_chunks(~done, chunk_size, run_chunk, (carried, zero_logits(model, mask)))
 
     keys_values = (hidden.reshape(heads), hidden.reshape(heads))
     hidden = _in_chunks(jnp.any(mask, axis=1), chunk_size, embed_chunk, hidden)
     carried = (hidden, keys_values) if reads_first_token else hidden
-    return walk(model, carried, mask, criterion, row, run_layer, control)
+    return run_layers(model, carried, mask, criterion, row, run_layer, control)
 
 
 def _whole_layer(

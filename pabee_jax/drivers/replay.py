@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from pabee_jax.criteria import ExitCriterion, as_arrays
-from pabee_jax.drivers.plan import next_power_of_two
+from pabee_jax.drivers import exit_rule
+from pabee_jax.drivers.shapes import next_power_of_two
 from pabee_jax.errors import InputError
 
 # Settings of a criterion that are replayed together; more of them need more memory at a time.
@@ -16,27 +17,19 @@ _SETTINGS_TOGETHER = 64
 
 
 def _replay(criterion, logits):
-    exits, rows, _ = logits.shape
+    num_layers, rows, _ = logits.shape
 
-    def step(carry, x):
-        state, done, exit_layer, exit_logits = carry
+    def step(state, x):
         layer, logits = x
-        state, wants_exit = criterion.update(state, logits, layer)
-        leaves = ~done & (wants_exit | (layer == exits))
-        exit_layer = jnp.where(leaves, layer, exit_layer)
-        exit_logits = jnp.where(leaves[:, None], criterion.answer(state, logits), exit_logits)
-        return (state, done | leaves, exit_layer, exit_logits), None
+        return exit_rule.update(criterion, state, logits, layer, num_layers), None
 
     nothing = jnp.zeros_like(logits[0])
-    start = (
-        criterion.init(nothing, jnp.arange(rows)),
-        jnp.zeros(rows, bool),
-        jnp.zeros(rows, jnp.int32),
-        nothing,
+    state = exit_rule.initial_state(
+        criterion, nothing, jnp.arange(rows), done=jnp.zeros(rows, bool)
     )
-    layers = jnp.arange(1, exits + 1, dtype=jnp.int32)
-    (_, _, exit_layer, exit_logits), _ = jax.lax.scan(step, start, (layers, logits))
-    return exit_layer, exit_logits
+    layers = jnp.arange(1, num_layers + 1, dtype=jnp.int32)
+    state, _ = jax.lax.scan(step, state, (layers, logits))
+    return state.exit_layer, state.logits
 
 
 _replay_one = jax.jit(_replay)

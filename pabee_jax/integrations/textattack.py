@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-from pabee_jax.classifier import EarlyExitClassifier
-from pabee_jax.data.inputs import Text
+from pabee_jax.analysis.robustness import Effect
 from pabee_jax.errors import InputError
-from pabee_jax.evaluation.robustness import Effect
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.inference.inputs import Text
 
 try:
     from textattack.models.wrappers import ModelWrapper  # pyright: ignore[reportMissingImports]

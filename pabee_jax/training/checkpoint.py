@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from pabee_jax import processes, storage
+from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
+from pabee_jax.io import storage
 from pabee_jax.training import digests
 from pabee_jax.training.step import Parameters, TrainState
 
@@ -41,14 +43,16 @@ class Checkpoints:
     def __init__(self, directory: epath.Path, *, read_only: bool = False):
         """With `read_only` nothing is cleaned up or set aside: a run may be writing there."""
         self._directory, self._read_only = directory, read_only
-        policies = ocp.training.preservation_policies
+        # Any: the library's annotations of its own policies contradict each other.
+        policies: Any = ocp.training.preservation_policies
+        save_always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self._checkpointer = ocp.training.Checkpointer(
             storage.absolute(directory),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            save_decision_policy=save_always,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(_KEEP_LAST),
-                    # Its default keeps every checkpoint that has no metrics, for ever.
+                    # The library's default keeps every checkpoint that has no metrics.
                     policies.BestN(
                         get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
                     ),
@@ -90,10 +94,11 @@ class Checkpoints:
             SaveFailed: this one or the one before could not be written, and why.
         """
         self._settle()
-        step, metrics = int(state.step), None if score is None else {"score": score}
+        step = int(state.step)
+        metrics: Any = None if score is None else {"score": score}
         with self._failing(step):
             saving = self._checkpointer.save_checkpointables_async(
-                step, _parts(state), metrics=metrics
+                step, _stored(_parts(state)), metrics=metrics
             )
         if saving is not None:
             self._saving = self._background.submit(self._finish, saving, step)
@@ -167,7 +172,8 @@ class Checkpoints:
 
     def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self._checkpointer.load_checkpointables(step, _abstract(like))
+            stored = self._checkpointer.load_checkpointables(step, _abstract(_stored(like)))
+            return _loaded(stored)
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"the checkpoint of step {step} in {self._directory} does not hold the arrays that "
@@ -184,6 +190,25 @@ class Checkpoints:
             # It would raise again what has been told already.
             with contextlib.suppress(*[Exception] if self._failed else ()):
                 self._checkpointer.close()
+
+
+def _stored(tree: dict[str, Any]) -> dict[str, Any]:
+    """The same arrays under the names that checkpoints store; they are those of version 0.1."""
+    return _renamed(tree, r"\.(query|key|value)_projection\.", r".\1.")
+
+
+def _loaded(tree: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_stored`."""
+    return _renamed(tree, r"\.(query|key|value)\.", r".\1_projection.")
+
+
+def _renamed(tree: Any, pattern: str, replacement: str) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        re.sub(pattern, replacement, name): _renamed(value, pattern, replacement)
+        for name, value in tree.items()
+    }
 
 
 def _free_name(folder: epath.Path) -> epath.Path:

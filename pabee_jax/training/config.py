@@ -3,30 +3,12 @@
 import dataclasses
 from typing import Any
 
-from pabee_jax.config import EXIT_CHOICES
+from pabee_jax.data.config import DataConfig
 from pabee_jax.errors import InputError
+from pabee_jax.models.config import EXIT_CHOICES
 
 # Fields that say where on a machine something is; each process of a run may have its own copies.
 PLACES = ("model", "data_dir", "files.train", "files.dev", "files.test")
-
-
-@dataclasses.dataclass
-class FilesConfig:
-    """A user's own files (task "files").
-
-    Attributes:
-        train, dev, test: paths (.csv, .tsv, .jsonl, .json, .parquet), relative to `data_dir`.
-        text, text_pair, label: column names; `text_pair` empty for single texts.
-        regression: the label is a score, not a class.
-    """
-
-    train: str = ""
-    dev: str = ""
-    test: str = ""
-    text: str = "text"
-    text_pair: str = ""
-    label: str = "label"
-    regression: bool = False
 
 
 @dataclasses.dataclass
@@ -85,15 +67,13 @@ class DistillConfig:
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class TrainConfig(DataConfig):
     """One training run.
 
     Attributes:
-        task: "demo", "files" or one of GLUE's nine.
+        task, data_dir, files: see `DataConfig`.
         model: hub id, directory or `gs://` address of the encoder; empty: from scratch.
-        data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`. For
-            task "files" the folder that their paths are relative to.
-        files, scratch, mesh, loss, distill: see their classes.
+        scratch, mesh, loss, distill: see their classes.
         strategy: which exits learn when: "joint", all of them always (PABEE); "two_stage", first
             the last exit with the encoder, then the others with all else frozen (DeeBERT);
             "alternating", odd steps the last exit alone and even steps all (BERxiT); "last_first",
@@ -132,10 +112,7 @@ class TrainConfig:
         export: which parameters the finished run directory holds: "last", or "best" on dev.
     """
 
-    task: str = ""
     model: str = ""
-    data_dir: str = ""
-    files: FilesConfig = dataclasses.field(default_factory=FilesConfig)
     scratch: ScratchConfig = dataclasses.field(default_factory=ScratchConfig)
     max_seq_length: int = 128
     batch_size: int = 32

@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from pabee_jax import storage
-from pabee_jax.atomic import write_atomically
+from pabee_jax.io import storage
+from pabee_jax.io.atomic import write_atomically
 
 _FILE = "digests.json"
 

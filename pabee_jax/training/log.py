@@ -10,9 +10,9 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from pabee_jax import processes, storage
-from pabee_jax.atomic import write_atomically
-from pabee_jax.evaluation.metrics import nan_to_null
+from pabee_jax.distributed import processes
+from pabee_jax.io import storage, strict_json
+from pabee_jax.io.atomic import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -48,7 +48,7 @@ class MetricsLog:
         """Logs nested dicts of numbers and lists of numbers."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **nan_to_null(values)}) + "\n")
+        self._file.write(strict_json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._tensorboard:
             for tag, value in _flat(values):

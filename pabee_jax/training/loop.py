@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from pabee_jax import parallel, processes, storage
+from pabee_jax.analysis import metrics
+from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
 from pabee_jax.data.batching import (
     assemble,
     by_bucket,
@@ -22,12 +23,12 @@ from pabee_jax.data.batching import (
     steps_per_epoch,
     training_batch,
 )
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.load import load_task
-from pabee_jax.data.tokenization import Dataset
+from pabee_jax.distributed import processes, sharding
 from pabee_jax.errors import InputError, Preempted
-from pabee_jax.evaluation import metrics
-from pabee_jax.parameters import merge, split, stacked, unstacked
-from pabee_jax.pretrained import Pretrained, save_pretrained
+from pabee_jax.io import storage
+from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import TrainConfig, check
@@ -69,13 +70,13 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
     check(config)
     workdir = storage.path_of(workdir)
     run_directory.check(workdir, config, overwrite=overwrite)
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
-    parallel.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+    sharding.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
     task = load_task(config)
     examples = {name: labeled_examples(task, name) for name in ("train", "dev")}
     start = starting_point(config, task, examples["train"])
     shard_parameters = config.mesh.shard_parameters
-    parallel.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
+    sharding.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
     check_same_everywhere(config, start, data)
     if processes.is_first():
@@ -103,8 +104,8 @@ class _Run:
         self.num_exits = start.model.config.num_hidden_layers
         self.graph, parameters = split(stacked(start.model))
         state = initial_state(parameters, config)
-        where = parallel.shardings(state, mesh, shard_parameters=config.mesh.shard_parameters)
-        self.state = parallel.put(state, where)
+        where = sharding.shardings(state, mesh, shard_parameters=config.mesh.shard_parameters)
+        self.state = sharding.put(state, where)
         self.speed = Speed(start.model.config, mesh.size)
         self.train_step = make_train_step(self.graph, config, self.total_steps, where)
         self.eval_step = make_eval_step(self.graph, mesh)
@@ -174,11 +175,11 @@ class _Run:
             config.seed,
             step,
             order=config.order,
-            part=parallel.process_rows(size, self.mesh),
+            part=sharding.process_rows(size, self.mesh),
         )
         rows = rows_of_step(self.training_data, size, config.seed, step, config.order)
         tokens = int(self.training_data.lengths[rows].sum())
-        return tokens, parallel.shard_batch(batch, self.mesh, size)
+        return tokens, sharding.shard_batch(batch, self.mesh, size)
 
     def _evaluate_and_save(self, stops: bool) -> None:
         """What is due after this step; a run that stops saves in any case."""
@@ -234,8 +235,9 @@ class _Run:
         """Every exit on dev; returns the last exit's primary metric on the first part."""
         results = {}
         for name, dataset in self.dev_data.items():
-            logits = self.all_exit_logits(dataset)
-            exits = [metrics.compute(self.task.metrics, exit, dataset.labels) for exit in logits]
+            labels, logits = dataset.labels, self.all_exit_logits(dataset)
+            assert labels is not None  # `labeled_examples` checked it.
+            exits = [metrics.compute(self.task.metrics, exit, labels) for exit in logits]
             results[name] = {
                 metric: [values[metric] for values in exits] for metric in self.task.metrics
             }
@@ -250,10 +252,10 @@ class _Run:
         shape = self.start.model.config
         result = np.empty((shape.num_hidden_layers, len(dataset), shape.num_labels), np.float32)
         for rows, part in by_bucket([dataset], size, self.buckets):
-            mine = parallel.process_rows(size, self.mesh)
+            mine = sharding.process_rows(size, self.mesh)
             here = np.arange(len(part))[mine]
             batch = assemble(part, here, mine.stop - mine.start, part.input_ids.shape[1])
-            batch = parallel.shard_batch(batch, self.mesh, size)
+            batch = sharding.shard_batch(batch, self.mesh, size)
             logits = self.eval_step(self.state.parameters, batch)
             result[:, rows] = np.asarray(logits)[:, : len(rows)]
         return result
@@ -264,7 +266,7 @@ class _Run:
         if self.config.export == "best" and self.checkpoints.best is not None:
             step = self.checkpoints.best
             parameters = self.checkpoints.parameters(step, parameters)
-        gather = jax.jit(lambda tree: tree, out_shardings=parallel.replicated(self.mesh))
+        gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
         parameters = jax.device_get(gather(parameters))
         if processes.is_first():
             model = unstacked(merge(self.graph, parameters))

@@ -10,9 +10,10 @@ import jax
 from etils import epath
 from flax import traverse_util
 
-from pabee_jax import processes, storage
-from pabee_jax.atomic import temporary_of, write_atomically
+from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
+from pabee_jax.io import storage
+from pabee_jax.io.atomic import temporary_of, write_atomically
 from pabee_jax.training.config import PLACES, TrainConfig
 from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 

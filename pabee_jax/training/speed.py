@@ -4,8 +4,8 @@ import time
 
 import jax
 
-from pabee_jax import flops
-from pabee_jax.config import ModelConfig
+from pabee_jax.models import flops
+from pabee_jax.models.config import ModelConfig
 
 
 class Speed:

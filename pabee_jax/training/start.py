@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from pabee_jax import processes
-from pabee_jax.config import ModelConfig
+from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from pabee_jax.data import demo
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.data.tokenization import Dataset
+from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
-from pabee_jax.model import EarlyExitModel
-from pabee_jax.parameters import split
-from pabee_jax.pretrained import Pretrained, load_pretrained
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import split
 from pabee_jax.training.config import PLACES, TrainConfig, refuse_changed
 
 
@@ -55,6 +55,7 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
     bias = None
     if config.classifier_bias == "prior":
         (examples,) = training.values()
+        assert examples.labels is not None  # `labeled_examples` checked it.
         bias = prior_bias(examples.labels, task.num_labels)
     if config.model:
         start = load_pretrained(
@@ -112,7 +113,7 @@ def check_same_everywhere(
 def _digest(arrays: Any) -> str:
     digest = hashlib.sha256()
     for array in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

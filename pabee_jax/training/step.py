@@ -11,11 +11,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from pabee_jax import parallel
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.model import Batch
-from pabee_jax.parameters import Structure, merge
+from pabee_jax.models.encoder import Batch
+from pabee_jax.models.parameters import Structure, merge
 from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.forward import training_logits
 from pabee_jax.training.loss import distillation_losses, exit_losses, joint_loss
 from pabee_jax.training.optimizer import learning_rate_schedule, make_adamw, make_clipping
 from pabee_jax.training.strategy import gradient_scales, join_parts, split_parts
@@ -73,7 +74,7 @@ def make_train_step(
     def loss_of(trained, frozen, batch, count, key, phase):
         model = merge(graph, join_parts(frozen | trained))
         scales, again = gradient_scales(phase), config.rematerialize
-        logits = all_exit_logits(model, batch, key, scales, rematerialize=again)
+        logits = training_logits(model, batch, key, scales, rematerialize=again)
         losses = exit_losses(logits, batch["labels"], batch["valid"], count)
         total = losses
         if config.distill.weight:
@@ -113,7 +114,8 @@ def make_train_step(
         for part, values in trained.items():
             updates, moments[part] = adamw.update(clipped[part], moments[part], values)
             updates = jax.tree.map(lambda update: rate * update, updates)
-            trained[part] = optax.apply_updates(values, updates)
+            updated: Any = optax.apply_updates(values, updates)
+            trained[part] = updated
         parameters = join_parts(parts | trained)
         metrics = StepMetrics(loss, losses, norm, rate)
         new = TrainState(state.step + 1, parameters, moments)
@@ -144,7 +146,7 @@ def make_eval_step(
     def eval_step(parameters, batch):
         return all_exit_logits(merge(graph, parameters), batch)
 
-    return jax.jit(eval_step, out_shardings=mesh and parallel.replicated(mesh))
+    return jax.jit(eval_step, out_shardings=mesh and sharding.replicated(mesh))
 
 
 @jax.jit

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pabee_jax.config import exit_modules
-from pabee_jax.drivers.full import GradientScales
+from pabee_jax.models.config import exit_modules
 from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.forward import GradientScales
 
 # The parameters of all exits together, of the early exits, and of the last one.
 PARTS = ("shared", "early", "last")

@@ -1,0 +1,52 @@
+"""GLUE's metrics from scikit-learn and scipy, by the names that tasks use."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy import stats
+from sklearn import metrics as sk
+
+from pabee_jax.inference.predictions import predictions_of
+
+
+def _correlation(measure) -> Callable:
+    def score(labels, predictions):
+        with warnings.catch_warnings():
+            # Of constant predictions there is no correlation: that is NaN, not a warning.
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            return measure(labels, predictions).statistic if len(labels) > 1 else math.nan
+
+    return score
+
+
+def _f1(labels, predictions, **options) -> Any:
+    # The library's stubs know the strings of zero_division only, not its numbers.
+    return sk.f1_score(labels, predictions, zero_division=0.0, **options)  # pyright: ignore[reportArgumentType]
+
+
+METRICS: dict[str, Callable] = {
+    "accuracy": sk.accuracy_score,
+    "f1": _f1,
+    "macro_f1": functools.partial(_f1, average="macro"),
+    "matthews": sk.matthews_corrcoef,
+    "pearson": _correlation(stats.pearsonr),
+    "spearman": _correlation(stats.spearmanr),
+}
+
+
+def compute(
+    names: Sequence[str],
+    logits: Float[np.ndarray, "rows classes"],
+    labels: Shaped[np.ndarray, " rows"],
+) -> dict[str, float]:
+    """The named metrics of (rows, classes) logits; one class means the logits are scores.
+
+    Fractions, not percentages. A correlation of constant predictions is NaN.
+    """
+    predictions = predictions_of(logits)
+    return {name: float(METRICS[name](labels, predictions)) for name in names}

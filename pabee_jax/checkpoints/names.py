@@ -1,0 +1,250 @@
+"""Checkpoint names and layouts <-> our parameters, both ways.
+
+Every one of our parameters has one name in a PyTorch checkpoint, given by a table of regular
+expressions per family. Loading asks the checkpoint for the names our parameters have; saving
+writes those names. They are PyTorch PABEE's, which are Hugging Face's plus `classifiers.{i}`. Exits
+that PyTorch PABEE cannot compute have names of our own, so that it does not load them in silence:
+`exit_classifiers.{i}`, and `exit_poolers.{i}` where every exit has its own.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx, traverse_util
+
+from pabee_jax.errors import InputError
+from pabee_jax.models.config import ModelConfig, exit_modules
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.parameters import merge, split
+
+Tensors = Mapping[str, np.ndarray]
+
+# Our module path -> PyTorch's. The parts of a layer differ in name only.
+_COMMON = [
+    (r"embeddings\.word", r"embeddings.word_embeddings"),
+    (r"embeddings\.position", r"embeddings.position_embeddings"),
+    (r"embeddings\.token_type", r"embeddings.token_type_embeddings"),
+    (r"embeddings\.norm", r"embeddings.LayerNorm"),
+]
+_BERT_LAYER = r"groups\.(\d+)\.inner\.0\."
+_ALBERT_LAYER = r"groups\.(\d+)\.inner\.(\d+)\."
+_IN_BERT = r"encoder.layer.\1."
+_IN_ALBERT = r"encoder.albert_layer_groups.\1.albert_layers.\2."
+MODULE_NAMES = {
+    "bert": [
+        *_COMMON,
+        (_BERT_LAYER + r"(query|key|value)_projection", _IN_BERT + r"attention.self.\2"),
+        (_BERT_LAYER + r"attention_output", _IN_BERT + r"attention.output.dense"),
+        (_BERT_LAYER + r"attention_norm", _IN_BERT + r"attention.output.LayerNorm"),
+        (_BERT_LAYER + r"intermediate", _IN_BERT + r"intermediate.dense"),
+        (_BERT_LAYER + r"output", _IN_BERT + r"output.dense"),
+        (_BERT_LAYER + r"output_norm", _IN_BERT + r"output.LayerNorm"),
+        (r"pooler", r"pooler.dense"),
+    ],
+    "albert": [
+        *_COMMON,
+        (r"embeddings\.projection", r"encoder.embedding_hidden_mapping_in"),
+        (_ALBERT_LAYER + r"(query|key|value)_projection", _IN_ALBERT + r"attention.\3"),
+        (_ALBERT_LAYER + r"attention_output", _IN_ALBERT + r"attention.dense"),
+        (_ALBERT_LAYER + r"attention_norm", _IN_ALBERT + r"attention.LayerNorm"),
+        (_ALBERT_LAYER + r"intermediate", _IN_ALBERT + r"ffn"),
+        (_ALBERT_LAYER + r"output", _IN_ALBERT + r"ffn_output"),
+        (_ALBERT_LAYER + r"output_norm", _IN_ALBERT + r"full_layer_layer_norm"),
+        (r"pooler", r"pooler"),
+    ],
+}
+# Our leaf -> PyTorch's. Flax modules saved by Hugging Face use our leaf names.
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_OLD_NAMES = [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
+# PABEE's classifiers, and those of exits that PyTorch PABEE does not have.
+CLASSIFIERS_NAMES = ("classifiers", "exit_classifiers")
+# What a checkpoint may lack: these start from scratch. An encoder with a hole in it is an error.
+_MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers|exit_classifiers)\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """How a checkpoint fitted the model; names are PyTorch's without the family prefix.
+
+    Attributes:
+        missing: parameters that the checkpoint lacks; they were initialised from the seed.
+        unexpected: what the checkpoint holds and the model has no place for (an MLM head, say).
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def from_tensors(
+    tensors: Tensors,
+    config: ModelConfig,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    classifier_bias: np.ndarray | None = None,
+    source: str = "the checkpoint",
+) -> tuple[EarlyExitModel, LoadReport]:
+    """Builds the model from a checkpoint's tensors, as `checkpoint_files.read_tensors` gives them.
+
+    Args:
+        dtype: compute type; the parameters are float32.
+        seed: for the parameters that are missing (pooler, classifiers).
+        classifier_bias: (C,) where classifiers that are missing start; absent, at 0.
+        source: how messages name the checkpoint.
+
+    Raises:
+        InputError: a tensor of the wrong shape, or an encoder parameter that is missing.
+    """
+    tensors = {canonical_name(name): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if "position_ids" not in name}
+    graph, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
+    loaded, missing, used = {}, {}, set()
+    for path, shape in shapes.items():
+        names = _names_in(tensors, path, config)
+        used.update(names)
+        absent = [name for name in names if name not in tensors]
+        if absent and len(absent) < len(names):
+            raise InputError(
+                f"{source} has {names[0].split('.')[0]} for some exits, but lacks {_listed(absent)}"
+            )
+        if absent:
+            missing[path] = list(dict.fromkeys(absent))
+            continue
+        per_exit = _is_per_exit(path, config)
+        expected = shape.shape[1:] if per_exit else shape.shape
+        parts = [_checked(tensors[name], name, path, expected, source) for name in names]
+        loaded[path] = np.stack(parts) if per_exit else parts[0]
+    absent_names = [name for names in missing.values() for name in names]
+    _refuse_holes(absent_names, source)
+    loaded |= _initial_values(config, dtype, seed, tuple(missing))
+    if classifier_bias is not None and "classifiers.bias" in missing:
+        loaded["classifiers.bias"] += classifier_bias
+    loaded = {path: jnp.asarray(value, jnp.float32) for path, value in loaded.items()}
+    report = LoadReport(tuple(absent_names), tuple(sorted(tensors.keys() - used)))
+    return merge(graph, loaded), report
+
+
+def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
+    """The parameters of an unstacked model under their names in a checkpoint, in float32."""
+    prefix = model.config.family
+    result = {}
+    for path, value in split(model)[1].items():
+        value = np.asarray(value, np.float32)
+        names = torch_names(path, model.config)
+        if _is_per_exit(path, model.config):
+            result |= {
+                name: _transposed(part, path) for name, part in zip(names, value, strict=True)
+            }
+        else:
+            result[f"{prefix}.{names[0]}"] = _transposed(value, path)
+    return result
+
+
+def canonical_name(name: str) -> str:
+    """A checkpoint's tensor name without wrappers and family prefix, with today's leaf names."""
+    name = re.sub(r"^(module\.)?((bert|albert)\.)?", "", name)
+    for old, new in _OLD_NAMES:
+        name = re.sub(old, new, name)
+    return name
+
+
+def from_flax_names(parameters: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a Hugging Face Flax checkpoint under PyTorch's names and layouts."""
+    for path, value in traverse_util.flatten_dict(parameters).items():
+        path = tuple(part for part in path if part != "layers")  # Flax ALBERT's list wrappers.
+        *modules, leaf = map(str, path)
+        name = ".".join((*modules, _LEAF_NAMES.get(leaf, leaf)))
+        yield name, _transposed(np.asarray(value), leaf)
+
+
+def log_report(report: LoadReport, source: str) -> None:
+    """Says what was missing or unused, by name."""
+    if report.missing:
+        logging.warning("%s lacks %s: started from scratch", source, _listed(report.missing))
+    if report.unexpected:
+        logging.warning("%s also holds %s: not used", source, _listed(report.unexpected))
+
+
+def torch_names(path: str, config: ModelConfig) -> list[str]:
+    """The names of one of our parameters in a checkpoint: one, or one per exit."""
+    module, _, leaf = path.rpartition(".")
+    leaf = _LEAF_NAMES[leaf]
+    if _is_per_exit(path, config):
+        name = {"classifiers": classifiers_name(config), "pooler": "exit_poolers"}[module]
+        return [f"{name}.{exit}.{leaf}" for exit in range(config.num_hidden_layers)]
+    for pattern, replacement in MODULE_NAMES[config.family]:
+        match = re.fullmatch(pattern, module)
+        if match:
+            return [f"{match.expand(replacement)}.{leaf}"]
+    raise KeyError(f"no checkpoint name for parameter {path}")
+
+
+def _names_in(tensors: Tensors, path: str, config: ModelConfig) -> list[str]:
+    """The names under which these tensors can hold one of our parameters."""
+    names = torch_names(path, config)
+    if path.startswith("pooler.") and not any(name in tensors for name in names):
+        # Every exit starts from the encoder's own pooler, as in DeeBERT.
+        return torch_names(path, dataclasses.replace(config, exit_pooler="shared")) * len(names)
+    return names
+
+
+def classifiers_name(config: ModelConfig) -> str:
+    """What a checkpoint calls the classifiers of such exits."""
+    return CLASSIFIERS_NAMES[0 if config.is_pabee else 1]
+
+
+def _is_per_exit(path: str, config: ModelConfig) -> bool:
+    return path.partition(".")[0] in exit_modules(config.exit_pooler)
+
+
+def _transposed(value: np.ndarray, path: str) -> np.ndarray:
+    """PyTorch's Linear keeps (out, in), ours (in, out)."""
+    return value.T if path.endswith("kernel") else value
+
+
+def _checked(tensor: np.ndarray, name: str, path: str, shape: tuple, source: str) -> np.ndarray:
+    value = _transposed(tensor, path)
+    if value.shape != shape and path.startswith("classifiers."):
+        raise InputError(
+            f"{source}: {name} has {tensor.shape[0]} outputs, but {shape[-1]} are asked for (by "
+            "num_labels, or by the task)"
+        )
+    if value.shape != shape:
+        # Told in the checkpoint's own layout.
+        expected = shape[::-1] if path.endswith("kernel") else shape
+        raise InputError(
+            f"{source}: {name} has shape {tensor.shape}, but config.json asks for {expected}"
+        )
+    return value
+
+
+def _initial_model(config: ModelConfig, dtype: str, seed: int) -> EarlyExitModel:
+    return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+@functools.partial(jax.jit, static_argnums=range(4))
+def _initial_values(config: ModelConfig, dtype: str, seed: int, paths: tuple[str, ...]):
+    """Initial values of some parameters only: the compiler drops the others."""
+    parameters = split(_initial_model(config, dtype, seed))[1]
+    return {path: parameters[path] for path in paths}
+
+
+def _refuse_holes(missing: list[str], source: str) -> None:
+    holes = [name for name in missing if not _MAY_BE_MISSING.match(name)]
+    if holes:
+        raise InputError(
+            f"{source} lacks {len(holes)} of the encoder's parameters ({_listed(holes)}): it is "
+            "not a checkpoint of the model that its config.json describes"
+        )
+
+
+def _listed(names, most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

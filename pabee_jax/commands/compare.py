@@ -1,0 +1,119 @@
+"""Compares runs that `evaluate` has been through.
+
+pabee-jax compare runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1
+
+Runs that differ only in their seed are pooled (median and range). Groups that differ in anything
+else are compared with the first group on the same rows, with paired bootstrap intervals.
+"""
+
+import dataclasses
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from pabee_jax.analysis.comparison import Run, compared, grouped
+from pabee_jax.analysis.metrics import METRICS
+from pabee_jax.commands import command_line
+from pabee_jax.commands.options import define_flags, option, read_flags
+from pabee_jax.criteria import ExitCriterion, FixedLayer, Patience, check, parse
+from pabee_jax.errors import InputError
+from pabee_jax.io import storage
+from pabee_jax.reports import files, plots, tables
+from pabee_jax.training import run_directory
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """The options of `compare`; each field is a flag."""
+
+    criterion: tuple[str, ...] = option(
+        "A setting, as in patience:patience=3; may be given several times.", ()
+    )
+    metric: str = option("Metric to compare; by default the task's first.", "")
+    output: str = option("Directory of the results.", "comparison")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `pabee-jax compare`."""
+    argv = sys.argv if argv is None else argv
+    define_flags(CompareOptions)
+
+    def run(arguments: Sequence[str]) -> None:
+        if len(arguments) < 2:
+            raise InputError("the run directories are missing: pabee-jax compare RUN RUN ...")
+        options = read_flags(CompareOptions)
+        settings = [parse(text) for text in options.criterion]
+        compare(arguments[1:], settings, options.metric, storage.path_of(options.output))
+
+    command_line.run(run, argv, __doc__, positional=True)
+
+
+def compare(
+    paths: Sequence[str], settings: Sequence[ExitCriterion], metric: str, output: epath.Path
+) -> None:
+    """Print the table, and write compare.csv, compare.json and compare.png into `output`.
+
+    Args:
+        paths: run directories.
+        settings: if empty, full depth and every patience that can save a layer, or every layer if
+            the task is a regression.
+        metric: if empty, the task's first.
+
+    Raises:
+        InputError: runs that cannot be read or compared, or a metric that the task does not have.
+    """
+    if len(set(paths)) != len(paths):
+        raise InputError("the same run is given twice")
+    runs = [read_run(path) for path in paths]
+    groups = grouped(runs)
+    task_metrics = runs[0].about.get("metrics") or []
+    metric = metric or (task_metrics[0] if task_metrics else "")
+    if metric not in METRICS or metric not in task_metrics:
+        raise InputError(f"--metric {metric!r} is not one of the task's: {', '.join(task_metrics)}")
+    num_layers = min(len(run.logits) for run in runs)
+    is_regression = runs[0].logits.shape[2] == 1
+    if not settings:
+        settings = [Patience(patience) for patience in range(num_layers - 1)]
+        if is_regression:  # Patience needs a threshold that only the user knows.
+            settings = [FixedLayer(layer) for layer in range(num_layers, 0, -1)]
+    for setting in settings:
+        check(setting, is_regression)
+    outcomes = compared(groups, settings, metric)
+    print(tables.comparison_table(groups, settings, outcomes, metric))
+    records = files.comparison_records(groups, settings, outcomes, metric)
+    with files.results_folder(output) as folder:
+        files.write_csv(folder / "compare.csv", records)
+        files.write_json(folder / "compare.json", files.environment() | {"settings": records})
+        plots.plot_comparison(groups, outcomes, metric, folder / "compare.png")
+    print(f"\ncompare.csv, compare.json, compare.png are in {output}")
+
+
+def read_run(path: str) -> Run:
+    """Read a run directory that `evaluate` has been through.
+
+    Raises:
+        InputError: not such a directory, or it was evaluated without labels.
+    """
+    folder = storage.path_of(path)
+    config = run_directory.read_config(folder)
+    try:
+        about = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        with np.load(io.BytesIO((folder / "all_exit_logits.npz").read_bytes())) as saved:
+            logits, ids = saved["logits"], saved["ids"]
+            labels = saved.get("labels")
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} has not been evaluated: run pabee-jax evaluate --checkpoint {path} first"
+        ) from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: its results cannot be read: {error}") from None
+    if labels is None:
+        raise InputError(f"{path} was evaluated on rows without labels: there is no metric")
+    fields = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
+    return Run(path, fields, about, logits, labels, ids)

@@ -1,0 +1,70 @@
+"""`evaluate --calibrate`: the fastest setting whose risk is controlled, stored in config.json."""
+
+import numpy as np
+from jaxtyping import Int
+
+from pabee_jax.analysis import operating_points
+from pabee_jax.analysis.curves import SETTINGS
+from pabee_jax.analysis.risk_control import Guarantee, fastest_safe_setting
+from pabee_jax.analysis.rows import Rows
+from pabee_jax.checkpoints.pretrained import Pretrained, save_criterion
+from pabee_jax.commands.evaluate_options import EvaluateOptions
+from pabee_jax.criteria import Patience, describe, known
+from pabee_jax.data.task import Task
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.reports import tables
+
+
+def choose_setting(options: EvaluateOptions, pretrained: Pretrained, task: Task) -> None:
+    """Choose a setting on one half of the split, evaluate it on the other half, and store it.
+
+    Raises:
+        InputError: no setting qualifies (and why), or the checkpoint cannot be written.
+    """
+    classifier = EarlyExitClassifier(pretrained, driver="full")
+    rows = Rows.of(task.read(options.split), classifier.tokenize)
+    logits = classifier.all_exit_logits(rows.dataset, options.batch_size)
+    calibration_rows, other_rows = halves(logits.shape[1])
+    labels = rows.dataset.labels
+    families = {
+        f"{name} {family}": settings
+        for name in options.criterion_names or ("patience",)
+        # Thresholds come from the other half, without its labels, so that the order of the settings
+        # does not depend on the calibration rows.
+        for family, settings in known(name).families(logits[:, other_rows], SETTINGS).items()
+    }
+    guarantee = fastest_safe_setting(
+        families,
+        logits[:, calibration_rows],
+        None if labels is None else labels[calibration_rows],
+        max_drop=options.max_drop,
+        confidence=options.confidence,
+        tolerance=options.tolerance,
+    )
+    print(_summary(guarantee, labels is not None))
+    shown = [Patience(0), guarantee.setting]
+    points = operating_points.replayed(logits[:, other_rows], shown, task, rows.take(other_rows))
+    print(f"\non the other {len(other_rows)} rows:\n{tables.table(points)}\n")
+    stored = {name: value for name, value in vars(guarantee).items() if name != "setting"}
+    directory = options.checkpoint_directory
+    save_criterion(directory, guarantee.setting, stored | {"split": options.split})
+    print(
+        f"saved in {directory / 'config.json'}: EarlyExitClassifier.from_pretrained"
+        f"({options.checkpoint!r}) uses it"
+    )
+
+
+def halves(rows: int) -> tuple[Int[np.ndarray, " half"], Int[np.ndarray, " rest"]]:
+    """Return the calibration rows and the other rows; the same for the same number of rows."""
+    order = np.random.default_rng(0).permutation(rows)
+    return np.sort(order[: (rows + 1) // 2]), np.sort(order[(rows + 1) // 2 :])
+
+
+def _summary(guarantee: Guarantee, with_labels: bool) -> str:
+    harm = "get a worse answer than at full depth" if with_labels else "differ from full depth"
+    return (
+        f"{describe(guarantee.setting)}: with {guarantee.confidence:.0%} confidence at most "
+        f"{guarantee.max_drop:.2%} of new rows {harm}\n"
+        f"on the {guarantee.rows} calibration rows: {guarantee.harmed} do, mean exit layer "
+        f"{guarantee.mean_exit_layer:.2f}"
+    )

@@ -1,0 +1,1 @@
+"""`python -m pabee_jax.compare`: the command `pabee-jax compare`."""

@@ -1,0 +1,1 @@
+"""Configurations that `--config NAME` finds: demo, files and glue:TASK."""

@@ -1,0 +1,57 @@
+"""Tokenized rows as arrays."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Tokenised rows in memory, padded to the longest of them.
+
+    Attributes:
+        input_ids: (N, S) int32.
+        attention_mask: (N, S) int8, 1 where there is a token.
+        token_type_ids: (N, S) int8, 1 in the second text of a pair.
+        labels: (N,) int32 class ids or float32 scores; None when they are hidden.
+    """
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    token_type_ids: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) one more than the last position that may be attended to; a mask may have holes."""
+        width = self.attention_mask.shape[1]
+        return width - np.argmax(self.attention_mask[:, ::-1] != 0, axis=1)
+
+    def take(self, rows: np.ndarray | slice) -> "Dataset":
+        """Only these rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        ids, mask, segments = (values[rows] for values in self._tokens)
+        return Dataset(ids, mask, segments, labels)
+
+    def fitted(self, width: int) -> "Dataset":
+        """Cut or padded to `width` tokens."""
+        missing = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
+        ids, mask, segments = (np.pad(values[:, :width], missing) for values in self._tokens)
+        return Dataset(ids, mask, segments, self.labels)
+
+    def joined(self, other: "Dataset") -> "Dataset":
+        """These rows and, after them, those of another dataset of the same width."""
+        pairs = zip(self._tokens, other._tokens, strict=True)
+        ids, mask, segments = map(np.concatenate, pairs)
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = np.concatenate([self.labels, other.labels])
+        return Dataset(ids, mask, segments, labels)
+
+    @property
+    def _tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.input_ids, self.attention_mask, self.token_type_ids

@@ -1,0 +1,5 @@
+"""`python -m pabee_jax.export`: the command `pabee-jax export`."""
+
+from pabee_jax.commands.export import main
+
+main()

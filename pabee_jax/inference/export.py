@@ -1,0 +1,171 @@
+"""Exports a checkpoint as one serialised program, for machines that shall not run the model's code.
+
+python -m pabee_jax.export --checkpoint runs/mrpc --output exported/mrpc --platforms cpu,cuda,tpu
+
+    from pabee_jax.export import load
+    predictions = load("exported/mrpc").predict({"input_ids": ids, "attention_mask": mask})
+
+It is tokens in, logits out: the tokenizer stays behind. The directory holds
+
+- `artifact.program`: a `jax.export` artefact of the driver `loop`, for any number of rows and one
+  sequence length. Its inputs are (weights by name, `input_ids`, `attention_mask` and
+  `token_type_ids` by name, each (N, sequence_length) int32, the criterion's values by name); its
+  outputs are (exit layers (N,) int32 from 1, logits (N, C) float32). The loop, and so the exit, is
+  inside: a new patience needs no new program. jax keeps reading such an artefact for six months.
+- `artifact.safetensors`: the weights, in the compute type.
+- `artifact.json`: see `Artifact`. It comes last: a directory with it is complete.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from safetensors.numpy import save
+
+from pabee_jax.criteria import CRITERIA
+from pabee_jax.drivers import loop
+from pabee_jax.errors import InputError
+from pabee_jax.inference import planning
+from pabee_jax.inference.artifact import (
+    ARTIFACT_FILE,
+    PROGRAM_FILE,
+    TOKENS,
+    WEIGHTS_FILE,
+    Artifact,
+    ExportedClassifier,
+    load,
+    require_flatbuffers,
+    thresholds,
+)
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.io import storage
+from pabee_jax.io.atomic import temporary_of, write_atomically
+from pabee_jax.models.parameters import merge, split
+
+__all__ = ["Artifact", "ExportedClassifier", "export", "load"]
+
+# jax itself takes any name and finds out where the program is to run.
+KNOWN_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(
+    classifier: EarlyExitClassifier,
+    output: str | Path,
+    *,
+    platforms: Sequence[str] = DEFAULT_PLATFORMS,
+    sequence_length: int | None = None,
+) -> None:
+    """Writes the classifier's model and criterion as a program that `load` runs.
+
+    Args:
+        classifier: its criterion becomes the default of the program, its driver plays no part.
+        output: a directory, made if need be, without an exported program in it.
+        platforms: where the program shall run: some of cpu, cuda, rocm, tpu. None of them needs to
+            be here.
+        sequence_length: tokens per row; absent, the length to which the checkpoint cuts texts.
+
+    Raises:
+        InputError: an unknown platform or none, a sequence length that the model does not have, a
+            criterion of the user's own class, an output that holds a program already or cannot be
+            written, or flatbuffers is not installed.
+    """
+    output = storage.local_path_of(output)
+    platforms = [platforms] if isinstance(platforms, str) else platforms
+    check_arguments(output, platforms, sequence_length)
+    if type(classifier.criterion) not in CRITERIA.values():
+        raise InputError(
+            f"the exit criterion {type(classifier.criterion).__name__} is a class of your own, "
+            f"which another process could not find; known are {', '.join(CRITERIA)}"
+        )
+    config = classifier.pretrained.model.config
+    length = sequence_length or classifier.pretrained.max_length
+    if length > config.max_position_embeddings:
+        raise InputError(
+            f"sequence_length is {length}, but the model has {config.max_position_embeddings} "
+            "positions"
+        )
+    platforms = tuple(dict.fromkeys(platforms))
+    weights = jax.device_get(split(classifier.model)[1])
+    contents = {
+        PROGRAM_FILE: bytes(_program(classifier, length, platforms).serialize()),
+        WEIGHTS_FILE: save({name: np.ascontiguousarray(each) for name, each in weights.items()}),
+    }
+    artifact = Artifact(
+        platforms=platforms,
+        sequence_length=length,
+        dtype=classifier.pretrained.model.dtype.name,
+        vocab_size=config.vocab_size,
+        type_vocab_size=config.type_vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        num_labels=config.num_labels,
+        num_layers=config.num_hidden_layers,
+        label_names=classifier.pretrained.label_names,
+        criterion=classifier.criterion,
+        jax_version=jax.__version__,
+        sha256={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    )
+    _write(output, contents | {ARTIFACT_FILE: artifact.to_json().encode()})
+
+
+def _program(
+    classifier: EarlyExitClassifier, sequence_length: int, platforms: Sequence[str]
+) -> jax_export.Exported:
+    """The driver `loop` for any number of rows, with the weights and thresholds as inputs."""
+    graph, parameters = split(classifier.model)
+    criterion_class = type(classifier.criterion)
+
+    def run(weights, tokens, values):
+        return loop.early_exit(merge(graph, weights), tokens, criterion_class(**values))
+
+    shape = (*jax_export.symbolic_shape("rows"), sequence_length)
+    inputs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (
+            parameters,
+            {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in TOKENS},
+            thresholds(classifier.criterion),
+        ),
+    )
+    return jax_export.export(jax.jit(run), platforms=platforms)(*inputs)
+
+
+def check_arguments(output: Path, platforms: Sequence[str], sequence_length: int | None) -> None:
+    """What can be checked before the checkpoint is read."""
+    planning.check_size("sequence_length", sequence_length)
+    known = ", ".join(KNOWN_PLATFORMS)
+    if not platforms:
+        raise InputError(f"platforms is empty; known are {known}")
+    for platform in platforms:
+        if platform not in KNOWN_PLATFORMS:
+            raise InputError(f"unknown platform {platform!r}; known are {known}")
+    require_flatbuffers()
+    if (output / ARTIFACT_FILE).exists():
+        raise InputError(
+            f"{output} holds an exported program already: give another directory, or delete it"
+        )
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file; the output is a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"the output {output} cannot be written: {existing} is not writable")
+
+
+def _write(output: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes the files in their order; on failure none of them stays."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            write_atomically(output / name, lambda path, data=data: path.write_bytes(data))
+    except OSError as error:
+        for name in contents:
+            for path in (output / name, temporary_of(output / name)):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        raise InputError(f"the output {output} cannot be written: {error.strerror}") from None

@@ -1,0 +1,141 @@
+"""The shape of an encoder: Hugging Face's BERT and ALBERT configurations behind one dataclass."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pabee_jax.errors import InputError
+from pabee_jax.models.activations import ACTIVATIONS
+
+FAMILIES = ("bert", "albert")
+# PABEE's first.
+EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "mean")}
+PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
+
+
+def exit_modules(exit_pooler: str) -> tuple[str, ...]:
+    """The modules whose parameters have a leading axis over the exits."""
+    return ("classifiers", "pooler") if exit_pooler == "per_exit" else ("classifiers",)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of an early-exit encoder; the field names are Hugging Face's.
+
+    BERT is the case `num_hidden_groups == num_hidden_layers`, `inner_group_num == 1` and
+    `embedding_size == hidden_size`.
+
+    Attributes:
+        family: "bert" or "albert".
+        num_labels: width C of every internal classifier; 1 means regression.
+        exit_pooler: "shared", one pooler for all exits (PABEE), or "per_exit", one for each
+            (DeeBERT).
+        exit_pooling: what an exit reads of a layer: "cls", the first token (PABEE), or "mean", the
+            mean over the tokens that may be attended to (as sentence-transformers do).
+        exit_dropout_prob: rate of the dropout in front of the classifiers, training only
+            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT; the newer
+            `classifier_dropout` is not used, as in the reference).
+    """
+
+    family: str
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_hidden_groups: int
+    inner_group_num: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    exit_dropout_prob: float
+    initializer_range: float
+    num_labels: int
+    exit_pooler: str = "shared"
+    exit_pooling: str = "cls"
+
+    def __post_init__(self):
+        if self.family not in FAMILIES:
+            raise InputError(
+                f"the model type is {self.family!r}; only bert and albert are supported"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"hidden_act {self.hidden_act!r} is not one of {', '.join(sorted(ACTIVATIONS))}"
+            )
+        for name, choices in EXIT_CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+        sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, self.num_hidden_groups)
+        if min(*sizes, self.inner_group_num, self.num_attention_heads, self.num_labels) < 1:
+            raise InputError("every size in config.json must be at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+
+    @property
+    def is_regression(self) -> bool:
+        return self.num_labels == 1
+
+    @property
+    def exits(self) -> dict[str, str]:
+        """What sort of exits the model has, as `config.json` says it."""
+        return {name: getattr(self, name) for name in EXIT_CHOICES}
+
+    @property
+    def is_pabee(self) -> bool:
+        """Whether PyTorch PABEE has such exits: a shared pooler over the first token."""
+        return self.exits == PABEE_EXITS
+
+    def group(self, layer: int) -> int:
+        """The parameter group of layer `layer` (from 0), in floating point as ALBERT has it."""
+        return int(layer / (self.num_hidden_layers / self.num_hidden_groups))
+
+    @property
+    def layer_groups(self) -> tuple[int, ...]:
+        """`group(i)` of every layer i."""
+        return tuple(self.group(layer) for layer in range(self.num_hidden_layers))
+
+    @classmethod
+    def from_hugging_face(cls, values: Mapping[str, Any], num_labels: int) -> "ModelConfig":
+        """Reads the fields of a `config.json`; absent ones take Hugging Face's defaults.
+
+        Raises:
+            InputError: another architecture, or relative position embeddings.
+        """
+        family = values.get("model_type", "")
+        if family not in FAMILIES:
+            raise InputError(f"the model type is {family!r}; only bert and albert are supported")
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError("only absolute position embeddings are supported")
+        import transformers  # Only where a checkpoint is read: it takes seconds to import.
+
+        try:
+            full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
+            fields = {
+                name: kind(getattr(full, name))  # JSON may have 0 for 0.0.
+                for name, kind in typing.get_type_hints(cls).items()
+                if hasattr(full, name)
+            }
+        except Exception as error:  # The library's own checks have no common exception.
+            reason = " ".join(str(error).split())
+            raise InputError(f"config.json holds an unusable value: {reason}") from None
+        if family == "bert":
+            fields |= dict(
+                embedding_size=full.hidden_size,
+                num_hidden_groups=full.num_hidden_layers,
+                inner_group_num=1,
+                exit_dropout_prob=full.hidden_dropout_prob,
+            )
+        else:
+            fields["exit_dropout_prob"] = full.classifier_dropout_prob
+        return cls(**{**fields, "family": family, "num_labels": num_labels})

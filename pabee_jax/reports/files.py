@@ -1,0 +1,184 @@
+"""Operating points and curves as JSON and CSV, predictions per row, GLUE's submission format."""
+
+import contextlib
+import csv
+import os
+import platform
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from pabee_jax.analysis.comparison import Group, Outcome
+from pabee_jax.analysis.curves import SAVINGS, Curve
+from pabee_jax.analysis.operating_points import OperatingPoint
+from pabee_jax.analysis.rows import Rows
+from pabee_jax.criteria import ExitCriterion, describe, to_config
+from pabee_jax.data.task import Task
+from pabee_jax.errors import InputError
+from pabee_jax.inference.predictions import predictions_of
+from pabee_jax.io import storage, strict_json
+from pabee_jax.reports.tables import labels
+
+
+@contextlib.contextmanager
+def results_folder(output: epath.Path) -> Iterator[Path]:
+    """Where to write what shall be in `output`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with storage.local_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        place, reason = error.filename or output, storage.reason_of(error)
+        raise InputError(f"the results cannot be written: {place}: {reason}") from None
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the hardware that results were measured with."""
+    return {
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpus": os.cpu_count(),
+    }
+
+
+def records(points: Sequence[OperatingPoint]) -> list[dict[str, Any]]:
+    """Return the rows of the table at full precision."""
+    return [_record(point) for point in points]
+
+
+def write_json(path: Path, values: Any) -> None:
+    """JSON with NaN as null."""
+    path.write_text(strict_json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        # Settings of several criteria have several sorts of fields.
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, rows: Rows) -> None:
+    """A CSV with one line per example: its label, and each setting's prediction and exit layer."""
+    columns: dict[str, Iterable] = {"id": rows.ids}
+    if len(rows.parts) > 1:
+        columns["part"] = [
+            name for name, where in rows.parts.items() for _ in range(where.stop - where.start)
+        ]
+    if rows.kinds is not None:
+        columns["kind"] = rows.kinds
+    if rows.dataset.labels is not None:
+        columns["label"] = named(rows.dataset.labels, task)
+    for point, label in zip(points, labels(points), strict=True):
+        name = re.sub(r"[^\w.]+", "_", label)
+        columns[f"prediction_{name}"] = named(predictions_of(point.logits), task)
+        columns[f"exit_layer_{name}"] = point.exit_layers.tolist()
+    names = list(columns)
+    lines = zip(*columns.values(), strict=True)
+    write_csv(path, [dict(zip(names, line, strict=True)) for line in lines])
+
+
+def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) -> list[Path]:
+    """GLUE's submission format: a TSV of index and prediction; MNLI gets two files.
+
+    Returns:
+        The files written: `path`, or `path` with `-m` and `-mm` before its extension for MNLI.
+    """
+    written = []
+    for part, where in rows.parts.items():
+        target = path
+        if len(rows.parts) > 1:
+            mark = "-m" if part.endswith("_matched") else "-mm"
+            target = path.with_name(f"{path.stem}{mark}{path.suffix}")
+        predictions = predictions_of(point.logits[where])
+        if task.is_regression:
+            # GLUE refuses STS-B scores outside its scale.
+            scale = (0.0, 5.0) if task.name == "stsb" else (-np.inf, np.inf)
+            values = [f"{value:.3f}" for value in np.clip(predictions, *scale)]
+        else:
+            names = task.submission_labels or task.label_names
+            values = [names[label] for label in predictions]
+        lines = zip(rows.ids[where], values, strict=True)
+        text = "index\tprediction\n" + "".join(f"{id_}\t{value}\n" for id_, value in lines)
+        target.write_text(text, encoding="utf-8")
+        written.append(target)
+    return written
+
+
+def write_curves(folder: Path, curves: Sequence[Curve], metric: str) -> None:
+    """Write sweep.csv with every setting, and sweep.json with the table's figures as well."""
+    settings = [
+        {
+            "curve": curve.name,
+            "setting": describe(setting),
+            "mean_exit_layer": layer,
+            metric: score,
+        }
+        for curve in curves
+        for setting, layer, score in curve.points
+    ]
+    summary = [
+        {
+            "curve": curve.name,
+            "area": curve.area,
+            **{f"{metric} at {share:.0%} saved": curve.at(share) for share in SAVINGS},
+        }
+        for curve in curves
+    ]
+    write_csv(folder / "sweep.csv", settings)
+    content = {metric: {"full depth": curves[0].ends[1]}, "curves": summary, "settings": settings}
+    write_json(folder / "sweep.json", content | environment())
+
+
+def comparison_records(
+    groups: Sequence[Group],
+    settings: Sequence[ExitCriterion],
+    outcomes: Sequence[Sequence[Outcome]],
+    metric: str,
+) -> list[dict[str, Any]]:
+    """Return the rows of the comparison's table at full precision."""
+    return [
+        {
+            "group": group.name,
+            "runs": len(group.runs),
+            "setting": describe(setting),
+            metric: outcome.median,
+            "lowest": min(outcome.scores),
+            "highest": max(outcome.scores),
+            "mean_exit_layer": outcome.median_exit_layer,
+            "difference": outcome.difference,
+            "interval_low": None if outcome.interval is None else outcome.interval[0],
+            "interval_high": None if outcome.interval is None else outcome.interval[1],
+        }
+        for group, group_outcomes in zip(groups, outcomes, strict=True)
+        for setting, outcome in zip(settings, group_outcomes, strict=True)
+    ]
+
+
+def named(labels: np.ndarray, task: Task) -> list:
+    """Class ids by their names; scores as they are."""
+    return labels.tolist() if task.is_regression else [task.label_names[label] for label in labels]
+
+
+def _record(point: OperatingPoint) -> dict[str, Any]:
+    values = {
+        **to_config(point.criterion),
+        **point.metrics,
+        "mean_exit_layer": point.mean_exit_layer,
+        "layers_saved": point.layers_saved,
+        "layer_speedup": point.layer_speedup,
+    }
+    if point.milliseconds is not None:
+        values["milliseconds_per_example"] = point.milliseconds
+        values["measured_speedup"] = point.wall_clock_speedup
+    return values

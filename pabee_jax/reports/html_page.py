@@ -1,0 +1,150 @@
+"""A page of pictures and tables that opens from disk: one file, nothing to fetch."""
+
+import csv
+import dataclasses
+import html
+import io
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+from pabee_jax.io.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Nothing may be fetched, even by a mistake in this file.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --back: #f5f7f9; }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 16px; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+header, main { max-width: 1500px; margin: 0 auto; }
+h1 { font-size: 1.5rem; margin: 0.3rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 0 0 0.3rem; }
+p { margin: 0.2rem 0 0.6rem; color: var(--soft); font-size: 0.95rem; }
+dl { display: flex; flex-wrap: wrap; gap: 10px; margin: 0.8rem 0 1.2rem; }
+dl div { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 8px 14px; }
+dt { color: var(--soft); font-size: 0.85rem; }
+dd { margin: 0; font-size: 1.2rem; font-weight: 600; }
+main { display: grid; gap: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px;
+  min-width: 0; }
+section.wide { grid-column: 1 / -1; }
+svg { width: 100%; height: auto; display: block; }
+details { margin-top: 8px; }
+summary { cursor: pointer; color: var(--soft); font-size: 0.9rem; }
+.scroll { overflow: auto; max-height: 420px; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); }
+th { position: sticky; top: 0; background: #fff; }
+.words { text-align: left; min-width: 8rem; overflow-wrap: anywhere; }
+ul { list-style: none; margin: 0; padding: 0; columns: 420px auto; column-gap: 24px; }
+li { break-inside: avoid; padding: 6px 0; border-bottom: 1px solid var(--line);
+  font-size: 0.95rem; overflow-wrap: anywhere; }
+small { color: var(--soft); font-size: 0.82rem; }
+a { color: #1f5fa8; font-size: 0.9rem; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One card of the page.
+
+    Attributes:
+        title, note: what it shows, and how to read it.
+        header, rows: the table behind the picture.
+        figure: the picture; a section without one is a list of texts, the rows' last column.
+    """
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    figure: "Figure | None" = None
+
+
+def write_page(
+    path: Path, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+) -> None:
+    """Writes the whole page; `facts` stand at its top."""
+    told = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in facts
+    )
+    cards = "".join(map(_card, sections))
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><header><h1>{html.escape(title)}</h1><dl>{told}</dl></header>"
+        f"<main>{cards}</main></body></html>\n"
+    )
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _card(section: Section) -> str:
+    if section.figure is None:
+        body, kind = _list(section.header, section.rows), "wide"
+    else:
+        table = _table(section.header, section.rows)
+        body, kind = _svg(section.figure, section.title), ""
+        body += f'<details><summary>table</summary><div class="scroll">{table}</div></details>'
+    name = section.title.lower().replace(" ", "_")
+    return (
+        f'<section class="{kind}"><h2>{html.escape(section.title)}</h2>'
+        f"<p>{html.escape(section.note)}</p>{body}"
+        f'<a download="{name}.csv" href="{_csv(section.header, section.rows)}">CSV</a></section>'
+    )
+
+
+def _list(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Each row's last column as text, and above it the others by their names."""
+    items = []
+    for *values, text in rows:
+        said = " · ".join(
+            f"{name} {_shown(value)}" for name, value in zip(header, values, strict=False)
+        )
+        items.append(f"<li><small>{html.escape(said)}</small><br>{html.escape(text)}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    words = [any(isinstance(row[column], str) for row in rows) for column in range(len(header))]
+    lines = [f"<tr>{''.join(map(_cell, ['th'] * len(header), header, words))}</tr>"]
+    for row in rows:
+        lines.append(f"<tr>{''.join(map(_cell, ['td'] * len(row), row, words))}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _cell(tag: str, value: Any, words: bool) -> str:
+    kind = ' class="words"' if words else ""
+    return f"<{tag}{kind}>{html.escape(_shown(value))}</{tag}>"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    return "data:text/csv;charset=utf-8," + urllib.parse.quote(text.getvalue())
+
+
+def _svg(figure: "Figure", title: str) -> str:
+    text = io.StringIO()
+    # Words stay words: they can be found, read aloud, and take the page's own font.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = text.getvalue()
+    label = html.escape(title, quote=True)
+    return drawing[drawing.index("<svg") :].replace(
+        "<svg", f'<svg role="img" aria-label="{label}"', 1
+    )

@@ -1,0 +1,120 @@
+"""Operating points and curves as text tables."""
+
+from collections.abc import Sequence
+
+from pabee_jax.analysis.comparison import Group, Outcome
+from pabee_jax.analysis.curves import SAVINGS, Curve
+from pabee_jax.analysis.operating_points import OperatingPoint, mean_exit_by_kind
+from pabee_jax.criteria import ExitCriterion, Patience, describe
+
+
+def table(points: Sequence[OperatingPoint]) -> str:
+    """One line per setting; metrics in percent, correlations too."""
+    names = list(points[0].metrics)
+    settings = labels(points)
+    numbers = [label.removeprefix("patience ") for label in settings]
+    only_patience = all(map(str.isdecimal, numbers))
+    header = [
+        "patience" if only_patience else "setting",
+        *names,
+        "mean exit layer",
+        "layers saved",
+        "layer speed-up",
+    ]
+    is_timed = points[0].milliseconds is not None
+    header += ["ms/example", "measured speed-up"] if is_timed else []
+    lines = [header]
+    for point, label in zip(points, numbers if only_patience else settings, strict=True):
+        line = [
+            label,
+            *(f"{100 * point.metrics[name]:.2f}" for name in names),
+            f"{point.mean_exit_layer:.2f}",
+            f"{100 * point.layers_saved:.1f}%",
+            f"{point.layer_speedup:.2f}x",
+        ]
+        if is_timed:
+            line += [f"{point.milliseconds:.2f}", f"{point.wall_clock_speedup:.2f}x"]
+        lines.append(line)
+    return aligned(lines)
+
+
+def labels(points: Sequence[OperatingPoint]) -> list[str]:
+    """What tells the points apart: "patience 3", or the whole setting where that is not enough."""
+    settings = [point.criterion for point in points]
+    patience = [each for each in settings if isinstance(each, Patience)]
+    thresholds = {each.regression_threshold for each in patience}
+    if len(patience) == len(settings) and len(thresholds) == 1:
+        return [f"patience {each.patience}" for each in patience]
+    return [describe(each) for each in settings]
+
+
+def kinds_table(points: Sequence[OperatingPoint], kinds: Sequence[str]) -> str:
+    """Mean exit layer by kind of example, the earliest kind first; one column per setting."""
+    by_kind = [mean_exit_by_kind(point, kinds) for point in points]
+    header = ["mean exit layer of", *labels(points)]
+    order = sorted(by_kind[0], key=lambda kind: sum(values[kind] for values in by_kind))
+    rows = [[kind, *(f"{values[kind]:.2f}" for values in by_kind)] for kind in order]
+    return aligned([header, *rows])
+
+
+def curves_table(curves: Sequence[Curve], metric: str) -> str:
+    """One line per curve, the best area first; in percent."""
+    header = ["criterion", *(f"{share:.0%} saved" for share in SAVINGS), "area"]
+    order = sorted(curves, key=lambda curve: -curve.area)
+    lines = [
+        [curve.name, *(f"{100 * value:.2f}" for value in (*map(curve.at, SAVINGS), curve.area))]
+        for curve in order
+    ]
+    full_depth = f"{metric} at full depth: {100 * curves[0].ends[1]:.2f}; with layers saved:"
+    return f"{full_depth}\n{aligned([header, *lines])}"
+
+
+def comparison_table(
+    groups: Sequence[Group],
+    settings: Sequence[ExitCriterion],
+    outcomes: Sequence[Sequence[Outcome]],
+    metric: str,
+) -> str:
+    """A block per group: each setting's metric (median, range), exit layer, and difference."""
+    blocks = []
+    for group, group_outcomes in zip(groups, outcomes, strict=True):
+        seeds = len(group.runs)
+        lines = [["setting", metric, "mean exit layer", "against the first"]]
+        for setting, outcome in zip(settings, group_outcomes, strict=True):
+            lines.append(
+                [
+                    describe(setting),
+                    _spread(outcome),
+                    f"{outcome.median_exit_layer:.2f}",
+                    _difference(outcome),
+                ]
+            )
+        title = f"{group.name} ({seeds} run{'s' if seeds > 1 else ''})"
+        blocks.append(f"{title}\n{aligned(lines)}")
+    return "\n\n".join(blocks)
+
+
+def _spread(outcome: Outcome) -> str:
+    text = f"{100 * outcome.median:.2f}"
+    if len(outcome.scores) == 1:
+        return text
+    return f"{text} [{100 * min(outcome.scores):.2f}, {100 * max(outcome.scores):.2f}]"
+
+
+def _difference(outcome: Outcome) -> str:
+    if outcome.difference is None or outcome.interval is None:
+        return ""
+    low, high = outcome.interval
+    return f"{100 * outcome.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns: words to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
