@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from pabee_jax.criteria import CRITERIA, ExitCriterion, check_task, known
+from pabee_jax.criteria import CRITERIA, ExitCriterion, check_task, criterion_class
 from pabee_jax.drivers.replay import replay_many
 
 # Of a criterion with a threshold, so many thresholds from the data's own quantiles.
@@ -87,8 +87,8 @@ def curves(
     ends = _score(score, logits[0]), _score(score, logits[-1])
     found = []
     for name in names or fitting:
-        check_task(known(name), is_regression)
-        for family, settings in known(name).families(logits, count).items():
+        check_task(criterion_class(name), is_regression)
+        for family, settings in criterion_class(name).families(logits, count).items():
             if settings:
                 title = f"{name}, {family}" if family else name
                 found.append(_curve(title, settings, logits, score, ends))

@@ -22,7 +22,7 @@ from pabee_jax.commands import command_line, perturbed, risk_control
 from pabee_jax.commands.config_file import USAGE
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.commands.options import define_flags, read_flags
-from pabee_jax.criteria import Oracle, check, check_task, known, warn
+from pabee_jax.criteria import Oracle, check, check_task, criterion_class, warn
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
@@ -102,7 +102,7 @@ def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrai
         check(setting, task.is_regression)
         warn(setting, pretrained.model.config.num_hidden_layers, task.is_regression)
     for name in options.criterion_names:
-        check_task(known(name), task.is_regression)
+        check_task(criterion_class(name), task.is_regression)
     return pretrained, task
 
 

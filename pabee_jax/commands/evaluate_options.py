@@ -133,7 +133,7 @@ class EvaluateOptions:
         """The criteria of a sweep or of risk control; empty for the default."""
         names = [text for text in self._criterion_texts if ":" not in text]
         for name in names:
-            criteria.known(name)
+            criteria.criterion_class(name)
         return tuple(dict.fromkeys(names))
 
     @functools.cached_property

@@ -9,7 +9,7 @@ from pabee_jax.analysis.risk_control import Guarantee, fastest_safe_setting
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.checkpoints.pretrained import Pretrained, save_criterion
 from pabee_jax.commands.evaluate_options import EvaluateOptions
-from pabee_jax.criteria import Patience, describe, known
+from pabee_jax.criteria import Patience, criterion_class, describe
 from pabee_jax.data.task import Task
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.reports import tables
@@ -31,7 +31,9 @@ def choose_setting(options: EvaluateOptions, pretrained: Pretrained, task: Task)
         for name in options.criterion_names or ("patience",)
         # Thresholds come from the other half, without its labels, so that the order of the settings
         # does not depend on the calibration rows.
-        for family, settings in known(name).families(logits[:, other_rows], SETTINGS).items()
+        for family, settings in criterion_class(name)
+        .families(logits[:, other_rows], SETTINGS)
+        .items()
     }
     guarantee = fastest_safe_setting(
         families,

@@ -10,7 +10,14 @@ from pabee_jax.criteria.bounds import FixedLayer, Oracle
 from pabee_jax.criteria.confidence import Entropy, Margin, MaxProbability, PatientConfidence
 from pabee_jax.criteria.patience import Patience
 from pabee_jax.criteria.registry import CRITERIA, as_arrays, registered
-from pabee_jax.criteria.text import describe, from_config, known, name_of, parse, to_config
+from pabee_jax.criteria.text import (
+    criterion_class,
+    describe,
+    from_config,
+    name_of,
+    parse,
+    to_config,
+)
 from pabee_jax.criteria.validation import check, check_task, warn
 
 __all__ = [
@@ -29,9 +36,9 @@ __all__ = [
     "as_arrays",
     "check",
     "check_task",
+    "criterion_class",
     "describe",
     "from_config",
-    "known",
     "name_of",
     "parse",
     "registered",

@@ -46,7 +46,7 @@ def parse(text: str) -> ExitCriterion:
             raise InputError(
                 f"{text!r}: {part!r} is not FIELD=NUMBER, as in entropy:threshold=0.3"
             ) from None
-    kind = known(name)
+    kind = criterion_class(name)
     wanted = [field.name for field in dataclasses.fields(kind)]
     needed = [field.name for field in dataclasses.fields(kind) if _has_no_default(field)]
     for field in values.keys() - {"criterion"}:
@@ -57,7 +57,7 @@ def parse(text: str) -> ExitCriterion:
     return from_config(values)
 
 
-def known(name: str | None) -> type:
+def criterion_class(name: str | None) -> type:
     """The criterion of that name.
 
     Raises:
@@ -90,7 +90,7 @@ def from_config(values: Mapping[str, Any]) -> ExitCriterion:
     parameters = dict(values)
     name = parameters.pop("criterion", None)
     parameters.pop("guarantee", None)
-    kind = known(name)
+    kind = criterion_class(name)
     try:
         return kind(**parameters)
     except TypeError as error:
