@@ -1,9 +1,10 @@
-"""A study of several patience values: one pass and a replay, against one real run each.
+"""The cost of comparing patience values: one pass and a replay, or one real run per value.
 
     python -m benchmarks.ablation
     python -m benchmarks.ablation --checkpoint runs/mrpc
 
-Without a checkpoint: a random model of the shape given by --models and 408 rows of 64 tokens.
+Without --checkpoint, the model has random weights and the shape of --model, and the data are 408
+rows of 64 tokens (--sequence_length).
 """
 
 from pathlib import Path
@@ -12,96 +13,106 @@ import numpy as np
 
 from benchmarks import command_line, pytorch
 from benchmarks.checkpoint import dev_set
-from benchmarks.figures import bars
-from benchmarks.measure import Budget, in_turns
+from benchmarks.figures import draw_bars
+from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience, replay
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.data.batching import MODEL_INPUTS
 
+_ROWS = 408  # As many as MRPC's dev set has.
 
-def measures_of(pretrained: Pretrained, rows, settings, torch_dtype: str | None) -> dict:
+
+def timed_calls_of(
+    pretrained: Pretrained, rows, settings, torch_dtype: str | None
+) -> dict[str, TimedCall]:
+    """Return the calls to time, by name; PyTorch's is absent if `torch_dtype` is None."""
     full = EarlyExitClassifier(pretrained, driver="full")
     pool = EarlyExitClassifier(pretrained, driver="pool")
     loop = EarlyExitClassifier(pretrained, driver="loop")
 
-    def study():
+    def replay_settings():
         logits = full.all_exit_logits(rows)
         return [np.asarray(replay(setting, logits)[0]) for setting in settings]
 
-    def real_runs(classifier, batch_size=None):
-        found = []
+    def run_settings(classifier, batch_size=None):
+        exit_layers = []
         for setting in settings:
             classifier.criterion = setting
-            found.append(classifier.predict(rows, batch_size).exit_layers)
-        return found
+            exit_layers.append(classifier.predict(rows, batch_size).exit_layers)
+        return exit_layers
 
-    found = {
+    timed_calls: dict[str, TimedCall] = {
         "one full-depth pass": lambda: full.all_exit_logits(rows),
-        f"replay of {len(settings)} settings": study,
-        f"{len(settings)} real runs, pool": lambda: real_runs(pool),
-        f"{len(settings)} real runs, loop, one row at a time": lambda: real_runs(loop, 1),
+        f"replay of {len(settings)} settings": replay_settings,
+        f"{len(settings)} real runs, pool": lambda: run_settings(pool),
+        f"{len(settings)} real runs, loop, one row at a time": lambda: run_settings(loop, 1),
     }
     if torch_dtype is not None:
-        last_exit = pytorch.last_exit(pretrained.model, torch_dtype)
+        forward = pytorch.make_forward(pretrained.model, torch_dtype)
         dataset = full.tokenize(rows)
         tokens = {name: getattr(dataset, name) for name in MODEL_INPUTS}
-        found["one full-depth pass, PyTorch, sorted by length"] = lambda: [
-            last_exit(batch) for batch in pytorch.length_sorted(dataset.lengths, tokens, 32)
+        timed_calls["one full-depth pass, PyTorch, sorted by length"] = lambda: [
+            forward(batch)
+            for batch in pytorch.batches_sorted_by_length(dataset.lengths, tokens, 32)
         ]
-    return found
+    return timed_calls
 
 
-def main(values) -> None:
-    settings = [Patience(each, values.regression_threshold) for each in values.patience]
+def main(options) -> None:
+    settings = [Patience(value, options.regression_threshold) for value in options.patience]
     cases = {}
-    if values.checkpoint:
-        cases[values.checkpoint] = dev_set(values.checkpoint, values.dtype)
+    if options.checkpoint:
+        command_line.refuse_without_effect(
+            options, make_parser(), ("model", "sequence_length"), "with --checkpoint"
+        )
+        cases[options.checkpoint] = dev_set(options.checkpoint, options.dtype)
     else:
-        for name in values.models:
-            model = random_model(name, values.dtype)
-            pretrained = Pretrained(model, None, {}, ("0", "1"), values.sequence_length)
-            cases[name] = (pretrained, random_tokens(model.config, 408, values.sequence_length))
-    budget = Budget(values.budget_minutes, len(cases))
+        for name in options.model:
+            model = random_model(name, options.dtype)
+            pretrained = Pretrained(model, None, {}, ("0", "1"), options.sequence_length)
+            tokens = random_tokens(model.config, _ROWS, options.sequence_length)
+            cases[name] = (pretrained, tokens)
+    budget = Budget(options.budget_minutes, len(cases))
     records = []
     for name, (pretrained, rows) in cases.items():
-        measures = measures_of(pretrained, rows, settings, values.dtype if values.torch else None)
-        taken = in_turns(measures, budget.next_case(), values.rounds)
-        rounds = taken.pop("rounds")
-        here = [
+        torch_dtype = options.dtype if options.torch else None
+        timed_calls = timed_calls_of(pretrained, rows, settings, torch_dtype)
+        medians = time_in_turns(timed_calls, budget.next_case(), options.rounds)
+        rounds = medians.pop("rounds")
+        case_records = [
             {
                 "model": name,
                 "way": way,
                 "seconds": seconds,
-                "of one full-depth pass": seconds / taken["one full-depth pass"],
+                "of one full-depth pass": seconds / medians["one full-depth pass"],
                 "rounds": rounds,
             }
-            for way, seconds in taken.items()
+            for way, seconds in medians.items()
         ]
         print(f"\n{name}, {rounds} rounds")
-        columns = ["way", "seconds", "of one full-depth pass"]
-        command_line.show(here, columns)
-        records += here
-    bars(
-        values.output / "ablation.png",
-        [f"{Path(each['model']).name}: {each['way']}" for each in records],
-        [each["of one full-depth pass"] for each in records],
+        command_line.print_records(case_records, ["way", "seconds", "of one full-depth pass"])
+        records += case_records
+    draw_bars(
+        options.output / "ablation.png",
+        [f"{Path(record['model']).name}: {record['way']}" for record in records],
+        [record["of one full-depth pass"] for record in records],
         "time, in full-depth passes",
         "%.2f",
     )
-    command_line.save(values.output, "ablation", values, records)
+    command_line.save(options.output, "ablation", options, records)
 
 
-def arguments():
-    result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
-    result.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
-    kind, default = command_line.whole_numbers, [0, 1, 2, 3, 4, 5]
-    result.add_argument("--patience", type=kind, default=default)
-    result.add_argument("--regression_threshold", type=float, default=0.0)
-    result.add_argument("--checkpoint", help="a run directory of train.py")
-    result.add_argument("--rounds", type=command_line.positive_integer, default=5)
-    return result
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    command_line.add_shapes(parser, "minilm")
+    command_line.add_timing(parser, budget_minutes=5, rounds=5)
+    parser.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
+    parser.add_argument("--patience", type=command_line.whole_numbers, default=[0, 1, 2, 3, 4, 5])
+    parser.add_argument("--regression_threshold", type=float, default=0.0)
+    parser.add_argument("--checkpoint", help="run directory: measure it on its own dev set")
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    command_line.run(main, make_parser())

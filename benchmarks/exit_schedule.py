@@ -1,4 +1,4 @@
-"""A criterion that lets each row leave at a layer that was chosen beforehand."""
+"""A criterion under which every row exits at a given layer."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from pabee_jax.criteria import Criterion, registered
 @registered()
 @dataclasses.dataclass(frozen=True)
 class ExitSchedule(Criterion):
-    """Row b of the call leaves at `exit_layers[b]`, whatever its logits say.
+    """Row b of the call exits at `exit_layers[b]`; its logits have no effect.
 
     Attributes:
         exit_layers: (rows,) int32, from 1.
@@ -31,7 +31,10 @@ class ExitSchedule(Criterion):
 
 
 def binomial_exit_layers(rows: int, mean: float, num_layers: int, seed: int = 0) -> np.ndarray:
-    """(rows,) int32 exit layers from 1 to `num_layers`, spread around `mean`, in random order."""
-    share = (mean - 1) / max(1, num_layers - 1)
+    """Return (rows,) int32 exit layers from 1 to `num_layers`.
+
+    An exit layer minus 1 is binomial; the expected exit layer is `mean`.
+    """
+    probability = (mean - 1) / max(1, num_layers - 1)
     random = np.random.default_rng(seed)
-    return (1 + random.binomial(num_layers - 1, share, rows)).astype(np.int32)
+    return (1 + random.binomial(num_layers - 1, probability, rows)).astype(np.int32)

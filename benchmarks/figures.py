@@ -1,4 +1,4 @@
-"""The picture that several benchmarks draw."""
+"""The bar chart that several benchmarks draw."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
-def bars(
+def draw_bars(
     path: Path,
     names: Sequence[str],
     values: Sequence[float],
@@ -17,7 +17,7 @@ def bars(
     number_format: str,
     colors: Sequence[str] | None = None,
 ) -> None:
-    """One labelled bar per name, the first on top."""
+    """Write a chart with one horizontal, labeled bar per name, the first name at the top."""
     figure, axis = plt.subplots(figsize=(7, 0.45 * len(names) + 1))
     axis.bar_label(axis.barh(names, values, color=colors), fmt=number_format, padding=3, fontsize=8)
     axis.invert_yaxis()

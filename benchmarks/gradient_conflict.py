@@ -1,11 +1,12 @@
-"""Why joint training stalls on STS-B: the exits' gradients, step by step.
+"""The exits' gradients during joint training, which show why it stalls on STS-B.
 
     python -m benchmarks.gradient_conflict --model DIR --data_dir GLUE
 
-For each recipe (`benchmarks/recipes.py`) it trains on one task and, every few steps, takes
-each exit's own gradient on the parameters that exits share: its norm, its cosine with the others;
-and looks at what the classifiers read: how much of a gradient the pooler's tanh lets through, and
-how different the rows are. Without dropout, on the batch of that step, before the update.
+The benchmark trains on one task with every recipe of --recipes (see benchmarks/recipes.py). Every
+few steps, it computes the gradient of every exit's loss with respect to the parameters that exits
+share, and records the gradient's norm and its cosine with the other exits' gradients. It also
+records the mean derivative of the pooler's tanh and the distance of the rows in the classifiers'
+input. These quantities are computed without dropout, on the batch of that step, before the update.
 """
 
 from pathlib import Path
@@ -33,20 +34,25 @@ from pabee_jax.training.strategy import join_parts, phase_of, split_parts
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# What is recorded at a step, and how the figure calls it.
-_ROWS = {
+# The quantities that are recorded at a step: their names in the JSON file, and their labels in the
+# figure.
+_QUANTITIES = {
     "loss": "loss on {task}",
     "norm": "gradient norm",
     "cosine": "cosine with\nthe last exit's gradient",
-    "passed": "passed by the pooler's tanh\n(mean of its derivative)",
-    "spread": "distance of the rows in what\na classifier reads",
+    "passed": "mean derivative of\nthe pooler's tanh",
+    "spread": "distance of the rows in\na classifier's input",
 }
 
 
 def make_probe(graph, pooler: str):
-    """(parameters, batch) -> each exit's loss, its gradient's products with the others', what its
-    tanh lets through (the mean of 1 - tanh^2), and how far rows are from each other in what its
-    classifier reads (the root mean square of the standard deviations over the rows)."""
+    """Return a compiled function from (parameters, batch) to the recorded quantities of every exit.
+
+    Returns:
+        A function that returns the exits' losses (L,), the products of their gradients (L, L), the
+        mean derivative of the pooler's tanh, 1 - tanh^2 (L,), and the distance of the rows in the
+        classifiers' input: the root mean square of the standard deviations over the rows (L,).
+    """
 
     def losses_of(shared, parts, batch):
         model = merge(graph, join_parts(parts | {"shared": shared}))
@@ -69,15 +75,16 @@ def make_probe(graph, pooler: str):
         flat = [leaf.reshape(len(losses), -1) for leaf in jax.tree.leaves(gradients)]
         products = sum(leaf @ leaf.T for leaf in flat)
         pooled = pooled_of(merge(graph, parameters), batch)
-        passed = jnp.mean(1 - pooled**2, axis=(1, 2))
-        return losses, products, passed, jnp.sqrt(jnp.mean(jnp.var(pooled, axis=1), axis=1))
+        tanh_derivative = jnp.mean(1 - pooled**2, axis=(1, 2))
+        spread = jnp.sqrt(jnp.mean(jnp.var(pooled, axis=1), axis=1))
+        return losses, products, tanh_derivative, spread
 
     return probe
 
 
-def probed(recipe: str, values) -> dict[str, Any]:
-    """Trains with the recipe; what the probe found, every `values.every` steps."""
-    config = config_of(recipe, values.task, values.seed, values.data_dir, values)
+def train_and_probe(recipe: str, options) -> dict[str, Any]:
+    """Train with the recipe, and return the recorded quantities of every `options.every` steps."""
+    config = config_of(recipe, options.task, options.seed, options.data_dir, options)
     check(config)
     task = load_task(config)
     examples = labeled_examples(task, "train")
@@ -86,36 +93,38 @@ def probed(recipe: str, values) -> dict[str, Any]:
     graph, parameters = split(stacked(start.model))
     mesh = sharding.make_mesh(1)
     state = sharding.replicate(initial_state(parameters, config), mesh)
-    train_step = make_train_step(graph, config, values.steps)
+    train_step = make_train_step(graph, config, options.steps)
     probe, exits = make_probe(graph, config.pooler), start.model.config.num_hidden_layers
     buckets = sequence_buckets(config.max_seq_length)
-    found = {"recipe": recipe, "step": [], **{name: [] for name in _ROWS}}
-    for step in range(values.steps):
-        batch, longest = (
-            training_batch(data, config.batch_size, each, config.seed, step, config.order)
-            for each in (buckets, buckets[-1:])
+    record = {"recipe": recipe, "step": [], **{name: [] for name in _QUANTITIES}}
+    for step in range(options.steps):
+        batch, padded_batch = (
+            training_batch(data, config.batch_size, lengths, config.seed, step, config.order)
+            for lengths in (buckets, buckets[-1:])
         )
-        if step % values.every == 0:
-            # At one length, so that the probe, which takes long to compile, is compiled once.
-            longest = sharding.shard_batch(longest, mesh)
-            losses, products, passed, spread = jax.device_get(probe(state.parameters, longest))
+        if step % options.every == 0:
+            # The probe takes long to compile: with one sequence length it is compiled once.
+            padded_batch = sharding.shard_batch(padded_batch, mesh)
+            losses, products, tanh_derivative, spread = jax.device_get(
+                probe(state.parameters, padded_batch)
+            )
             norms = np.sqrt(np.diag(products))
-            found["step"].append(step)
-            found["loss"].append(losses.tolist())
-            found["norm"].append(norms.tolist())
-            found["cosine"].append((products / np.outer(norms, norms)).tolist())
-            found["passed"].append(passed.tolist())
-            found["spread"].append(spread.tolist())
+            record["step"].append(step)
+            record["loss"].append(losses.tolist())
+            record["norm"].append(norms.tolist())
+            record["cosine"].append((products / np.outer(norms, norms)).tolist())
+            record["passed"].append(tanh_derivative.tolist())
+            record["spread"].append(spread.tolist())
             print(f"{recipe}, step {step}: losses {np.round(losses, 2)}", flush=True)
-        phase = phase_of(config, step, values.steps, exits)
+        phase = phase_of(config, step, options.steps, exits)
         state, _ = train_step(state, sharding.shard_batch(batch, mesh), phase)
-    return found
+    return record
 
 
 def draw(records: list[dict[str, Any]], task: str, path: Path) -> None:
-    """A column per recipe, a line per exit."""
+    """Draw a column per recipe, a row per quantity and a line per exit."""
     figure, axes = plt.subplots(
-        len(_ROWS),
+        len(_QUANTITIES),
         len(records),
         figsize=(3.6 * len(records) + 1, 11),
         sharex=True,
@@ -125,21 +134,21 @@ def draw(records: list[dict[str, Any]], task: str, path: Path) -> None:
     for column, record in zip(axes.T, records, strict=True):
         exits = len(record["loss"][0])
         colors = plt.colormaps["viridis"](np.linspace(0, 0.9, exits))
-        for name, axis in zip(_ROWS, column, strict=True):
-            each = np.array(record[name])
+        for name, axis in zip(_QUANTITIES, column, strict=True):
+            values = np.array(record[name])
             if name == "cosine":
-                each = each[:, :, -1]  # With the last exit's.
+                values = values[:, :, -1]  # With the last exit's gradient.
             for exit in range(exits - (name == "cosine")):
                 label = f"exit {exit + 1}"
-                axis.plot(record["step"], each[:, exit], color=colors[exit], label=label)
+                axis.plot(record["step"], values[:, exit], color=colors[exit], label=label)
             axis.spines[["top", "right"]].set_visible(False)
         column[0].set_title(record["recipe"])
         column[1].set_yscale("log")
         column[2].axhline(0, color="#999999", linewidth=0.8)
-        column[-1].set_xlabel("optimiser step")
+        column[-1].set_xlabel("optimizer step")
         column[3].set_ylim(0, 1)
         column[4].set_yscale("log")
-    for label, axis in zip(_ROWS.values(), axes[:, 0], strict=True):
+    for label, axis in zip(_QUANTITIES.values(), axes[:, 0], strict=True):
         axis.set_ylabel(label.format(task=task))
     axes[0, -1].legend(fontsize=7, frameon=False)
     figure.align_ylabels()
@@ -148,11 +157,11 @@ def draw(records: list[dict[str, Any]], task: str, path: Path) -> None:
     plt.close(figure)
 
 
-def show(record: dict[str, Any]) -> None:
-    """Means over the run: norms, and the exits' pairwise cosines."""
+def print_means(record: dict[str, Any]) -> None:
+    """Print the mean gradient norm and cosines of every exit, and the rows' final distance."""
     cosine, norm = np.mean(record["cosine"], axis=0), np.mean(record["norm"], axis=0)
     exits = range(1, len(norm) + 1)
-    print(f"\n{record['recipe']}: means over the run, and the rows' distance at its end")
+    print(f"\n{record['recipe']}: means over the run, and the distance of the rows at its end")
     header = ["exit", "norm", "distance", *(f"cosine with {exit}" for exit in exits)]
     last = record["spread"][-1]
     rows = [
@@ -162,30 +171,35 @@ def show(record: dict[str, Any]) -> None:
     print(command_line.table(header, rows))
 
 
-def main(values) -> None:
-    if not (values.model and values.data_dir):
-        raise InputError("--model and --data_dir are needed")
-    records = [probed(recipe, values) for recipe in values.recipes]
+def main(options) -> None:
+    if not (options.model and options.data_dir):
+        raise InputError("--model or --data_dir is missing: give both")
+    records = [train_and_probe(recipe, options) for recipe in options.recipes]
     for record in records:
-        show(record)
-    draw(records, values.task, values.output / "gradient_conflict.png")
-    command_line.save(values.output, "gradient_conflict", values, records)
+        print_means(record)
+    draw(records, options.task, options.output / "gradient_conflict.png")
+    command_line.save(options.output, "gradient_conflict", options, records)
 
 
-def arguments():
-    result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
-    result.add_argument("--model", default="", help="the pretrained encoder: a directory or hub id")
-    result.add_argument("--data_dir", type=Path, help="the folder of GLUE's folders")
-    result.add_argument("--task", choices=list(METRICS), default="stsb")
-    result.add_argument(
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    command_line.add_pretrained_model(parser)
+    command_line.add_compilation_cache(parser)
+    parser.add_argument("--task", choices=list(METRICS), default="stsb")
+    parser.add_argument(
         "--recipes", type=command_line.names_of(RECIPES), default=["pabee", "prior"]
     )
-    result.add_argument("--seed", type=int, default=0)
-    result.add_argument("--steps", type=command_line.positive_integer, default=200)
-    result.add_argument("--every", type=command_line.positive_integer, default=10)
-    result.add_argument("--learning_rate", type=float, default=1e-4)
-    return result
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=command_line.positive_integer, default=200)
+    parser.add_argument(
+        "--every",
+        type=command_line.positive_integer,
+        default=10,
+        help="steps from one record to the next (default: %(default)s)",
+    )
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    command_line.run(main, make_parser())

@@ -1,10 +1,11 @@
-"""One row at a time: milliseconds against the layer at which it leaves.
+"""Latency of one row, in milliseconds, by its exit layer.
 
     python -m benchmarks.latency
 
-For each shape and sequence length the `loop` driver is made to leave after given layers, beside a
-straight-line program of the same layers and classifiers, and PyTorch at full depth if it is there.
-Efficiency is (speed-up over full depth) / (layers / exit layer): 1 means that time follows layers.
+For every shape and sequence length, an exit schedule makes the `loop` driver exit at given layers.
+It is timed in turns with a straight-line program of the same layers and classifiers, and with
+PyTorch at full depth if PyTorch is installed. The efficiency is (speed-up over full depth) /
+(layers / exit layer); it is 1 if the time is proportional to the exit layer.
 """
 
 import functools
@@ -16,7 +17,7 @@ import numpy as np
 
 from benchmarks import command_line, pytorch
 from benchmarks.exit_schedule import ExitSchedule
-from benchmarks.measure import Budget, in_turns
+from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.layer_loop import Control, apply_layer
@@ -37,7 +38,7 @@ CONTROLS = {
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def straight_line(graph, parameters, batch, layers):
-    """The first `layers` layers with their classifiers and no question in between."""
+    """Run the first `layers` layers with their classifiers, without a test in between."""
     model = merge(graph, parameters)
     hidden, mask = model.embed(batch)
     logits = []
@@ -47,8 +48,10 @@ def straight_line(graph, parameters, batch, layers):
     return jnp.stack(logits)
 
 
-def measures_of(model, length: int, controls, exit_layers, dtype: str, with_torch: bool):
-    """Name -> a call that waits for its result."""
+def timed_calls_of(
+    model, length: int, controls, exit_layers, dtype: str, with_torch: bool
+) -> dict[str, TimedCall]:
+    """Return the calls to time, by name; every call waits for its result."""
     mesh = sharding.make_mesh(1)
     graph, parameters = split(in_compute_dtype(model))
     parameters = sharding.replicate(parameters, mesh)
@@ -56,98 +59,109 @@ def measures_of(model, length: int, controls, exit_layers, dtype: str, with_torc
     row = np.zeros(1, np.int32)
     num_layers = model.config.num_hidden_layers
 
-    def leave_at(layer, control):
-        schedule = ExitSchedule(np.array([layer], np.int32))
+    def run_loop(exit_layer, control):
+        schedule = ExitSchedule(np.array([exit_layer], np.int32))
         return jax.device_get(
             run_early_exit(graph, mesh, parameters, batch, schedule, row, control=control)
         )
 
-    def run_straight(layer):
-        return jax.device_get(straight_line(graph, parameters, batch, layer))
+    def run_straight_line(layers):
+        return jax.device_get(straight_line(graph, parameters, batch, layers))
 
-    measures = {}
-    # The longest first: its untimed call comes after PyTorch, whose threads spin for a while.
+    timed_calls: dict[str, TimedCall] = {}
+    # The deepest exit first: its untimed call follows PyTorch, whose threads spin for a while.
     for layer in reversed(exit_layers):
         for name in controls:
-            measures[f"{name} {layer}"] = functools.partial(leave_at, layer, CONTROLS[name])
-        measures[f"straight {layer}"] = functools.partial(run_straight, layer)
+            timed_calls[f"{name} {layer}"] = functools.partial(run_loop, layer, CONTROLS[name])
+        timed_calls[f"straight {layer}"] = functools.partial(run_straight_line, layer)
     if with_torch:
-        run = pytorch.last_exit(model, dtype)
-        theirs, ours = run(batch)[0], run_straight(num_layers)[-1][0]
+        forward = pytorch.make_forward(model, dtype)
         if dtype == "float32":
-            np.testing.assert_allclose(ours, theirs, atol=1e-3)
-        measures["torch"] = lambda: run(batch)
-    return measures
+            last_logits = run_straight_line(num_layers)[-1][0]
+            np.testing.assert_allclose(last_logits, forward(batch)[0], atol=1e-3)
+        timed_calls["torch"] = lambda: forward(batch)
+    return timed_calls
 
 
-def main(values) -> None:
+def main(options) -> None:
     records = []
-    budget = Budget(values.budget_minutes, len(values.models) * len(values.sequence_lengths))
-    for name in values.models:
-        model = random_model(name, values.dtype)
+    budget = Budget(options.budget_minutes, len(options.model) * len(options.sequence_length))
+    for name in options.model:
+        model = random_model(name, options.dtype)
         layers = model.config.num_hidden_layers
         exit_layers = sorted({max(1, round(layers * part / 12)) for part in (1, 2, 4, 6, 8, 10)})
         exit_layers.append(layers)
         positions = model.config.max_position_embeddings
-        if max(values.sequence_lengths) > positions:
-            raise InputError(f"--sequence_lengths: {name} has {positions} positions")
-        for length in values.sequence_lengths:
-            measures = measures_of(
-                model, length, values.controls, exit_layers, values.dtype, values.torch
+        if max(options.sequence_length) > positions:
+            raise InputError(
+                f"--sequence_length {max(options.sequence_length)} is more than the {positions} "
+                f"positions of {name}"
             )
-            seconds = in_turns(measures, budget.next_case(), values.rounds)
-            records += records_of(name, length, layers, exit_layers, values.controls, seconds)
-            show([each for each in records if (each["model"], each["S"]) == (name, length)])
-    draw(records, values.output / "latency.png")
-    command_line.save(values.output, "latency", values, records)
+        for length in options.sequence_length:
+            timed_calls = timed_calls_of(
+                model, length, options.controls, exit_layers, options.dtype, options.torch
+            )
+            medians = time_in_turns(timed_calls, budget.next_case(), options.rounds)
+            records += records_of(name, length, layers, exit_layers, options.controls, medians)
+            print_case(_records_of_case(records, name, length))
+    draw(records, options.output / "latency.png")
+    command_line.save(options.output, "latency", options, records)
 
 
-def records_of(name, length, layers, exit_layers, controls, seconds) -> list[dict]:
-    found = []
-    fastest = min(seconds[f"{kind} {layers}"] for kind in (*controls, "straight"))
-    theirs = seconds.get("torch")
+def records_of(name, length, layers, exit_layers, controls, medians) -> list[dict]:
+    """Return one record per control and exit layer."""
+    records = []
+    fastest = min(medians[f"{kind} {layers}"] for kind in (*controls, "straight"))
+    torch_seconds = medians.get("torch")
     for control in controls:
         for layer in exit_layers:
-            here = seconds[f"{control} {layer}"]
+            seconds = medians[f"{control} {layer}"]
             share = layer / layers
-            found.append(
+            records.append(
                 {
                     "model": name,
                     "S": length,
                     "control": control,
                     "exit layer": layer,
-                    "ms": 1000 * here,
-                    "straight-line ms": 1000 * seconds[f"straight {layer}"],
-                    "efficiency": seconds[f"{control} {layers}"] / here * share,
-                    "efficiency over the fastest": fastest / here * share,
-                    "PyTorch full depth ms": theirs and 1000 * theirs,
-                    "of PyTorch": theirs and here / theirs,
-                    "rounds": seconds["rounds"],
+                    "ms": 1000 * seconds,
+                    "straight-line ms": 1000 * medians[f"straight {layer}"],
+                    "efficiency": medians[f"{control} {layers}"] / seconds * share,
+                    "efficiency over the fastest": fastest / seconds * share,
+                    "PyTorch full depth ms": torch_seconds and 1000 * torch_seconds,
+                    "of PyTorch": torch_seconds and seconds / torch_seconds,
+                    "rounds": medians["rounds"],
                 }
             )
-    return found
+    return records
 
 
-def show(records: list[dict]) -> None:
+def print_case(records: list[dict]) -> None:
+    """Print the table of one shape and sequence length."""
     print(f"\n{records[0]['model']}, S = {records[0]['S']}, {records[0]['rounds']} rounds")
     columns = list(records[0])[2:-1]
-    command_line.show(records, columns)
+    command_line.print_records(records, columns)
 
 
 def draw(records: list[dict], path) -> None:
-    """Time against exit layer, one panel per shape and length."""
-    cases = list(dict.fromkeys((each["model"], each["S"]) for each in records))
+    """Draw time against exit layer, one panel per shape and sequence length."""
+    cases = list(dict.fromkeys((record["model"], record["S"]) for record in records))
     figure, axes = plt.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.6), squeeze=False)
     for axis, (name, length) in zip(axes[0], cases, strict=True):
-        here = [each for each in records if (each["model"], each["S"]) == (name, length)]
-        for control in dict.fromkeys(each["control"] for each in here):
-            line = [each for each in here if each["control"] == control]
-            layers = [each["exit layer"] for each in line]
-            axis.plot(layers, [each["ms"] for each in line], "o-", label=f"loop ({control})")
-        straight = [each["straight-line ms"] for each in line]
+        case_records = _records_of_case(records, name, length)
+        lines: dict[str, list[dict]] = {}
+        for record in case_records:
+            lines.setdefault(record["control"], []).append(record)
+        for control, line in lines.items():
+            layers = [record["exit layer"] for record in line]
+            axis.plot(layers, [record["ms"] for record in line], "o-", label=f"loop ({control})")
+        # Every control has the same times of the other programs.
+        line = next(iter(lines.values()))
+        layers, straight = zip(
+            *((record["exit layer"], record["straight-line ms"]) for record in line), strict=True
+        )
         axis.plot(layers, straight, "x:", color="grey", label="straight-line program")
-        if line[0]["PyTorch full depth ms"]:
-            axis.axhline(line[0]["PyTorch full depth ms"], color="black", lw=1, label="PyTorch")
+        if torch_milliseconds := line[0]["PyTorch full depth ms"]:
+            axis.axhline(torch_milliseconds, color="black", lw=1, label="PyTorch")
         axis.set(title=f"{name}, S = {length}", xlabel="exit layer", ylabel="ms", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
@@ -156,17 +170,18 @@ def draw(records: list[dict], path) -> None:
     plt.close(figure)
 
 
-def arguments():
-    result = command_line.parser(
-        __doc__.splitlines()[0], models="bert-base,albert-base", budget_minutes=5
-    )
-    result.add_argument(
-        "--sequence_lengths", type=command_line.positive_integers, default=[32, 128]
-    )
-    result.add_argument("--controls", type=command_line.names_of(CONTROLS), default=["while"])
-    result.add_argument("--rounds", type=command_line.positive_integer, default=30)
-    return result
+def _records_of_case(records: list[dict], name: str, length: int) -> list[dict]:
+    return [record for record in records if (record["model"], record["S"]) == (name, length)]
+
+
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    command_line.add_shapes(parser, "bert-base,albert-base")
+    command_line.add_timing(parser, budget_minutes=5, rounds=30)
+    parser.add_argument("--sequence_length", type=command_line.positive_integers, default=[32, 128])
+    parser.add_argument("--controls", type=command_line.names_of(CONTROLS), default=["while"])
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    command_line.run(main, make_parser())

@@ -1,4 +1,4 @@
-"""Timing in turns: every measure once per round, so that a slow moment falls on all of them."""
+"""Timing of several calls in turns, so that a slow moment of the machine affects all of them."""
 
 import os
 import platform
@@ -9,71 +9,78 @@ from typing import Any
 
 import jax
 
-Measure = Callable[[], Any]
-# Seconds. A shorter measure is called once more, untimed, before every timed call: the threads of
-# the measure before (PyTorch's OpenMP) spin for a while, and idle cores are slow to start.
+TimedCall = Callable[[], Any]
+# Seconds. A call that is shorter runs once more, untimed, before every timed run: the threads of
+# the previous call (PyTorch's OpenMP) spin for a while, and idle cores take time to speed up.
 _SHORT = 0.5
 
 
 class Budget:
-    """Wall-clock time for a whole benchmark, dealt out to its cases."""
+    """Wall-clock time of a benchmark, divided among its cases."""
 
     def __init__(self, minutes: float, cases: int):
         self._end = time.monotonic() + 60 * minutes
         self._cases = cases
 
     def next_case(self) -> float:
-        """Seconds for the next case: an equal share of what is left."""
-        left = max(0.0, self._end - time.monotonic())
+        """Return the seconds of the next case: an equal share of the remaining time."""
+        remaining = max(0.0, self._end - time.monotonic())
         self._cases = max(0, self._cases - 1)
-        return left / (self._cases + 1)
+        return remaining / (self._cases + 1)
 
 
-def in_turns(
-    measures: Mapping[str, Measure],
+def time_in_turns(
+    timed_calls: Mapping[str, TimedCall],
     seconds: float,
-    most_rounds: int = 30,
+    max_rounds: int = 30,
     *,
     always_twice: bool = False,
 ) -> dict[str, float]:
-    """The median seconds of every measure.
+    """Return the median seconds of every call, and the number of rounds under "rounds".
 
-    Each is called to warm up (which compiles), and then once per round, until the time is up
-    or `most_rounds` are done; there is always at least one round. A measure must wait for its
-    result. `always_twice` is for what usually follows itself: a long measure, too, is then called
-    once more, untimed, before every timed call, and finds its memory as it left it.
+    Every call runs once, untimed, which compiles it, and then once per round. Rounds end when
+    `seconds` have passed or `max_rounds` are done; there is at least one round.
+
+    Args:
+        timed_calls: calls by name; a call must wait for its result.
+        seconds: time for all rounds together.
+        max_rounds: the largest number of rounds.
+        always_twice: run long calls, too, once more, untimed, before every timed run. For a call
+            that usually follows itself, such as a training step: it then finds its memory as its
+            own previous run left it.
     """
     end = time.monotonic() + seconds
-    for measure in measures.values():
-        measure()
+    for call in timed_calls.values():
+        call()
     twice = {
-        name for name, measure in measures.items() if always_twice or _seconds(measure) < _SHORT
+        name for name, call in timed_calls.items() if always_twice or _seconds_of(call) < _SHORT
     }
-    taken: dict[str, list[float]] = {name: [] for name in measures}
-    rounds, slowest = 0, 0.0
-    while rounds == 0 or (rounds < most_rounds and time.monotonic() + slowest < end):
-        started = time.monotonic()
-        for name, measure in measures.items():
+    samples: dict[str, list[float]] = {name: [] for name in timed_calls}
+    rounds, slowest_round = 0, 0.0
+    while rounds == 0 or (rounds < max_rounds and time.monotonic() + slowest_round < end):
+        round_start = time.monotonic()
+        for name, call in timed_calls.items():
             if name in twice:
-                measure()
-            taken[name].append(_seconds(measure))
-        rounds, slowest = rounds + 1, max(slowest, time.monotonic() - started)
-    return {name: statistics.median(values) for name, values in taken.items()} | {"rounds": rounds}
+                call()
+            samples[name].append(_seconds_of(call))
+        rounds, slowest_round = rounds + 1, max(slowest_round, time.monotonic() - round_start)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    return medians | {"rounds": rounds}
 
 
-def _seconds(measure: Measure) -> float:
-    begin = time.perf_counter()
-    measure()
-    return time.perf_counter() - begin
+def _seconds_of(call: TimedCall) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def environment() -> dict[str, Any]:
-    """Hardware and versions, for the JSON beside every figure."""
+    """Return the date, the hardware and the versions, for the JSON file of a benchmark."""
     import flax
     import numpy
     import transformers
 
-    found = {
+    properties = {
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "platform": jax.default_backend(),
@@ -89,10 +96,10 @@ def environment() -> dict[str, Any]:
     try:
         import torch
 
-        found["torch"] = torch.__version__
+        properties["torch"] = torch.__version__
     except ImportError:
         pass
-    return found
+    return properties
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Models of known shapes with random weights, and token ids to feed them."""
+"""Models of known shapes with random weights, and random token ids as their input."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
         "intermediate_size": 1536,
     },
-    # For trying the benchmarks out.
+    # For tests of the benchmarks.
     "tiny": {
         "model_type": "albert",
         "vocab_size": 100,
@@ -68,16 +68,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(name: str, dtype: str = "float32", **exits: str) -> EarlyExitModel:
-    """A model of shape `name` that computes in `dtype`, with random weights in float32.
+    """Return a model with random float32 weights.
 
-    `exits`: `exit_pooler` and `exit_pooling`, if they are not PABEE's.
+    Args:
+        name: its shape, a key of `SHAPES`.
+        dtype: its compute type.
+        exits: `exit_pooler` and `exit_pooling`; by default those of PABEE.
     """
     config = ModelConfig.from_hugging_face(SHAPES[name] | exits, 2)
     return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def random_tokens(config: ModelConfig, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Full rows: without padding every token counts."""
+    """Return random token ids of shape (rows, length), without padding."""
     random = np.random.default_rng(0)
     ids = random.integers(1, config.vocab_size, (rows, length), dtype=np.int32)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}

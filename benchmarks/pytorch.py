@@ -1,4 +1,4 @@
-"""PyTorch's `transformers` encoder on the same weights at full depth: what people would use."""
+"""The baseline: the encoder of PyTorch's `transformers`, with the same weights, at full depth."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,6 +11,7 @@ from pabee_jax.models.encoder import EarlyExitModel
 
 
 def is_installed() -> bool:
+    """Return whether PyTorch can be imported."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -18,14 +19,15 @@ def is_installed() -> bool:
     return True
 
 
-def last_exit(model: EarlyExitModel, dtype: str = "float32") -> Callable[[dict], np.ndarray]:
-    """A function: a batch of numpy arrays -> the last exit's logits, through PyTorch.
+def make_forward(model: EarlyExitModel, dtype: str = "float32") -> Callable[[dict], np.ndarray]:
+    """Return a function from a batch of NumPy arrays to the last exit's logits.
 
-    Runs on a GPU if PyTorch sees one, otherwise on the CPU. Returns after the result is there.
+    PyTorch runs on a GPU if it has access to one, otherwise on the CPU. The function waits for its
+    result.
     """
     import torch
 
-    encoder, classifiers, device = _loaded(model, dtype)
+    encoder, classifiers, device = _load(model, dtype)
     encoder.eval()
     kernel, bias = classifiers[-1]
 
@@ -40,13 +42,16 @@ def last_exit(model: EarlyExitModel, dtype: str = "float32") -> Callable[[dict],
     return run
 
 
-def training_step(
+def make_training_step(
     model: EarlyExitModel, batch: dict[str, np.ndarray], dtype: str = "float32"
 ) -> Callable[[], None]:
-    """A call that makes one AdamW step on the joint loss of all exits, with dropout, and waits."""
+    """Return a function that runs one AdamW step, with dropout, and waits for it.
+
+    The loss is PABEE's joint loss over all exits.
+    """
     import torch
 
-    encoder, classifiers, device = _loaded(model, "float32")
+    encoder, classifiers, device = _load(model, "float32")
     encoder.train()
     parameters = [value.requires_grad_() for pair in classifiers for value in pair]
     parameters += encoder.parameters()
@@ -57,20 +62,20 @@ def training_step(
     }
     labels = inputs.pop("labels")
     rate = model.config.exit_dropout_prob
-    weights_of_exits = range(1, len(classifiers) + 1)
+    exit_weights = range(1, len(classifiers) + 1)
 
     def step() -> None:
         with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
             outputs = encoder(**inputs, output_hidden_states=True)
-        # ALBERT records every inner layer; a group's output is its last.
+        # ALBERT records the output of every inner layer; the last one of a group is its output.
         states = outputs.hidden_states[1 :: model.config.inner_group_num][: len(classifiers)]
         losses = []
         for hidden, (kernel, bias) in zip(states, classifiers, strict=True):
-            pooled = _pooled(encoder, hidden.float())
+            pooled = _pool(encoder, hidden.float())
             pooled = torch.nn.functional.dropout(pooled, rate)
             losses.append(torch.nn.functional.cross_entropy(pooled @ kernel.T + bias, labels))
-        pairs = zip(weights_of_exits, losses, strict=True)
-        loss = sum(weight * each for weight, each in pairs) / sum(weights_of_exits)
+        pairs = zip(exit_weights, losses, strict=True)
+        loss = sum(weight * exit_loss for weight, exit_loss in pairs) / sum(exit_weights)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -80,18 +85,18 @@ def training_step(
     return step
 
 
-def _pooled(encoder, hidden):
+def _pool(encoder, hidden):
     import torch
 
-    if isinstance(encoder.pooler, torch.nn.Linear):  # ALBERT's has no module of its own.
+    if isinstance(encoder.pooler, torch.nn.Linear):  # ALBERT's pooler is not a module.
         return torch.tanh(encoder.pooler(hidden[:, 0]))
     return encoder.pooler(hidden)
 
 
-def length_sorted(
+def batches_sorted_by_length(
     lengths: np.ndarray, batch: dict[str, np.ndarray], batch_size: int
 ) -> Iterable[dict[str, np.ndarray]]:
-    """Batches of rows sorted by length, each padded to its longest row."""
+    """Yield batches of rows sorted by length; every batch is as wide as its longest row."""
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -99,11 +104,11 @@ def length_sorted(
         yield {name: values[rows, :width] for name, values in batch.items()}
 
 
-def _loaded(model: EarlyExitModel, dtype: str):
-    """The encoder with the model's weights, each exit's (kernel, bias), and the device."""
+def _load(model: EarlyExitModel, dtype: str):
+    """Return the encoder with the model's weights, every exit's (kernel, bias), and the device."""
     if not model.config.is_pabee:
         raise InputError(
-            "PyTorch PABEE has no such exits (a pooler for each, or the mean over the tokens): add "
+            "PyTorch PABEE cannot run these exits (a pooler per exit, or mean pooling): add "
             "--no-torch"
         )
     import torch
@@ -134,13 +139,13 @@ def _loaded(model: EarlyExitModel, dtype: str):
 def _encoder(config: ModelConfig):
     import transformers
 
-    kinds = {
+    classes = {
         "bert": (transformers.BertConfig, transformers.BertModel),
         "albert": (transformers.AlbertConfig, transformers.AlbertModel),
     }
-    settings, model = kinds[config.family]
-    return model(
-        settings(
+    config_class, model_class = classes[config.family]
+    return model_class(
+        config_class(
             vocab_size=config.vocab_size,
             embedding_size=config.embedding_size,
             hidden_size=config.hidden_size,

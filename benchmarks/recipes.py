@@ -1,4 +1,4 @@
-"""Ways of training the exits, by name, and the settings that all of them share."""
+"""Recipes for training the exits, by name, and the settings that all recipes share."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from pabee_jax.training.config import TrainConfig
 PRIOR = {"classifier_bias": "prior"}
 MEAN = PRIOR | {"pooling": "mean"}
 OWN_MEAN = MEAN | {"pooler": "per_exit"}
-# What differs from PABEE's recipe, by name.
+# For every recipe, the fields of the configuration that differ from PABEE's recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "ordinary": {"loss.weights": "last"},
     "ordinary+mean": MEAN | {"loss.weights": "last"},
@@ -36,24 +36,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mean+per_exit+equilibrium+distill": OWN_MEAN
     | {"gradient": "equilibrium", "distill.weight": 1.0},
 }
-# What configs/glue.py:TASK,recommended does.
+# The recipes of the preset glue:TASK,recommended, for classes and for scores.
 RECOMMENDED = {"classes": "mean+per_exit", "scores": "mean+per_exit+distill"}
-# The tasks, and the metric of each that the table shows.
+# For every task, the metric that the tables show.
 METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
 
 
-def config_of(recipe: str, task: str, seed: int, data_dir: Path, values) -> TrainConfig:
-    common = {
+def config_of(recipe: str, task: str, seed: int, data_dir: Path, options) -> TrainConfig:
+    """Return the configuration of one run; `options` has `model`, `learning_rate` and `steps`."""
+    shared = {
         "task": task,
-        "model": values.model,
+        "model": options.model,
         "data_dir": str(data_dir),
         "max_seq_length": 64,
         "batch_size": 32,
-        "learning_rate": values.learning_rate,
-        "max_steps": values.steps,
-        "eval_every": values.steps,
+        "learning_rate": options.learning_rate,
+        "max_steps": options.steps,
+        "eval_every": options.steps,
         "order": "length_grouped",
         "seed": seed,
     }
-    fields = traverse_util.unflatten_dict(common | RECIPES[recipe], sep=".")
+    fields = traverse_util.unflatten_dict(shared | RECIPES[recipe], sep=".")
     return run_directory.from_dict(TrainConfig, fields)

@@ -1,11 +1,12 @@
-"""Many rows: examples per second of every driver against the mean exit layer.
+"""Throughput of every driver on many rows, in examples per second, by the mean exit layer.
 
     python -m benchmarks.throughput
     python -m benchmarks.throughput --checkpoint runs/mrpc --patience 0,3,4,5
 
-Without a checkpoint: models with random weights, rows of one length, exit layers from a binomial
-distribution around the given means. With one: its own dev set and real exits, and the factors by
-which it differs from PyTorch with length-sorted batches.
+Without --checkpoint, models have random weights, rows have the same length, and exit layers are
+drawn from a binomial distribution around the given means. With --checkpoint, the model runs on its
+own dev set with its real exits, and the benchmark also prints the factors of its speed-up over
+PyTorch with length-sorted batches.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import numpy as np
 from benchmarks import command_line, pytorch
 from benchmarks.checkpoint import dev_set
 from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
-from benchmarks.figures import bars
-from benchmarks.measure import Budget, in_turns
+from benchmarks.figures import draw_bars
+from benchmarks.measure import Budget, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
 from pabee_jax.checkpoints.pretrained import Pretrained
@@ -34,7 +35,7 @@ FULL_DEPTH = "full depth"
 
 
 def classifiers_of(model, length: int, drivers, chunk_tokens) -> dict[str, EarlyExitClassifier]:
-    """A classifier per driver, without a tokenizer: it gets token ids."""
+    """Return a classifier per driver, without a tokenizer, because its inputs are token ids."""
     pretrained = Pretrained(model, None, {}, ("0", "1"), length)
     return {
         driver: EarlyExitClassifier(pretrained, driver=driver, chunk_tokens=chunk_tokens)
@@ -42,150 +43,165 @@ def classifiers_of(model, length: int, drivers, chunk_tokens) -> dict[str, Early
     }
 
 
-def random_case(name: str, rows: int, values, seconds: float) -> list[dict]:
-    model = random_model(name, values.dtype)
-    config, length = model.config, values.sequence_length
+def random_case(name: str, rows: int, options, seconds: float) -> list[dict]:
+    """Return the records of a model with random weights on `rows` rows, timed for `seconds`."""
+    model = random_model(name, options.dtype)
+    config, length = model.config, options.sequence_length
     tokens = random_tokens(config, rows, length)
     schedules = {FULL_DEPTH: np.full(rows, config.num_hidden_layers, np.int32)}
-    for mean in values.means:
-        share = mean * config.num_hidden_layers / 12
-        schedules[mean] = binomial_exit_layers(rows, share, config.num_hidden_layers)
-    measures = {}
+    for mean in options.means:
+        model_mean = mean * config.num_hidden_layers / 12
+        schedules[mean] = binomial_exit_layers(rows, model_mean, config.num_hidden_layers)
+    timed_calls = {}
     for driver, classifier in classifiers_of(
-        model, length, values.drivers, values.chunk_tokens
+        model, length, options.driver, options.chunk_tokens
     ).items():
 
         def run(exit_layers, classifier=classifier, driver=driver):
-            if driver == "full":  # Every row goes all the way: the exits change nothing.
+            if driver == "full":  # It runs every layer, whatever the exit layers are.
                 return classifier.all_exit_logits(tokens)
             classifier.criterion = ExitSchedule(exit_layers)
-            found = classifier.predict(tokens)
-            np.testing.assert_array_equal(found.exit_layers, exit_layers)
+            predictions = classifier.predict(tokens)
+            np.testing.assert_array_equal(predictions.exit_layers, exit_layers)
 
         for mean, exit_layers in schedules.items():
             if driver != "full" or mean == FULL_DEPTH:
-                measures[driver, mean] = functools.partial(run, exit_layers)
-    if values.torch:
-        last_exit = pytorch.last_exit(model, values.dtype)
+                timed_calls[driver, mean] = functools.partial(run, exit_layers)
+    if options.torch:
+        forward = pytorch.make_forward(model, options.dtype)
         lengths = np.full(rows, length)
-        measures["PyTorch", FULL_DEPTH] = lambda: [
-            last_exit(batch) for batch in pytorch.length_sorted(lengths, tokens, PYTORCH_BATCH)
+        timed_calls["PyTorch", FULL_DEPTH] = lambda: [
+            forward(batch)
+            for batch in pytorch.batches_sorted_by_length(lengths, tokens, PYTORCH_BATCH)
         ]
-    taken = in_turns(measures, seconds, values.rounds)
-    rounds = taken.pop("rounds")
-    return records_of(name, rows, length, config, schedules, taken, rounds)
+    medians = time_in_turns(timed_calls, seconds, options.rounds)
+    rounds = medians.pop("rounds")
+    return records_of(name, rows, length, config, schedules, medians, rounds)
 
 
-def records_of(name, rows, length, config, schedules, taken, rounds) -> list[dict]:
+def records_of(name, rows, length, config, schedules, medians, rounds) -> list[dict]:
+    """Return one record per driver and mean exit layer."""
     depth = config.num_hidden_layers
-    ours = [taken[key] for key in taken if key[1] == FULL_DEPTH and key[0] != "PyTorch"]
-    found = []
-    for (driver, mean), seconds in taken.items():
-        real_mean = float(schedules[mean].mean())
-        share = real_mean / depth
+    fastest = min(
+        seconds
+        for (driver, mean), seconds in medians.items()
+        if mean == FULL_DEPTH and driver != "PyTorch"
+    )
+    records = []
+    for (driver, mean), seconds in medians.items():
+        sample_mean = float(schedules[mean].mean())
+        share = sample_mean / depth
         flops = rows * length * depth * per_token_and_layer(config, length)
-        found.append(
+        records.append(
             {
                 "model": name,
                 "rows": rows,
                 "driver": driver,
-                "mean exit layer": real_mean,
+                "mean exit layer": sample_mean,
                 "examples/s": rows / seconds,
                 "ms/example": 1000 * seconds / rows,
-                "speed-up": taken[driver, FULL_DEPTH] / seconds,
-                "efficiency": taken[driver, FULL_DEPTH] / seconds * share,
-                "efficiency over the fastest": min(ours) / seconds * share,
+                "speed-up": medians[driver, FULL_DEPTH] / seconds,
+                "efficiency": medians[driver, FULL_DEPTH] / seconds * share,
+                "efficiency over the fastest": fastest / seconds * share,
                 "GFLOP/s": flops / seconds / 1e9 if mean == FULL_DEPTH else None,
                 "rounds": rounds,
             }
         )
-    return found
+    return records
 
 
-def checkpoint_case(values) -> list[dict]:
-    """A trained checkpoint's dev set, and PyTorch on the same rows."""
-    pretrained, dataset = dev_set(values.checkpoint, values.dtype)
+def checkpoint_case(options) -> list[dict]:
+    """Return the records of a trained checkpoint and of PyTorch on the checkpoint's dev set."""
+    pretrained, dataset = dev_set(options.checkpoint, options.dtype)
     rows, layers = len(dataset), pretrained.model.config.num_hidden_layers
     full = EarlyExitClassifier(pretrained, driver="full")
-    pool = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=values.chunk_tokens)
-    mean_of = {}
+    pool = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=options.chunk_tokens)
+    mean_exit_layers = {}
 
     def run(patience):
-        pool.criterion = Patience(patience, values.regression_threshold)
-        mean_of[f"pool, patience {patience}"] = float(pool.predict(dataset).exit_layers.mean())
+        pool.criterion = Patience(patience, options.regression_threshold)
+        mean = float(pool.predict(dataset).exit_layers.mean())
+        mean_exit_layers[f"pool, patience {patience}"] = mean
 
-    measures = {f"pool, patience {each}": functools.partial(run, each) for each in values.patience}
-    measures["full, batches of 32"] = lambda: full.all_exit_logits(dataset)
-    if values.torch:
-        last_exit = pytorch.last_exit(pretrained.model, values.dtype)
+    timed_calls = {
+        f"pool, patience {value}": functools.partial(run, value) for value in options.patience
+    }
+    timed_calls["full, batches of 32"] = lambda: full.all_exit_logits(dataset)
+    if options.torch:
+        forward = pytorch.make_forward(pretrained.model, options.dtype)
         buckets = inference_buckets(pretrained.max_length)
-        wide = dataset.fitted(pretrained.max_length)
-        whole = {name: getattr(wide, name) for name in MODEL_INPUTS}
-        ways = {
+        padded = dataset.fitted(pretrained.max_length)
+        tokens = {name: getattr(padded, name) for name in MODEL_INPUTS}
+        batches_by_way = {
             f"PyTorch, padded to {pretrained.max_length}": [
-                {name: values[start : start + PYTORCH_BATCH] for name, values in whole.items()}
+                {name: array[start : start + PYTORCH_BATCH] for name, array in tokens.items()}
                 for start in range(0, rows, PYTORCH_BATCH)
             ],
             "PyTorch, sorted by length": list(
-                pytorch.length_sorted(dataset.lengths, whole, PYTORCH_BATCH)
+                pytorch.batches_sorted_by_length(dataset.lengths, tokens, PYTORCH_BATCH)
             ),
-            "PyTorch, our buckets": [
+            "PyTorch, pabee_jax's buckets": [
                 {name: getattr(part, name) for name in MODEL_INPUTS}
                 for _, part in by_bucket([dataset], PYTORCH_BATCH, buckets)
             ],
         }
-        for name, batches in ways.items():
-            measures[name] = lambda batches=batches: [last_exit(batch) for batch in batches]
-    taken = in_turns(measures, 60 * values.budget_minutes, values.rounds)
-    rounds = taken.pop("rounds")
-    baseline = taken.get("PyTorch, sorted by length", taken["pool, patience 0"])
+        for name, batches in batches_by_way.items():
+            timed_calls[name] = lambda batches=batches: [forward(batch) for batch in batches]
+    medians = time_in_turns(timed_calls, 60 * options.budget_minutes, options.rounds)
+    rounds = medians.pop("rounds")
+    torch_seconds = medians.get("PyTorch, sorted by length")
     return [
         {
             "way": way,
             "rows": rows,
-            "mean exit layer": mean_of.get(way, float(layers)),
+            "mean exit layer": mean_exit_layers.get(way, float(layers)),
             "examples/s": rows / seconds,
             "ms/example": 1000 * seconds / rows,
-            "over pool at full depth": taken["pool, patience 0"] / seconds,
-            "over PyTorch, sorted": baseline / seconds if values.torch else None,
+            "over pool at full depth": medians["pool, patience 0"] / seconds,
+            "over PyTorch, sorted": torch_seconds and torch_seconds / seconds,
             "rounds": rounds,
         }
-        for way, seconds in taken.items()
+        for way, seconds in medians.items()
     ]
 
 
-def main(values) -> None:
-    if values.checkpoint:
-        values.patience = sorted({0, *values.patience})
-        records = checkpoint_case(values)
-        show(values.checkpoint, records)
-        if values.torch:
-            show_factors(records)
-        names = [each["way"] for each in records]
-        bars(
-            values.output / "throughput.png",
+def main(options) -> None:
+    if options.checkpoint:
+        names = ("model", "rows", "sequence_length", "means", "driver")
+        command_line.refuse_without_effect(options, make_parser(), names, "with --checkpoint")
+        options.patience = sorted({0, *options.patience})
+        records = checkpoint_case(options)
+        print_case(options.checkpoint, records)
+        if options.torch:
+            print_factors(records)
+        names = [record["way"] for record in records]
+        draw_bars(
+            options.output / "throughput.png",
             names,
-            [each["examples/s"] for each in records],
+            [record["examples/s"] for record in records],
             f"examples per second ({jax.devices()[0].device_kind})",
             "%.0f",
             ["#999999" if "PyTorch" in name else "#3b7dd8" for name in names],
         )
     else:
+        names = ("patience", "regression_threshold")
+        command_line.refuse_without_effect(options, make_parser(), names, "without --checkpoint")
         records = []
-        budget = Budget(values.budget_minutes, len(values.models) * len(values.rows))
-        for name in values.models:
-            for rows in values.rows:
-                here = random_case(name, rows, values, budget.next_case())
-                show(f"{name}, {rows} rows of {values.sequence_length} tokens", here)
-                records += here
-        draw(records, values.output / "throughput.png")
-    command_line.save(values.output, "throughput", values, records)
+        budget = Budget(options.budget_minutes, len(options.model) * len(options.rows))
+        for name in options.model:
+            for rows in options.rows:
+                case_records = random_case(name, rows, options, budget.next_case())
+                title = f"{name}, {rows} rows of {options.sequence_length} tokens"
+                print_case(title, case_records)
+                records += case_records
+        draw(records, options.output / "throughput.png")
+    command_line.save(options.output, "throughput", options, records)
 
 
-def show_factors(records: list[dict]) -> None:
-    """What compiler, padding and exit each contribute to the speed-up over sorted PyTorch."""
-    speed = {each["way"]: each["examples/s"] for each in records}
-    buckets, pool = speed["PyTorch, our buckets"], speed["pool, patience 0"]
+def print_factors(records: list[dict]) -> None:
+    """Print the speed-up over length-sorted PyTorch as factors: compiler, padding and exit."""
+    speed = {record["way"]: record["examples/s"] for record in records}
+    buckets, pool = speed["PyTorch, pabee_jax's buckets"], speed["pool, patience 0"]
     padding = buckets / speed["PyTorch, sorted by length"]
     print(f"\ncompiler {pool / buckets:.2f}x, padding {padding:.2f}x", end="")
     for way in speed:
@@ -194,36 +210,43 @@ def show_factors(records: list[dict]) -> None:
     print()
 
 
-def show(title: str, records: list[dict]) -> None:
+def print_case(title: str, records: list[dict]) -> None:
+    """Print the table of one case."""
     print(f"\n{title}, {records[0]['rounds']} rounds")
     columns = [name for name in records[0] if name not in ("model", "rows", "rounds")]
-    command_line.show(records, columns)
+    command_line.print_records(records, columns)
 
 
 def draw(records: list[dict], path) -> None:
-    """Examples per second against the mean exit layer, a line per driver and number of rows."""
-    models = list(dict.fromkeys(each["model"] for each in records))
+    """Draw examples per second against the mean exit layer, a line per driver and row count."""
+    models = list(dict.fromkeys(record["model"] for record in records))
     figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False)
     colors = {"full": "#777777", "loop": "#d1495b", "pool": "#3b7dd8", "auto": "#66a182"}
     markers = ("o", "^", "s", "d", "v", "P", "*")
-    all_rows = list(dict.fromkeys(each["rows"] for each in records))
+    row_counts = list(dict.fromkeys(record["rows"] for record in records))
     for axis, name in zip(axes[0], models, strict=True):
-        here = [each for each in records if each["model"] == name]
-        for driver, rows in dict.fromkeys((each["driver"], each["rows"]) for each in here):
-            line = [each for each in here if (each["driver"], each["rows"]) == (driver, rows)]
-            line.sort(key=lambda each: each["mean exit layer"])
+        of_model = [record for record in records if record["model"] == name]
+        lines: dict[tuple[str, int], list[dict]] = {}
+        for record in of_model:
+            lines.setdefault((record["driver"], record["rows"]), []).append(record)
+        for (driver, rows), line in lines.items():
+            line.sort(key=lambda record: record["mean exit layer"])
             axis.plot(
-                [each["mean exit layer"] for each in line],
-                [each["examples/s"] for each in line],
-                marker=markers[all_rows.index(rows) % len(markers)],
+                [record["mean exit layer"] for record in line],
+                [record["examples/s"] for record in line],
+                marker=markers[row_counts.index(rows) % len(markers)],
                 color=colors.get(driver, "black"),
                 lw=1,
                 label=f"{driver}, {rows} rows",
             )
-        deepest = [each for each in here if each["speed-up"] == 1 and each["driver"] != "PyTorch"]
-        best = max(deepest, key=lambda each: each["examples/s"])
-        means = np.linspace(best["mean exit layer"] / 4, best["mean exit layer"])
-        ideal = best["examples/s"] * best["mean exit layer"] / means
+        full_depth = [
+            record
+            for record in of_model
+            if record["speed-up"] == 1 and record["driver"] != "PyTorch"
+        ]
+        fastest = max(full_depth, key=lambda record: record["examples/s"])
+        means = np.linspace(fastest["mean exit layer"] / 4, fastest["mean exit layer"])
+        ideal = fastest["examples/s"] * fastest["mean exit layer"] / means
         axis.plot(means, ideal, ":", color="black", lw=1, label="fastest full depth x L / mean")
         axis.set(title=name, xlabel="mean exit layer", ylabel="examples per second", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
@@ -240,23 +263,30 @@ def _means(text: str) -> list[int]:
     return means
 
 
-def arguments():
-    result = command_line.parser(
-        __doc__.splitlines()[0], models="bert-base,albert-base", budget_minutes=25
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    command_line.add_shapes(parser, "bert-base,albert-base")
+    command_line.add_timing(parser, budget_minutes=25, rounds=10)
+    parser.add_argument(
+        "--rows",
+        type=command_line.positive_integers,
+        default=[1, 4, 16, 64, 256],
+        help="rows per call, comma-separated; the driver divides them into batches",
     )
-    positive_integers = command_line.positive_integers
-    result.add_argument("--rows", type=positive_integers, default=[1, 4, 16, 64, 256])
-    result.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
-    result.add_argument("--means", type=_means, default=[4, 6, 8], help="of 12 layers")
-    drivers = command_line.names_of(("full", "loop", "pool", "auto"))
-    result.add_argument("--drivers", type=drivers, default=["full", "loop", "pool"])
-    result.add_argument("--chunk_tokens", type=command_line.positive_integer, help="of the pool")
-    result.add_argument("--rounds", type=command_line.positive_integer, default=10)
-    result.add_argument("--checkpoint", help="a run directory of train.py")
-    result.add_argument("--patience", type=command_line.whole_numbers, default=[0])
-    result.add_argument("--regression_threshold", type=float, default=0.0)
-    return result
+    parser.add_argument("--sequence_length", type=command_line.positive_integer, default=64)
+    parser.add_argument("--means", type=_means, default=[4, 6, 8], help="of 12 layers")
+    parser.add_argument(
+        "--driver",
+        type=command_line.names_of(("full", "loop", "pool", "auto")),
+        default=["full", "loop", "pool"],
+        help="drivers, comma-separated: full, loop, pool, auto",
+    )
+    parser.add_argument("--chunk_tokens", type=command_line.positive_integer, help="of the pool")
+    parser.add_argument("--checkpoint", help="run directory: measure it on its own dev set")
+    parser.add_argument("--patience", type=command_line.whole_numbers, default=[0])
+    parser.add_argument("--regression_threshold", type=float, default=0.0)
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    command_line.run(main, make_parser())

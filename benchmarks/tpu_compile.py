@@ -1,11 +1,11 @@
-"""Compiles for a TPU pod without a TPU: will it fit, and what will it spend on communication?
+"""Compiles the programs for a TPU pod, without a TPU, to find their memory and communication.
 
-    pip install --no-deps libtpu==0.0.42.1   # the one that goes with your jax
-    python -m benchmarks.tpu_compile --topology v5e:16x16 --model bert-large --batch 8192
+    pip install --no-deps libtpu==0.0.42.1   # the version for the installed jax
+    python -m benchmarks.tpu_compile --topology v5e:16x16 --model bert-large --batch_size 8192
 
-The programs are the real ones: the training step, and the drivers `loop` and `pool`. For each, per
-device: memory, floating-point operations, bytes read and written, and every collective with its
-size.
+The programs are the training step and the drivers `loop` and `pool`, as pabee_jax compiles them.
+For every program, the benchmark prints per device: memory, floating-point operations, bytes read
+and written, and every collective with its size.
 """
 
 import argparse
@@ -14,10 +14,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-# Before jax is imported: the compiler must not look for a TPU, and this process needs none.
+# Set before jax is imported, so that neither the compiler nor this process looks for a TPU.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -43,11 +42,17 @@ from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import phase_of
 
-_STEPS = 1_000_000
+_TOTAL_STEPS = 1_000_000  # Of the learning rate schedule.
 # GiB per chip, from the vendor's data sheets.
-_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+_MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 _BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32}
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
 _COLLECTIVE = re.compile(rf"= (?P<shape>\S.*?) (?P<kind>{'|'.join(_KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(rf"({'|'.join(_BITS)})\[([\d,]*)\]")
 _PROGRAMS = ("train", "loop", "pool")
@@ -57,10 +62,12 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?
 
 
 class Collective(NamedTuple):
-    """Attributes:
-    kind: such as "all-reduce".
-    bytes: of its result, per device.
-    in_loop: whether it is inside a loop, and so runs several times.
+    """A collective operation of a compiled program.
+
+    Attributes:
+        kind: its name, such as "all-reduce".
+        bytes: the size of its result, per device.
+        in_loop: whether it is inside a loop and therefore may run several times.
     """
 
     kind: str
@@ -69,19 +76,20 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of a compiled program, largest first."""
-    found, inside = [], _computations_in_loops(text)
+    """Return every collective in the text of a compiled program, the largest first."""
+    collectives, in_loops = [], _computations_in_loops(text)
     for computation, line in _lines(text):
         if match := _COLLECTIVE.search(line):
             size = sum(
-                _BITS[kind] // 8 * int(np.prod([int(n) for n in dims.split(",") if n]))
-                for kind, dims in _ARRAY.findall(match["shape"])
+                _BITS[dtype] // 8 * int(np.prod([int(n) for n in dims.split(",") if n]))
+                for dtype, dims in _ARRAY.findall(match["shape"])
             )
-            found.append(Collective(match["kind"], size, computation in inside))
-    return sorted(found, key=lambda one: -one.bytes)
+            collectives.append(Collective(match["kind"], size, computation in in_loops))
+    return sorted(collectives, key=lambda collective: -collective.bytes)
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Yield every line with the name of its computation."""
     computation = ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -90,7 +98,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _computations_in_loops(text: str) -> set[str]:
-    """The bodies of loops, and what they call."""
+    """Return the names of the loop bodies and of the computations that they call."""
     calls: dict[str, set[str]] = {}
     bodies = set()
     for computation, line in _lines(text):
@@ -98,26 +106,31 @@ def _computations_in_loops(text: str) -> set[str]:
         for names in _CALLED.findall(line):
             called = {name.strip().lstrip("%") for name in names.split(",")}
             calls.setdefault(computation, set()).update(called)
-    inside, new = set(), bodies
+    in_loops, new = set(), bodies
     while new:
-        inside |= new
-        new = set().union(*(calls.get(name, set()) for name in new)) - inside
-    return inside
+        in_loops |= new
+        new = set().union(*(calls.get(name, set()) for name in new)) - in_loops
+    return in_loops
 
 
 def pod_mesh(topology: str, model: int) -> Mesh:
-    """The training mesh over the devices of a pod that is not here.
+    """Return the training mesh over the devices of a pod, described by libtpu.
+
+    Args:
+        topology: the name of the pod, such as "v5e:2x4".
+        model: the size of the mesh axis `model`.
 
     Raises:
-        InputError: no libtpu, an unknown topology, or one that `model` does not divide.
+        InputError: libtpu is missing, the topology is unknown, or `model` does not divide its
+            number of chips.
     """
     try:
         pod = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"--topology {topology}: {reason} (it needs the libtpu that goes with this jax, and a "
-            "name such as v5e:2x4)"
+            f"--topology {topology}: {reason}; install the libtpu version for jax "
+            f"{jax.__version__}, and give a name such as v5e:2x4"
         ) from error
     count = len(pod.devices)
     if count % model:
@@ -126,67 +139,70 @@ def pod_mesh(topology: str, model: int) -> Mesh:
     return Mesh(devices, (sharding.DATA, sharding.MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def programs(values, mesh: Mesh) -> Iterator[tuple[str, Any]]:
-    """Name and lowered program of each that is asked for."""
-    rows, length = values.batch, values.sequence_length
-    config = ModelConfig.from_hugging_face(SHAPES[values.model], 2)
-    sharding.check_model(config, mesh, shard_parameters=values.shard_parameters)
-    sharding.check_batch_size(rows, values.gradient_accumulation, mesh)
-    model = jax.eval_shape(lambda: _model(config, values.dtype))
-    on_rows = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:
+    """Yield the name of every program in `--programs`, and the lowered program."""
+    rows, length = options.batch_size, options.sequence_length
+    config = ModelConfig.from_hugging_face(SHAPES[options.model], 2)
+    sharding.check_model(config, mesh, shard_parameters=options.shard_parameters)
+    sharding.check_batch_size(rows, options.gradient_accumulation, mesh)
+    model = jax.eval_shape(lambda: EarlyExitModel(config, dtype=options.dtype, rngs=nnx.Rngs(0)))
+    over_rows = NamedSharding(mesh, PartitionSpec(sharding.DATA))
 
-    def abstract(shape, dtype, sharding=on_rows):
+    def abstract(shape, dtype, sharding=over_rows):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     inputs = ("input_ids", "attention_mask", "token_type_ids")
     batch = {name: abstract((rows, length), jnp.int32) for name in inputs}
-    if "train" in values.programs:
-        yield "training step", _training_step(values, config, model, mesh, batch, abstract)
+    if "train" in options.programs:
+        yield "training step", _training_step(options, config, model, mesh, batch, abstract)
     graph, parameters = split(jax.eval_shape(in_compute_dtype, model))
-    whole = sharding.replicated(mesh)
-    parameters = {name: abstract(one.shape, one.dtype, whole) for name, one in parameters.items()}
-    criterion = jax.tree.map(
-        lambda leaf: abstract(leaf.shape, leaf.dtype, whole), as_arrays(Patience(values.patience))
+    replicated = sharding.replicated(mesh)
+    parameters, criterion = jax.tree.map(
+        lambda leaf: abstract(leaf.shape, leaf.dtype, replicated),
+        (parameters, as_arrays(Patience(options.patience))),
     )
     row = abstract((rows,), jnp.int32)
-    per_device = rows // mesh.shape[sharding.DATA]
-    chunk = min(per_device, max(1, values.chunk_tokens // length))
+    rows_per_device = rows // mesh.shape[sharding.DATA]
+    chunk = min(rows_per_device, max(1, options.chunk_tokens // length))
     for name, chunk_size in (("loop", None), ("pool", chunk)):
-        if name in values.programs:
+        if name in options.programs:
             lowered = run_early_exit.trace(
                 graph, mesh, parameters, batch, criterion, row, chunk_size=chunk_size
             ).lower(lowering_platforms=("tpu",))
             yield f"driver {name}", lowered
 
 
-def _training_step(values, config: ModelConfig, model, mesh: Mesh, batch, abstract):
-    settings = TrainConfig(
-        dtype=values.dtype,
-        rematerialize=values.rematerialize,
-        gradient_accumulation=values.gradient_accumulation,
+def _training_step(options, config: ModelConfig, model, mesh: Mesh, batch, abstract):
+    train_config = TrainConfig(
+        dtype=options.dtype,
+        rematerialize=options.rematerialize,
+        gradient_accumulation=options.gradient_accumulation,
     )
-    check(settings)
+    check(train_config)
     graph, parameters = split(jax.eval_shape(stacked, model))
-    state = jax.eval_shape(lambda parameters: initial_state(parameters, settings), parameters)
-    where = sharding.shardings(state, mesh, shard_parameters=values.shard_parameters)
-    state = jax.tree.map(lambda one, place: abstract(one.shape, one.dtype, place), state, where)
-    rows = values.batch
+    state = jax.eval_shape(lambda parameters: initial_state(parameters, train_config), parameters)
+    state_shardings = sharding.shardings(state, mesh, shard_parameters=options.shard_parameters)
+    state = jax.tree.map(
+        lambda leaf, sharding: abstract(leaf.shape, leaf.dtype, sharding), state, state_shardings
+    )
+    rows = options.batch_size
     labels = {"labels": abstract((rows,), jnp.int32), "valid": abstract((rows,), bool)}
-    step = make_train_step(graph, settings, _STEPS, where)
-    phase = phase_of(settings, 0, _STEPS, config.num_hidden_layers)
+    step = make_train_step(graph, train_config, _TOTAL_STEPS, state_shardings)
+    phase = phase_of(train_config, 0, _TOTAL_STEPS, config.num_hidden_layers)
     return step.func.trace(state, batch | labels, phase, **step.keywords).lower(
         lowering_platforms=("tpu",)
     )
 
 
-def _model(config: ModelConfig, dtype: str) -> EarlyExitModel:
-    return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
-
-
 def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:
-    """Compiles and prints; returns the same as a record.
+    """Compile a program, print its costs per device and return them as a record.
 
-    The compiler counts the body of a loop once, however often it runs.
+    The compiler counts the operations of a loop's body once, not once per iteration.
+
+    Args:
+        name: the name of the program.
+        lowered: the lowered program.
+        memory_gib: the memory of a chip; None if it is unknown.
     """
     start = time.perf_counter()
     try:
@@ -195,12 +211,15 @@ def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).strip().split("\n")[0]
-        print(f"\n{name}: does not fit: {reason}")
+        print(f"\n{name}: DOES NOT FIT: {reason}")
         return {"program": name, "fits": False, "reason": reason}
-    took, memory, cost = time.perf_counter() - start, compiled.memory_analysis(), _cost(compiled)
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = (kept + memory.temp_size_in_bytes) / 2**30
-    found = collectives(compiled.as_text())
+    seconds = time.perf_counter() - start
+    memory, cost = compiled.memory_analysis(), _cost(compiled)
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    # A donated argument and its output share their memory.
+    arrays -= memory.alias_size_in_bytes
+    total = (arrays + memory.temp_size_in_bytes) / 2**30
+    program_collectives = collectives(compiled.as_text())
     record = {
         "program": name,
         "fits": memory_gib is None or total <= memory_gib,
@@ -209,29 +228,31 @@ def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:
         "temporary_gib": memory.temp_size_in_bytes / 2**30,
         "gflops": cost.get("flops", 0.0) / 1e9,
         "gbytes": cost.get("bytes accessed", 0.0) / 1e9,
-        "compile_s": took,
-        "collectives": [one._asdict() for one in found],
+        "compile_s": seconds,
+        "collectives": [collective._asdict() for collective in program_collectives],
     }
     chip = "" if memory_gib is None else f" of {memory_gib} GiB"
-    print(f"\n{name}: compiled in {took:.0f} s; per device:")
+    print(f"\n{name}: compiled in {seconds:.0f} s; per device:")
     print(
         f"  memory {total:.2f}{chip} (arguments {record['arguments_gib']:.2f}, temporary "
         f"{record['temporary_gib']:.2f}): {'fits' if record['fits'] else 'DOES NOT FIT'}"
     )
     print(
         f"  {record['gflops']:.4g} GFLOP, {record['gbytes']:.4g} GB of memory traffic "
-        "(a loop's body counts once)"
+        "(a loop's body is counted once)"
     )
-    _print_collectives(found)
+    _print_collectives(program_collectives)
     return record
 
 
-def _print_collectives(found: list[Collective]) -> None:
-    if not found:
+def _print_collectives(collectives: list[Collective]) -> None:
+    if not collectives:
         print("  no collective")
-    for one, count in sorted(Counter(found).items(), key=lambda item: -item[0].bytes):
-        where = ", inside a loop" if one.in_loop else ""
-        print(f"  {count} x {one.kind} of {one.bytes / 2**20:.4g} MiB{where}")
+    counts = Counter(collectives)
+    for collective, count in sorted(counts.items(), key=lambda item: -item[0].bytes):
+        where = ", inside a loop" if collective.in_loop else ""
+        mebibytes = collective.bytes / 2**20
+        print(f"  {count} x {collective.kind} of {mebibytes:.4g} MiB{where}")
 
 
 def _cost(compiled) -> dict[str, float]:
@@ -239,50 +260,71 @@ def _cost(compiled) -> dict[str, float]:
     return (cost[0] if isinstance(cost, list) else cost) or {}
 
 
-def main(values) -> None:
-    mesh = pod_mesh(values.topology, values.mesh_model)
-    generation = values.topology.partition(":")[0]
+def main(options) -> None:
+    _refuse_without_effect(options)
+    mesh = pod_mesh(options.topology, options.mesh_model)
+    generation = options.topology.partition(":")[0]
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    rows = values.batch // mesh.shape[sharding.DATA]
+    rows = options.batch_size // mesh.shape[sharding.DATA]
     print(
-        f"{values.model} on {values.topology} ({mesh.size} chips, {shape}), {values.dtype}, "
-        f"{values.batch} rows of {values.sequence_length} tokens: {rows} per data shard"
+        f"{options.model} on {options.topology} ({mesh.size} chips, {shape}), {options.dtype}, "
+        f"{options.batch_size} rows of {options.sequence_length} tokens: {rows} per data shard"
     )
-    memory = _MEMORY.get(generation)
-    records = [report(name, lowered, memory) for name, lowered in programs(values, mesh)]
-    name = f"tpu_compile-{values.model}-{values.topology.replace(':', '-')}"
-    command_line.save(values.output, name, values, records, picture=False)
+    memory = _MEMORY_GIB.get(generation)
+    records = [report(name, lowered, memory) for name, lowered in programs(options, mesh)]
+    name = f"tpu_compile-{options.model}-{options.topology.replace(':', '-')}"
+    command_line.save(options.output, name, options, records, figure=False)
     if not all(record["fits"] for record in records):
         raise InputError(
-            "it does not fit: try --rematerialize, --gradient_accumulation 2, --shard_parameters, "
-            "--mesh_model 2, or a smaller --batch"
+            "a program does not fit into the memory of a chip: try --rematerialize, "
+            "--gradient_accumulation 2, --shard_parameters, --mesh_model 2, or a smaller "
+            "--batch_size"
         )
 
 
-def _arguments() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _refuse_without_effect(options) -> None:
+    """Raise InputError for an option of a program that is not in `--programs`."""
+    options_of_programs = {
+        ("train",): ("rematerialize", "gradient_accumulation", "shard_parameters"),
+        ("loop", "pool"): ("patience",),
+        ("pool",): ("chunk_tokens",),
+    }
+    for needed, names in options_of_programs.items():
+        if not set(needed) & set(options.programs):
+            reason = f"without --programs {' or '.join(needed)}"
+            command_line.refuse_without_effect(options, make_parser(), names, reason)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_line.base_parser(__doc__)
+    parser.add_argument("--topology", required=True, help="pod, such as v5e:2x4 or v5e:16x16")
+    parser.add_argument("--model", choices=SHAPES, default="bert-base")
+    parser.add_argument(
+        "--batch_size",
+        type=command_line.positive_integer,
+        required=True,
+        help="rows over all devices together",
     )
-    result.add_argument("--topology", required=True, help="such as v5e:2x4 or v5e:16x16")
-    result.add_argument("--model", choices=SHAPES, default="bert-base")
-    result.add_argument("--batch", type=command_line.positive_integer, required=True)
-    result.add_argument("--sequence_length", type=command_line.positive_integer, default=128)
-    programs = command_line.names_of(_PROGRAMS)
-    result.add_argument("--programs", type=programs, default=["train", "loop"])
-    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    result.add_argument("--mesh_model", type=command_line.positive_integer, default=1)
-    result.add_argument("--shard_parameters", action="store_true")
-    result.add_argument("--rematerialize", action="store_true")
-    result.add_argument("--gradient_accumulation", type=command_line.positive_integer, default=1)
-    result.add_argument("--patience", type=command_line.positive_integer, default=3)
-    result.add_argument(
+    parser.add_argument("--sequence_length", type=command_line.positive_integer, default=128)
+    parser.add_argument(
+        "--programs",
+        type=command_line.names_of(_PROGRAMS),
+        default=["train", "loop"],
+        help=f"programs to compile, comma-separated: {', '.join(_PROGRAMS)}",
+    )
+    command_line.add_dtype(parser, "bfloat16")
+    parser.add_argument("--mesh_model", type=command_line.positive_integer, default=1)
+    parser.add_argument("--shard_parameters", action="store_true")
+    parser.add_argument("--rematerialize", action="store_true")
+    parser.add_argument("--gradient_accumulation", type=command_line.positive_integer, default=1)
+    parser.add_argument("--patience", type=command_line.positive_integer, default=3)
+    parser.add_argument(
         "--chunk_tokens",
         type=command_line.positive_integer,
         default=planning.ACCELERATOR.chunk_tokens,
     )
-    result.add_argument("--output", type=Path, default=Path("benchmark_results"))
-    return result
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, _arguments())
+    command_line.run(main, make_parser())

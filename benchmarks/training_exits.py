@@ -1,11 +1,13 @@
-"""What each way of training the exits gives: full depth, and with 25% and 50% of layers saved.
+"""Dev metrics of every training recipe at full depth and with 25% and 50% of the layers saved.
 
     python -m benchmarks.training_exits --model DIR --data_dir GLUE
+    python -m benchmarks.training_exits --time
 
 Every recipe trains for the same number of steps on MRPC, STS-B and 10,000 fixed rows of SST-2, and
-is judged on the dev sets. Every run leaves its dev logits in OUTPUT/logits; a second call does only
-the runs that are missing there, and then writes OUTPUT/training_exits.json and prints the table.
-`--time` measures how long a step of each recipe takes instead, beside ordinary fine-tuning.
+is evaluated on the dev sets. A run stores its dev logits in OUTPUT/logits. When the command is
+given again, it trains only the runs whose logits are missing. It then writes
+OUTPUT/training_exits.json and prints the table. With --time, it measures the time of a training
+step of every recipe, relative to ordinary fine-tuning, and trains nothing.
 """
 
 import bisect
@@ -22,10 +24,10 @@ import numpy as np
 import safetensors.numpy
 
 from benchmarks import command_line
-from benchmarks.measure import environment, in_turns
+from benchmarks.measure import environment, time_in_turns
 from benchmarks.models import random_model
 from benchmarks.recipes import METRICS, RECIPES, config_of
-from benchmarks.training_step import jax_step, random_batch
+from benchmarks.training_step import make_jax_step, random_batch
 from pabee_jax import EarlyExitClassifier, InputError, Patience, criteria, replay
 from pabee_jax.analysis import metrics
 from pabee_jax.analysis.rows import Rows
@@ -38,38 +40,41 @@ from pabee_jax.training.loop import train
 from pabee_jax.training.strategy import phase_of
 
 SAVINGS = (0.25, 0.5)
-# A patience serves for a saving if it saves at most so much more.
-_NEAR = 0.05
+# Patience is chosen for a saving if it saves at most this share of the layers more.
+_TOLERANCE = 0.05
 _SST2_ROWS = 10_000
-# Beside the logits: what all the runs share.
-_SETTINGS = "settings.json"
+# The settings that all runs in the directory of the logits share.
+_SETTINGS_FILE = "settings.json"
 
 
 def dev_logits(config: TrainConfig, workdir: Path) -> dict[str, np.ndarray]:
-    """Trains once; every exit's logits on dev, and the labels."""
+    """Train one run; return every exit's logits on dev, and the labels."""
     train(config, workdir, overwrite=True)
     classifier = EarlyExitClassifier.from_pretrained(str(workdir), driver="full")
-    rows = Rows.of(load_task(config).read("dev"), classifier)
-    assert rows.dataset.labels is not None  # Training has refused a dev set without them.
-    # The library writes an array's memory as it lies, whatever its strides.
+    rows = Rows.of(load_task(config).read("dev"), classifier.tokenize)
+    assert rows.dataset.labels is not None  # Training refuses a dev set without labels.
+    # safetensors writes the memory of an array and ignores its strides.
     logits = np.ascontiguousarray(classifier.all_exit_logits(rows.dataset))
     return {"logits": logits, "labels": rows.dataset.labels}
 
 
-class Judge:
-    """What one trained model is worth on dev, from its logits (L, N, C) and the labels (N,)."""
+class DevEvaluation:
+    """The evaluation of one trained model on dev, from its logits (L, N, C) and the labels (N,)."""
 
     def __init__(self, task: str, logits: np.ndarray, labels: np.ndarray):
         self.metrics = glue.task(task).metrics
         self.logits, self.labels = logits, labels
 
     def record(self) -> dict[str, Any]:
-        """Every exit's metrics, and the metrics at the savings."""
-        exits = [metrics.compute(self.metrics, each, self.labels) for each in self.logits]
-        points = {share: self.point(self.setting_that_saves(share)) for share in SAVINGS}
+        """Return every exit's metrics, and the operating points at the shares of `SAVINGS`."""
+        exits = [
+            metrics.compute(self.metrics, exit_logits, self.labels) for exit_logits in self.logits
+        ]
+        points = {share: self.operating_point(self.setting_that_saves(share)) for share in SAVINGS}
         return {"exits": exits, **{f"saving {share}": point for share, point in points.items()}}
 
-    def point(self, criterion: ExitCriterion) -> dict[str, Any]:
+    def operating_point(self, criterion: ExitCriterion) -> dict[str, Any]:
+        """Return the saved share of the layers and the metrics under `criterion`."""
         exit_layers, answers = map(np.asarray, replay(criterion, self.logits))
         return {
             "criterion": criteria.to_config(criterion),
@@ -78,181 +83,196 @@ class Judge:
         }
 
     def setting_that_saves(self, share: float) -> ExitCriterion:
-        """The setting that saves `share` of the layers, or as little more as it can.
+        """Return the setting that saves at least `share` of the layers, and little more.
 
-        Classes: the highest patience that saves so much; if that saves more than `_NEAR` too much,
-        the highest confidence threshold, if that saves less. Scores: the highest patience that can
-        save so much at any threshold, with its smallest threshold.
+        For classes, it is the highest patience that saves `share`. If that patience saves more than
+        `share` + `_TOLERANCE`, it is the highest confidence threshold that saves `share`, provided
+        that this threshold saves less than the patience. For scores, it is the highest patience
+        that can save `share` with any threshold, with the smallest threshold that does.
         """
         exits = len(self.logits)
         if self.logits.shape[2] == 1:
-            # Patience p leaves at layer p + 1 at the earliest.
-            able = (p for p in range(exits, 0, -1) if 1 - (p + 1) / exits >= share)
-            patience = next(able, 1)
-            moved = np.abs(np.diff(self.logits[..., 0], axis=0))
-            thresholds = [*_quantiles(moved), 2 * float(moved.max()) + 1]
-            return self._first([Patience(patience, each) for each in thresholds], share)
-        patience = self._first([Patience(p) for p in range(exits - 1, 0, -1)], share)
+            # With patience p, a row exits at layer p + 1 at the earliest.
+            sufficient = (p for p in range(exits, 0, -1) if 1 - (p + 1) / exits >= share)
+            patience = next(sufficient, 1)
+            differences = np.abs(np.diff(self.logits[..., 0], axis=0))
+            thresholds = [*_quantiles(differences), 2 * float(differences.max()) + 1]
+            settings = [Patience(patience, threshold) for threshold in thresholds]
+            return self._first_that_saves(share, settings)
+        patience = self._first_that_saves(share, [Patience(p) for p in range(exits - 1, 0, -1)])
         saved = self._saved(patience)
-        if share <= saved <= share + _NEAR:
+        if share <= saved <= share + _TOLERANCE:
             return patience
-        highest = np.asarray(jax.nn.softmax(self.logits).max(axis=2))
-        thresholds = [*_quantiles(highest)[::-1], 0.0]
-        threshold = self._first([MaxProbability(each) for each in thresholds], share)
-        return patience if share <= saved <= self._saved(threshold) else threshold
+        max_probabilities = np.asarray(jax.nn.softmax(self.logits).max(axis=2))
+        thresholds = [*_quantiles(max_probabilities)[::-1], 0.0]
+        confidence = self._first_that_saves(share, [MaxProbability(t) for t in thresholds])
+        return patience if share <= saved <= self._saved(confidence) else confidence
 
-    def _first(self, settings: Sequence[ExitCriterion], share: float) -> ExitCriterion:
-        """The first that saves enough; what is saved grows along the settings."""
+    def _first_that_saves(self, share: float, settings: Sequence[ExitCriterion]) -> ExitCriterion:
+        """Return the first setting that saves `share`; later settings save at least as much."""
         index = bisect.bisect_left(settings, share, key=self._saved)
         return settings[min(index, len(settings) - 1)]
 
     def _saved(self, criterion: ExitCriterion) -> float:
-        return self.point(criterion)["layers saved"]
+        return self.operating_point(criterion)["layers saved"]
 
 
 def _quantiles(values: np.ndarray) -> list[float]:
-    """Thresholds from the data themselves, ascending."""
+    """Return 1001 quantiles of the values, ascending, as thresholds."""
     return np.quantile(values, np.linspace(0, 1, 1001)).tolist()
 
 
-def step_seconds(values) -> dict[str, float]:
-    """A step of each recipe, 32 rows of 48 tokens: the mean over the phases of a run."""
-    measures, shares = {}, {}
-    for recipe in values.recipes:
-        config = config_of(recipe, "sst2", 0, Path(), values)
-        kind = {"exit_pooler": config.pooler, "exit_pooling": config.pooling}
-        exits = random_model("minilm", **kind).config.num_hidden_layers
-        phases = [phase_of(config, step, values.steps, exits) for step in range(values.steps)]
+def step_seconds(options) -> dict[str, float]:
+    """Return the seconds of a training step of 32 rows of 48 tokens, by recipe.
+
+    The steps of a recipe with several phases are averaged over a run.
+    """
+    timed_calls, shares = {}, {}
+    for recipe in options.recipes:
+        config = config_of(recipe, "sst2", 0, Path(), options)
+        exit_kind = {"exit_pooler": config.pooler, "exit_pooling": config.pooling}
+        exits = random_model("minilm", **exit_kind).config.num_hidden_layers
+        phases = [phase_of(config, step, options.steps, exits) for step in range(options.steps)]
         for phase, count in collections.Counter(phases).items():
-            name = f"{recipe}, {len(measures)}"
-            model = random_model("minilm", **kind)  # A step takes over its parameters.
+            name = f"{recipe}, {len(timed_calls)}"
+            model = random_model("minilm", **exit_kind)  # A step donates its parameters.
             batch = random_batch(model.config, 32, 48)
-            measures[name] = jax_step(model, batch, config, phase)
+            timed_calls[name] = make_jax_step(model, batch, config, phase)
             shares[name] = recipe, count / len(phases)
-    taken = in_turns(measures, 60 * values.budget_minutes, most_rounds=10)
-    seconds = dict.fromkeys(values.recipes, 0.0)
+    medians = time_in_turns(timed_calls, 60 * options.budget_minutes, max_rounds=10)
+    seconds = dict.fromkeys(options.recipes, 0.0)
     for name, (recipe, share) in shares.items():
-        seconds[recipe] += share * taken[name]
+        seconds[recipe] += share * medians[name]
     return seconds
 
 
-def wanted_runs(values) -> list[tuple[str, str, int]]:
-    """(recipe, task, seed), all of the first seed before the second."""
+def requested_runs(options) -> list[tuple[str, str, int]]:
+    """Return (recipe, task, seed) of every run, all runs of a seed before those of the next seed.
+
+    SST-2 runs with the first seed only.
+    """
     return [
         (recipe, task, seed)
-        for seed in values.seeds
-        for recipe in values.recipes
-        for task in values.tasks
-        if task != "sst2" or seed == values.seeds[0]
+        for seed in options.seeds
+        for recipe in options.recipes
+        for task in options.task
+        if task != "sst2" or seed == options.seeds[0]
     ]
 
 
-def show(content: dict[str, Any]) -> None:
-    """The table: medians over the seeds, of which each task may have another number, in percent."""
+def print_table(content: dict[str, Any]) -> None:
+    """Print medians over the seeds, in percent, and the number of seeds of every task."""
     records, seconds = content["records"], content.get("step seconds", {})
     header = ["recipe", "step time", "seeds"]
-    header += [f"{task} {what}" for task in METRICS for what in ("full", "25%", "50%")]
+    header += [f"{task} {depth}" for task in METRICS for depth in ("full", "25%", "50%")]
     lines = []
     for recipe in RECIPES:
         cells, seeds = [], []
         for task, metric in METRICS.items():
-            here = [one for one in records if (one["recipe"], one["task"]) == (recipe, task)]
-            seeds.append(len(here))
-            found = [[one["exits"][-1][metric] for one in here]]
-            found += [[one[f"saving {share}"][metric] for one in here] for share in SAVINGS]
-            cells += [f"{100 * statistics.median(each):.1f}" if each else "" for each in found]
+            runs = [run for run in records if (run["recipe"], run["task"]) == (recipe, task)]
+            seeds.append(len(runs))
+            columns = [[run["exits"][-1][metric] for run in runs]]
+            columns += [[run[f"saving {share}"][metric] for run in runs] for share in SAVINGS]
+            cells += [
+                f"{100 * statistics.median(column):.1f}" if column else "" for column in columns
+            ]
         if any(seeds):
-            time = ""
+            relative_time = ""
             if {recipe, "ordinary"} <= seconds.keys():
-                time = f"{seconds[recipe] / seconds['ordinary']:.2f}"
-            lines.append([recipe, time, ", ".join(map(str, seeds)), *cells])
+                relative_time = f"{seconds[recipe] / seconds['ordinary']:.2f}"
+            lines.append([recipe, relative_time, ", ".join(map(str, seeds)), *cells])
     print(command_line.table(header, lines))
 
 
-def main(values) -> None:
-    path = values.output / "training_exits.json"
-    folder = values.output / "logits"
-    content = _json(path)
-    if values.time:
-        content["step seconds"] = step_seconds(values)
+def main(options) -> None:
+    path = options.output / "training_exits.json"
+    folder = options.output / "logits"
+    content = _read_json(path)
+    if options.time:
+        names = ("model", "data_dir", "task", "seeds")
+        command_line.refuse_without_effect(options, make_parser(), names, "with --time")
+        content["step seconds"] = step_seconds(options)
     else:
-        refuse_other_settings(values, folder)
-        train_missing(values, folder)
-        content["settings"] = _json(folder / _SETTINGS)
+        names = ("budget_minutes",)
+        command_line.refuse_without_effect(options, make_parser(), names, "without --time")
+        refuse_other_settings(options, folder)
+        train_missing(options, folder)
+        content["settings"] = _read_json(folder / _SETTINGS_FILE)
     content["environment"] = environment()
-    content["records"] = judged(folder)
+    content["records"] = records_of(folder)
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
-    show(content)
+    print_table(content)
 
 
-def refuse_other_settings(values, folder: Path) -> None:
-    """All runs in a folder have the model, the data and the steps in common."""
-    theirs = _json(folder / _SETTINGS)
-    for name, ours in _settings(values).items():
-        if ours and theirs and theirs[name] != ours:
+def refuse_other_settings(options, folder: Path) -> None:
+    """Raise InputError if the runs in `folder` have another model, other data or other steps."""
+    stored = _read_json(folder / _SETTINGS_FILE)
+    for name, value in _settings(options).items():
+        if value and stored and stored[name] != value:
             raise InputError(
-                f"--output {values.output} holds runs with --{name} {theirs[name]}, not {ours}: "
-                "choose another folder"
+                f"--output {options.output} holds runs with --{name} {stored[name]}, not {value}: "
+                "choose another directory"
             )
 
 
-def train_missing(values, folder: Path) -> None:
-    """Does the runs whose logits are not in `folder` yet."""
-    missing = [run for run in wanted_runs(values) if not (folder / _file_of(*run)).is_file()]
-    if missing and not (values.model and values.data_dir):
+def train_missing(options, folder: Path) -> None:
+    """Train the requested runs whose logits are not in `folder`."""
+    missing = [run for run in requested_runs(options) if not (folder / _file_name(*run)).is_file()]
+    if missing and not (options.model and options.data_dir):
         raise InputError(
-            f"{len(missing)} runs are missing in {folder}: give --model and --data_dir to do them"
+            f"{len(missing)} runs are missing in {folder}: give --model and --data_dir to train "
+            "them"
         )
     if any(task == "sst2" for _, task, _ in missing):
-        take_rows(values.data_dir / "SST-2", values.output / "data" / "SST-2")
+        copy_sst2_rows(options.data_dir / "SST-2", options.output / "data" / "SST-2")
     if missing:
         folder.mkdir(exist_ok=True)
-        text = json.dumps(_settings(values), indent=1) + "\n"
-        write_atomically(folder / _SETTINGS, lambda path: path.write_text(text))
+        text = json.dumps(_settings(options), indent=1) + "\n"
+        write_atomically(folder / _SETTINGS_FILE, lambda path: path.write_text(text))
     for recipe, task, seed in missing:
         print(f"\n{recipe}, {task}, seed {seed}", flush=True)
-        workdir = values.output / "run"
-        data_dir = values.output / "data" if task == "sst2" else values.data_dir
-        found = dev_logits(config_of(recipe, task, seed, data_dir, values), workdir)
+        workdir = options.output / "run"
+        data_dir = options.output / "data" if task == "sst2" else options.data_dir
+        arrays = dev_logits(config_of(recipe, task, seed, data_dir, options), workdir)
         write_atomically(
-            folder / _file_of(recipe, task, seed),
-            lambda path, found=found: path.write_bytes(safetensors.numpy.save(found)),
+            folder / _file_name(recipe, task, seed),
+            lambda path, arrays=arrays: path.write_bytes(safetensors.numpy.save(arrays)),
         )
         shutil.rmtree(workdir)
 
 
-def _settings(values) -> dict[str, Any]:
+def _settings(options) -> dict[str, Any]:
     return {
-        "model": values.model,
-        "data_dir": str(values.data_dir or ""),
-        "steps": values.steps,
-        "learning_rate": values.learning_rate,
+        "model": options.model,
+        "data_dir": str(options.data_dir or ""),
+        "steps": options.steps,
+        "learning_rate": options.learning_rate,
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def judged(folder: Path) -> list[dict[str, Any]]:
-    """A record of every run whose logits are in `folder`."""
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """Return a record of every run whose logits are in `folder`."""
     records = []
     for recipe in RECIPES:
         for task in METRICS:
-            for path in sorted(folder.glob(_file_of(recipe, task, "*"))):
+            for path in sorted(folder.glob(_file_name(recipe, task, "*"))):
                 seed = int(path.stem.rpartition("-")[2])
-                record = Judge(task, **safetensors.numpy.load_file(path)).record()
+                record = DevEvaluation(task, **safetensors.numpy.load_file(path)).record()
                 records.append({"recipe": recipe, "task": task, "seed": seed, **record})
     return records
 
 
-def _file_of(recipe: str, task: str, seed: int | str) -> str:
+def _file_name(recipe: str, task: str, seed: int | str) -> str:
     return f"{recipe}-{task}-{seed}.safetensors"
 
 
-def take_rows(source: Path, target: Path) -> None:
-    """A copy of SST-2 with `_SST2_ROWS` of its training rows, always the same ones."""
+def copy_sst2_rows(source: Path, target: Path) -> None:
+    """Copy SST-2 with `_SST2_ROWS` of its training rows, the same rows in every call."""
     try:
         header, *rows = (source / "train.tsv").read_text(encoding="utf-8").splitlines()
         chosen = np.random.default_rng(0).choice(len(rows), _SST2_ROWS, replace=False)
@@ -264,18 +284,26 @@ def take_rows(source: Path, target: Path) -> None:
     (target / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def arguments():
-    result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
-    result.add_argument("--model", default="", help="the pretrained encoder: a directory or hub id")
-    result.add_argument("--data_dir", type=Path, help="the folder of GLUE's folders")
-    result.add_argument("--recipes", type=command_line.names_of(RECIPES), default=list(RECIPES))
-    result.add_argument("--tasks", type=command_line.names_of(METRICS), default=list(METRICS))
-    result.add_argument("--seeds", type=command_line.whole_numbers, default=[0, 1, 2])
-    result.add_argument("--time", action="store_true", help="measure the steps' time instead")
-    result.add_argument("--steps", type=command_line.positive_integer, default=240)
-    result.add_argument("--learning_rate", type=float, default=1e-4)
-    return result
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    command_line.add_pretrained_model(parser)
+    command_line.add_compilation_cache(parser)
+    command_line.add_budget(parser, 5)
+    parser.add_argument("--recipes", type=command_line.names_of(RECIPES), default=list(RECIPES))
+    parser.add_argument(
+        "--task",
+        type=command_line.names_of(METRICS),
+        default=list(METRICS),
+        help=f"tasks, comma-separated: {', '.join(METRICS)}",
+    )
+    parser.add_argument("--seeds", type=command_line.whole_numbers, default=[0, 1, 2])
+    parser.add_argument(
+        "--time", action="store_true", help="measure the time of a training step, and do not train"
+    )
+    parser.add_argument("--steps", type=command_line.positive_integer, default=240)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    command_line.run(main, make_parser())

@@ -1,9 +1,10 @@
-"""One optimiser step: milliseconds per step of 32 rows, beside PyTorch's with the same joint loss.
+"""Time of one optimizer step of 32 rows, against PyTorch with the same joint loss.
 
     python -m benchmarks.training_step
 
-Dropout is active, the optimiser is AdamW, the loss is the joint one over all exits. For a CPU,
-docs/performance.md says how to keep the C library from giving memory back after every step.
+Dropout is active, the optimizer is AdamW, and the loss is the joint loss over all exits. On a CPU,
+set the variable GLIBC_TUNABLES as docs/performance.md does, so that the C library does not return
+memory to the system after every step.
 """
 
 import jax
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import command_line, pytorch
-from benchmarks.figures import bars
-from benchmarks.measure import Budget, in_turns
+from benchmarks.figures import draw_bars
+from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax.distributed import sharding
 from pabee_jax.models.config import ModelConfig
@@ -22,22 +23,22 @@ from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import Phase, phase_of
 
-_STEPS = 1_000_000  # Of the schedule; far more than are timed.
+_TOTAL_STEPS = 1_000_000  # Of the learning rate schedule; far fewer are timed.
 
 
 def random_batch(config: ModelConfig, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Full rows with labels."""
+    """Return a random training batch without padding."""
     labels = np.arange(rows, dtype=np.int32) % config.num_labels
     return random_tokens(config, rows, length) | {"labels": labels, "valid": np.ones(rows, bool)}
 
 
-def jax_step(model, batch, config: TrainConfig, phase: Phase):
-    """A call that makes one step and waits for it."""
+def make_jax_step(model, batch, config: TrainConfig, phase: Phase) -> TimedCall:
+    """Return a function that runs one training step and waits for it."""
     mesh = sharding.make_mesh(1)
     graph, parameters = split(stacked(model))
-    parameters = jax.tree.map(jnp.copy, parameters)  # A step takes over what it is given.
+    parameters = jax.tree.map(jnp.copy, parameters)  # The step donates its parameters.
     state = sharding.replicate(initial_state(parameters, config), mesh)
-    step = make_train_step(graph, config, _STEPS)
+    step = make_train_step(graph, config, _TOTAL_STEPS)
     batch = sharding.shard_batch(batch, mesh)
 
     def run():
@@ -48,23 +49,23 @@ def jax_step(model, batch, config: TrainConfig, phase: Phase):
     return run
 
 
-def main(values) -> None:
-    cases = [(name, length) for name in values.models for length in values.sequence_lengths]
-    budget = Budget(values.budget_minutes, len(cases))
+def main(options) -> None:
+    cases = [(name, length) for name in options.model for length in options.sequence_length]
+    budget = Budget(options.budget_minutes, len(cases))
     records = []
     for name, length in cases:
-        model = random_model(name, values.dtype)
+        model = random_model(name, options.dtype)
         config = model.config
-        batch = random_batch(config, values.batch_size, length)
-        joint = phase_of(TrainConfig(), 0, _STEPS, config.num_hidden_layers)
-        measures = {"pabee_jax": jax_step(model, batch, TrainConfig(), joint)}
-        if values.torch:
-            measures["PyTorch"] = pytorch.training_step(model, batch, values.dtype)
-        taken = in_turns(measures, budget.next_case(), values.rounds, always_twice=True)
-        rounds = taken.pop("rounds")
-        tokens = values.batch_size * length
-        flops = of_training_step(config, values.batch_size, length)
-        here = [
+        batch = random_batch(config, options.batch_size, length)
+        joint = phase_of(TrainConfig(), 0, _TOTAL_STEPS, config.num_hidden_layers)
+        timed_calls = {"pabee_jax": make_jax_step(model, batch, TrainConfig(), joint)}
+        if options.torch:
+            timed_calls["PyTorch"] = pytorch.make_training_step(model, batch, options.dtype)
+        medians = time_in_turns(timed_calls, budget.next_case(), options.rounds, always_twice=True)
+        rounds = medians.pop("rounds")
+        tokens = options.batch_size * length
+        flops = of_training_step(config, options.batch_size, length)
+        case_records = [
             {
                 "model": name,
                 "S": length,
@@ -72,32 +73,32 @@ def main(values) -> None:
                 "ms/step": 1000 * seconds,
                 "tokens/s": tokens / seconds,
                 "GFLOP/s": flops / seconds / 1e9,
-                "of PyTorch": seconds / taken["PyTorch"] if values.torch else None,
+                "of PyTorch": seconds / medians["PyTorch"] if options.torch else None,
                 "rounds": rounds,
             }
-            for way, seconds in taken.items()
+            for way, seconds in medians.items()
         ]
-        columns = list(here[0])
         print()
-        command_line.show(here, columns)
-        records += here
-    bars(
-        values.output / "training_step.png",
-        [f"{each['model']}, S = {each['S']}: {each['way']}" for each in records],
-        [each["ms/step"] for each in records],
+        command_line.print_records(case_records, list(case_records[0]))
+        records += case_records
+    draw_bars(
+        options.output / "training_step.png",
+        [f"{record['model']}, S = {record['S']}: {record['way']}" for record in records],
+        [record["ms/step"] for record in records],
         "ms per step",
         "%.0f",
     )
-    command_line.save(values.output, "training_step", values, records)
+    command_line.save(options.output, "training_step", options, records)
 
 
-def arguments():
-    result = command_line.parser(__doc__.splitlines()[0], models="minilm", budget_minutes=5)
-    result.add_argument("--sequence_lengths", type=command_line.positive_integers, default=[32, 64])
-    result.add_argument("--batch_size", type=command_line.positive_integer, default=32)
-    result.add_argument("--rounds", type=command_line.positive_integer, default=10)
-    return result
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    command_line.add_shapes(parser, "minilm")
+    command_line.add_timing(parser, budget_minutes=5, rounds=10)
+    parser.add_argument("--sequence_length", type=command_line.positive_integers, default=[32, 64])
+    parser.add_argument("--batch_size", type=command_line.positive_integer, default=32)
+    return parser
 
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    command_line.run(main, make_parser())

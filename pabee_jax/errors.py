@@ -1,18 +1,20 @@
-"""How a run can end early: by a mistake that a person can mend, or because it was told to."""
+"""The exceptions that end a run early: a mistake of the user, or a preemption."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one sentence that says what would be right.
+    """The user's input is wrong.
 
-    The command-line programs print it without a stack trace and exit with status 2.
+    The message is one sentence: what is wrong, where, and what would be right. The command-line
+    programs print the message without a stack trace and exit with status 2.
     """
 
 
 class Preempted(SystemExit):
-    """The run was told to stop (SIGTERM), has saved its state, and can go on from it.
+    """The run received SIGTERM and saved its state; it can be resumed.
 
-    The exit status is 143, as the shell reports a process that SIGTERM ended: schedulers start the
-    job again, and `train.py ... && evaluate.py ...` does not evaluate half a run.
+    The exit status is 143, which the shell reports for a process that SIGTERM ended. Schedulers
+    therefore start the job again, and `train.py ... && evaluate.py ...` does not evaluate an
+    unfinished run.
     """
 
     def __init__(self):

@@ -1,6 +1,8 @@
-"""What several tests need: small random models, batches, and the recorded references."""
+"""Helpers of several test files: small random models, batches, and the recorded references."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,30 +27,34 @@ TINY = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 24,
-    # Wide enough that exits disagree: at the usual 0.02 every exit of a random model says the same.
+    # With 0.3, the exits of a random model disagree. With the usual 0.02, all exits predict the
+    # same class.
     "initializer_range": 0.3,
 }
 
 
 def tiny_model(family: str = "albert", labels: int = 3, seed: int = 0, **overrides):
-    """A random model of a few layers whose exits disagree often."""
+    """Return a random model of 6 layers (by default) whose exits disagree often."""
     values = {"model_type": family, "num_hidden_layers": 6, **TINY, **overrides}
     config = ModelConfig.from_hugging_face(values, labels)
     return EarlyExitModel(config, rngs=nnx.Rngs(seed))
 
 
 def random_batch(rows: int, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
-    """Token ids of random lengths, padded, with two segments."""
-    random = np.random.default_rng(seed)
-    lengths = random.integers(2, length + 1, rows)
+    """Return a padded batch of random token ids, with random lengths and two token types."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, length + 1, rows)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-    ids = random.integers(1, TINY["vocab_size"], (rows, length), dtype=np.int32) * mask
-    segments = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+    ids = rng.integers(1, TINY["vocab_size"], (rows, length), dtype=np.int32) * mask
+    token_types = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": token_types}
 
 
 def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
-    """A plain BERT checkpoint without classifiers, with a vocabulary of exactly these words."""
+    """Save a random BERT checkpoint without classifiers and return its directory.
+
+    The vocabulary is the five special tokens and these words.
+    """
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     values = {
         "model_type": "bert",
@@ -75,15 +81,27 @@ def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
 
 
 def run_on(mesh, model, batch, criterion, **driver):
-    """A driver over a mesh, on a batch padded to a multiple of the devices."""
+    """Run a driver on a mesh, and return the exit layers and the logits of the batch's rows.
+
+    The batch is padded to a multiple of the number of devices.
+    """
     devices, rows = mesh.shape[sharding.DATA], len(batch["input_ids"])
-    batch = {key: np.pad(each, ((0, -rows % devices), (0, 0))) for key, each in batch.items()}
+    padding = ((0, -rows % devices), (0, 0))
+    batch = {name: np.pad(array, padding) for name, array in batch.items()}
     row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
     graph, parameters = split(model)
     batch = sharding.shard_batch(batch | {"row": row}, mesh)
     row, parameters = batch.pop("row"), sharding.replicate(parameters, mesh)
-    exits, logits = run_early_exit(
+    exit_layers, logits = run_early_exit(
         graph, mesh, parameters, batch, as_arrays(criterion), row, **driver
     )
-    assert (np.asarray(exits[rows:]) == 0).all(), "a padding row took part"
-    return np.asarray(exits[:rows]), np.asarray(logits[:rows])
+    assert (np.asarray(exit_layers[rows:]) == 0).all(), (
+        "a padding row has an exit layer; a driver must not run padding rows"
+    )
+    return np.asarray(exit_layers[:rows]), np.asarray(logits[:rows])
+
+
+def one_device_environment() -> dict[str, str]:
+    """Return the environment of a new process with one device and the tests' cheap compilation."""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags}

@@ -1,4 +1,4 @@
-"""Small training runs for tests: their data, their settings, and what they leave behind."""
+"""Small training runs for tests: their data, their settings, and readers of their output."""
 
 import csv
 import dataclasses
@@ -26,14 +26,19 @@ TOTAL_STEPS = 12
 
 
 class Killed(BaseException):
-    """Not an Exception: like a signal, nothing in the program may catch it."""
+    """Ends a run like a signal: not an Exception, so that no handler in the program catches it."""
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A pretrained encoder and data files, 6 batches of 10: the first five words say "yes"."""
+    """A directory with a pretrained encoder and data files.
+
+    The 58 training rows are 6 batches of 10 rows; there are 23 dev rows.
+
+    The label of a row is "yes" if its words are from the first five of WORDS, else "no".
+    """
     folder = tmp_path_factory.mktemp("sources")
-    # A wide initialisation, so that twelve steps suffice to learn something.
+    # A wide initialization, so that the model learns within twelve steps.
     tiny_checkpoint(folder / "model", WORDS, initializer_range=0.3)
     random = np.random.default_rng(0)
     for name, rows in (("train", 58), ("dev", 23)):
@@ -67,11 +72,11 @@ def run_config(sources, **overrides):
 
 @dataclasses.dataclass
 class Recording:
-    """What happens in a run, seen from outside.
+    """The saved parameters of a run, and the step in which the run is killed.
 
     Attributes:
-        saved: the parameters in each checkpoint by step, copied when they were saved.
-        kill_in_step: the number of the step in which the run dies.
+        saved: the parameters of each checkpoint by step, copied when the checkpoint was saved.
+        kill_in_step: the number, from 1, of the step in which the run is killed; None if never.
     """
 
     saved: dict = dataclasses.field(default_factory=dict)
@@ -87,26 +92,26 @@ def recording(monkeypatch):
         recording.saved[int(state.step)] = jax.device_get(state.parameters)
         save(self, state, score)
 
-    def deadly_batch(*arguments, **options):
+    def batch_or_kill(*arguments, **options):
         if arguments[-1] + 1 == recording.kill_in_step:
             raise Killed
         return training_batch(*arguments, **options)
 
     monkeypatch.setattr(Checkpoints, "save", recorded_save)
-    monkeypatch.setattr(loop, "training_batch", deadly_batch)
+    monkeypatch.setattr(loop, "training_batch", batch_or_kill)
     return recording
 
 
 @pytest.fixture(scope="module")
 def finished(sources, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """The directory of a run that was neither killed nor stopped."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train(run_config(sources), workdir)
     return workdir
 
 
 def metrics_of(workdir):
-    """The log, without the lines about speed, which are never the same."""
+    """Return the lines of the log, without the lines about speed, which differ between runs."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "speed" not in line]
 
@@ -129,21 +134,22 @@ def contents(workdir):
 
 
 @pytest.fixture(scope="module")
-def program(sources, compilation_cache, tmp_path_factory):
-    """Starts `train.py` in a directory; the run saves often, has dropout, and two buckets."""
+def program(sources, tmp_path_factory):
+    """A function that starts `train.py` in a process with a given run directory.
+
+    The run saves a checkpoint every 3 steps, has dropout, and has two buckets of sequence lengths.
+    """
     config = run_config(sources, max_seq_length=16, num_epochs=15, eval_every=6, save_every=3)
     path = tmp_path_factory.mktemp("config") / "config.py"
     path.write_text(
         "from pabee_jax.training.config import *\n\n\n"
         f"def get_config() -> TrainConfig:\n    return {config!r}\n"
     )
-    base = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compilation_cache}
-    base["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
     def start(workdir, *arguments, log=None, devices=None):
         command = [sys.executable, "train.py", "--config", str(path), "--workdir", str(workdir)]
         command += arguments
-        environment = dict(base)
+        environment = dict(os.environ)
         if devices:
             environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         with (log or workdir.with_suffix(".log")).open("a") as output:
@@ -175,10 +181,16 @@ def free_port():
 
 
 def start_all(program, workdir, count, devices, *arguments, only=None, logs=None):
-    """`count` processes with `devices` each.
+    """Start one run in `count` processes with `devices` devices per process.
 
-    `only`: more arguments by process. Process i writes its output to LOGS.i.log; absent, `logs` is
-    the workdir.
+    Args:
+        program: the fixture `program`.
+        workdir: the directory of the run.
+        count: number of processes.
+        devices: devices per process.
+        *arguments: arguments of all processes.
+        only: further arguments by process.
+        logs: process i writes its output to LOGS.i.log; if absent, `logs` is `workdir`.
     """
     together = ["--multihost", f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     return [

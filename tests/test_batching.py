@@ -1,4 +1,4 @@
-"""Batches have static shapes, are a pure function of (seed, step), and lose no row."""
+"""Batches have static shapes, are a pure function of (seed, step), and hold every row once."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ BUCKETS = sequence_buckets(32)
 
 
 def dataset_of(lengths):
-    """Row r holds the id r + 1 at each of its `lengths[r]` positions, and r as its label."""
+    """Return a dataset whose row r has `lengths[r]` tokens with id r + 1, and label r."""
     lengths = np.asarray(lengths)
     rows = np.arange(len(lengths), dtype=np.int32)
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int8)
@@ -36,7 +36,7 @@ def random_dataset(rows=21):
 
 
 def digest(dataset, steps, batch_size=8, seed=5):
-    """One number for the contents of several batches."""
+    """Return a hash of the names, shapes, types and values of several batches."""
     total = hashlib.sha256()
     for step in steps:
         batch = training_batch(dataset, batch_size, BUCKETS, seed, step)
@@ -51,11 +51,11 @@ def test_a_batch_is_a_function_of_seed_and_step():
     in_order = [digest(dataset, [step]) for step in steps]
     out_of_order = {step: digest(dataset, [step]) for step in (7, 0, 8, 3, 1, 6, 2, 5, 4)}
     assert in_order == [out_of_order[step] for step in steps]
-    assert len(set(in_order)) == len(in_order), "two steps have the same batch"
+    assert len(set(in_order)) == len(in_order), "different steps must have different batches"
     assert digest(dataset, steps) != digest(dataset, steps, seed=6)
 
 
-def test_another_process_makes_the_same_batches():
+def test_batches_are_the_same_in_another_process():
     code = "import test_batching as t; print(t.digest(t.random_dataset(), range(9)))"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "77"}
@@ -79,7 +79,7 @@ def test_every_epoch_has_every_row_once(rows, batch_size):
 
 
 @pytest.mark.parametrize("rows, batch_size", [(21, 8), (700, 8), (1, 1), (1, 8), (5, 64)])
-def test_rows_grouped_by_length_are_still_every_row_once(rows, batch_size):
+def test_an_epoch_grouped_by_length_has_every_row_once(rows, batch_size):
     lengths = np.random.default_rng(0).integers(3, 60, rows)
     steps = steps_per_epoch(rows, batch_size)
     for epoch in range(2):
@@ -93,25 +93,29 @@ def test_rows_grouped_by_length_are_still_every_row_once(rows, batch_size):
         )
 
 
-def test_the_batch_that_is_not_full_holds_rows_of_any_length():
+def test_the_last_batch_of_an_epoch_may_hold_rows_of_any_length():
     lengths = np.arange(3, 3 + 97)
     steps = steps_per_epoch(97, 32)
     last_steps = [epoch * steps + steps - 1 for epoch in range(8)]
-    alone = [training_rows(97, 32, 0, step, lengths).item() for step in last_steps]
-    assert len(set(alone)) > 4, "some rows always count more than the others"
+    last_rows = [training_rows(97, 32, 0, step, lengths).item() for step in last_steps]
+    assert len(set(last_rows)) > 4, (
+        "rows of the small last batch count more in the loss: they must differ between epochs"
+    )
 
 
-def test_grouping_by_length_leaves_little_padding_and_no_order_of_lengths():
+def test_grouping_by_length_saves_padding_and_keeps_batches_in_random_order():
     lengths = np.random.default_rng(0).integers(3, 60, 4000)
 
-    def longest(lengths_or_none):
-        batches = [training_rows(4000, 16, 0, step, lengths_or_none) for step in range(250)]
+    def longest_of_batches(grouping_lengths):
+        batches = [training_rows(4000, 16, 0, step, grouping_lengths) for step in range(250)]
         return np.array([lengths[rows].max() for rows in batches])
 
-    shuffled, grouped = longest(None), longest(lengths)
+    shuffled, grouped = longest_of_batches(None), longest_of_batches(lengths)
     assert shuffled.mean() > 1.6 * lengths.mean()
     assert grouped.mean() < 1.1 * lengths.mean()
-    assert abs(np.corrcoef(np.arange(250), grouped)[0, 1]) < 0.2, "short rows come first, or last"
+    assert abs(np.corrcoef(np.arange(250), grouped)[0, 1]) < 0.2, (
+        "the length of a batch must not depend on its position in the epoch"
+    )
 
 
 def test_the_last_batch_of_an_epoch_is_padded_and_masked():
@@ -136,7 +140,7 @@ def test_a_batch_may_be_larger_than_the_dataset(rows, batch_size):
     "longest, expected", [(1, 8), (8, 8), (9, 16), (16, 16), (17, 24), (24, 24), (25, 32), (32, 32)]
 )
 def test_the_bucket_is_the_smallest_that_holds_the_longest_row(longest, expected):
-    # 1/8, 1/4, 1/2, 3/4 and all of 32, rounded up to multiples of 8.
+    # 1/8, 1/4, 1/2, 3/4 and all of 32, rounded up to multiples of 8: 4 becomes 8.
     assert BUCKETS == (8, 16, 24, 32)
     batch = training_batch(dataset_of([1, longest]), 2, BUCKETS, 0, 0)
     assert batch["input_ids"].shape == (2, expected)
@@ -153,16 +157,16 @@ def test_a_row_outside_the_batch_does_not_widen_it():
     assert widths == {8, 32}
 
 
-@pytest.mark.parametrize("get", [sequence_buckets, inference_buckets])
-def test_at_most_five_buckets_and_the_last_is_the_limit(get):
+@pytest.mark.parametrize("make_buckets", [sequence_buckets, inference_buckets])
+def test_there_are_at_most_five_buckets_and_the_last_is_the_limit(make_buckets):
     for max_length in range(8, 513):
-        buckets = get(max_length)
+        buckets = make_buckets(max_length)
         assert 1 <= len(buckets) <= 5 and buckets[-1] == max_length, buckets
         assert list(buckets) == sorted(set(buckets)), buckets
         assert all(bucket % 8 == 0 for bucket in buckets[:-1]), buckets
 
 
-def test_a_mask_with_holes_is_as_long_as_its_last_position():
+def test_the_length_of_a_mask_with_holes_ends_at_its_last_token():
     mask = np.zeros((3, 12), np.int8)
     mask[0, [0, 1, 9]] = 1
     mask[1, [0, 3]] = 1
@@ -177,36 +181,39 @@ def test_a_mask_with_holes_is_as_long_as_its_last_position():
 @pytest.mark.parametrize(
     "rows, batch_size, block", [(21, 4, 21), (21, 4, 5), (1, 8, 1), (40, 64, 7)]
 )
-def test_by_bucket_gives_every_row_once_in_its_bucket(rows, batch_size, block):
+def test_by_bucket_yields_every_row_once_in_its_bucket(rows, batch_size, block):
     dataset = random_dataset(rows)
     blocks = [dataset.take(slice(start, start + block)) for start in range(0, rows, block)]
-    seen, short = [], []
+    seen_rows, buckets_of_short_batches = [], []
     for group, part in by_bucket(blocks, batch_size, BUCKETS):
         assert 1 <= len(group) == len(part) <= batch_size
-        bucket = part.input_ids.shape[1]
+        width_of_batch = part.input_ids.shape[1]
         lengths = dataset.lengths[group]
-        smallest = [min(each for each in BUCKETS if each >= length) for length in lengths]
-        assert smallest == [bucket] * len(group)
-        width = min(bucket, dataset.input_ids.shape[1])
+        expected = [min(bucket for bucket in BUCKETS if bucket >= length) for length in lengths]
+        assert expected == [width_of_batch] * len(group)
+        width = min(width_of_batch, dataset.input_ids.shape[1])
         np.testing.assert_array_equal(part.lengths, lengths)
         np.testing.assert_array_equal(part.input_ids[:, :width], dataset.input_ids[group, :width])
         assert not part.attention_mask[:, width:].any()
         np.testing.assert_array_equal(part.labels, dataset.labels[group])
-        short += [bucket] * (len(group) < batch_size)
-        seen.extend(group)
-    assert sorted(seen) == list(range(rows))
-    assert len(short) == len(set(short)), "a bucket had more than one batch that is not full"
+        if len(group) < batch_size:
+            buckets_of_short_batches.append(width_of_batch)
+        seen_rows.extend(group)
+    assert sorted(seen_rows) == list(range(rows))
+    assert len(buckets_of_short_batches) == len(set(buckets_of_short_batches)), (
+        "only the last batch of a bucket may have fewer than batch_size rows"
+    )
 
 
-def test_a_batch_leaves_as_soon_as_its_bucket_is_full():
-    """So that the device has work while later texts are still being tokenised."""
-    taken = []
+def test_a_batch_is_yielded_as_soon_as_its_bucket_is_full():
+    """The device then computes while later texts are tokenized."""
+    blocks_read = []
 
     def blocks():
         for number in range(4):
-            taken.append(number)
+            blocks_read.append(number)
             yield dataset_of([5, 5])
 
     batches = by_bucket(blocks(), 4, BUCKETS)
-    assert next(batches)[0].tolist() == [0, 1, 2, 3] and taken == [0, 1]
-    assert next(batches)[0].tolist() == [4, 5, 6, 7] and taken == [0, 1, 2, 3]
+    assert next(batches)[0].tolist() == [0, 1, 2, 3] and blocks_read == [0, 1]
+    assert next(batches)[0].tolist() == [4, 5, 6, 7] and blocks_read == [0, 1, 2, 3]

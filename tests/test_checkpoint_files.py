@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be used says why, in one sentence."""
+"""Error messages for checkpoints that cannot be loaded."""
 
 import json
 import time
@@ -19,10 +19,10 @@ def checkpoint(tmp_path):
     return tiny_checkpoint(tmp_path / "plain", WORDS)
 
 
-def refused(directory, message, num_labels=2):
+def assert_refused(directory, message, num_labels=2):
     with pytest.raises(InputError, match=message) as error:
         EarlyExitClassifier.from_pretrained(str(directory), num_labels=num_labels)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value), "an InputError's message must be one line"
 
 
 def change_config(directory, **values):
@@ -30,119 +30,123 @@ def change_config(directory, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_another_architecture(checkpoint):
+def test_an_architecture_other_than_bert_and_albert_is_refused(checkpoint):
     change_config(checkpoint, model_type="roberta")
-    refused(checkpoint, "model type is 'roberta'; only bert and albert")
+    assert_refused(checkpoint, "model type is 'roberta'; only bert and albert")
 
 
-def test_relative_positions(checkpoint):
+def test_relative_position_embeddings_are_refused(checkpoint):
     change_config(checkpoint, position_embedding_type="relative_key")
-    refused(checkpoint, "only absolute position embeddings")
+    assert_refused(checkpoint, "only absolute position embeddings")
 
 
-def test_unknown_activation(checkpoint):
+def test_an_unknown_activation_is_refused(checkpoint):
     change_config(checkpoint, hidden_act="step")
-    refused(checkpoint, "hidden_act 'step' is not one of gelu")
+    assert_refused(checkpoint, "hidden_act 'step' is not one of gelu")
 
 
 @pytest.mark.parametrize("value", [None, "wide", 0])
-def test_a_size_that_is_none(checkpoint, value):
+def test_an_invalid_size_in_config_json_is_refused(checkpoint, value):
     change_config(checkpoint, num_attention_heads=value)
-    refused(checkpoint, "config.json holds an unusable value|must be at least 1")
+    assert_refused(checkpoint, "config.json holds an unusable value|must be at least 1")
 
 
-def test_heads_that_do_not_divide(checkpoint):
+def test_a_hidden_size_that_is_not_a_multiple_of_the_heads_is_refused(checkpoint):
     change_config(checkpoint, num_attention_heads=3)
-    refused(checkpoint, "not a multiple of num_attention_heads 3")
+    assert_refused(checkpoint, "not a multiple of num_attention_heads 3")
 
 
-def test_a_wrong_shape_is_named_in_the_files_own_layout(checkpoint):
+def test_a_wrong_shape_is_reported_in_the_layout_of_the_file(checkpoint):
     change_config(checkpoint, intermediate_size=48)
-    refused(checkpoint, r"intermediate.dense.bias has shape \(32,\), .* asks for \(48,\)")
+    assert_refused(checkpoint, r"intermediate.dense.bias has shape \(32,\), .* requires \(48,\)")
 
 
-def test_classifiers_of_another_task(checkpoint, tmp_path):
+def test_trained_classifiers_with_another_number_of_labels_are_refused(checkpoint, tmp_path):
     saved = tmp_path / "saved"
     EarlyExitClassifier.from_pretrained(str(checkpoint), num_labels=3).save_pretrained(saved)
-    refused(saved, "classifiers.0.bias has 3 outputs, but 2 are asked for")
+    assert_refused(saved, "classifiers.0.bias has 3 outputs, but num_labels or the task requires 2")
 
 
-def test_an_encoder_with_a_hole(checkpoint):
+def test_a_missing_parameter_of_the_encoder_is_an_error(checkpoint):
     tensors = load_file(checkpoint / "model.safetensors")
     del tensors["bert.encoder.layer.1.output.dense.weight"]
     save_file(tensors, checkpoint / "model.safetensors")
-    refused(checkpoint, r"lacks 1 of the encoder's parameters \(encoder.layer.1.output.dense.weig")
+    assert_refused(
+        checkpoint, r"lacks 1 of the encoder's parameters \(encoder.layer.1.output.dense"
+    )
 
 
-@pytest.mark.parametrize("keep", [0, 5, 2000])
-def test_a_truncated_file(checkpoint, keep):
+@pytest.mark.parametrize("num_bytes", [0, 5, 2000])
+def test_a_truncated_safetensors_file_is_refused(checkpoint, num_bytes):
     path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    refused(checkpoint, "model.safetensors is damaged or not a weight file")
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert_refused(checkpoint, "model.safetensors is damaged or not a weight file")
 
 
-def test_a_truncated_flax_file(checkpoint):
+def test_a_truncated_flax_file_is_refused(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "flax_model.msgpack").write_bytes(b"\x82\xa4bert")
-    refused(checkpoint, "flax_model.msgpack is damaged or not a weight file")
+    assert_refused(checkpoint, "flax_model.msgpack is damaged or not a weight file")
 
 
-def test_an_index_without_its_shards(checkpoint):
+def test_an_index_whose_shards_are_missing_is_refused(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     index = checkpoint / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    refused(checkpoint, "names model-1.safetensors, which is not there")
+    assert_refused(checkpoint, "refers to model-1.safetensors, which is missing")
     index.write_text("{}")
-    refused(checkpoint, "is not an index of weight files")
+    assert_refused(checkpoint, "is not an index of weight files")
 
 
-def test_not_a_checkpoint(checkpoint, tmp_path):
+def test_a_path_that_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
-    refused(checkpoint, "it has none of model.safetensors, flax_model.msgpack, pytorch_model.bin")
+    assert_refused(
+        checkpoint, "it has none of model.safetensors, flax_model.msgpack, pytorch_model.bin"
+    )
     (checkpoint / "config.json").write_text("{")
-    refused(checkpoint, "config.json is not JSON")
+    assert_refused(checkpoint, "config.json is not JSON")
     (checkpoint / "config.json").write_text("[]")
-    refused(checkpoint, "does not hold a JSON object")
+    assert_refused(checkpoint, "does not hold a JSON object")
     (checkpoint / "config.json").unlink()
-    refused(checkpoint, "is not a checkpoint: it has no config.json")
-    refused(tmp_path / "absent", "there is no directory")
+    assert_refused(checkpoint, "is not a checkpoint: it has no config.json")
+    assert_refused(tmp_path / "absent", "there is no directory")
     file = tmp_path / "file"
     file.write_text("")
-    refused(file, "is a file; a checkpoint is a directory")
+    assert_refused(file, "is a file; a checkpoint is a directory")
 
 
-def test_no_tokenizer(checkpoint):
+def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint):
     (checkpoint / "vocab.txt").unlink()
-    refused(checkpoint, "holds no tokenizer")
+    assert_refused(checkpoint, "holds no tokenizer")
 
 
-def test_a_tokenizer_of_another_model(checkpoint):
+def test_a_token_id_outside_the_models_vocabulary_is_refused(checkpoint):
     (checkpoint / "vocab.txt").write_text("\n".join(f"word{i}" for i in range(9)) + "\nfilm\n")
     classifier = EarlyExitClassifier.from_pretrained(str(checkpoint), num_labels=2)
-    with pytest.raises(InputError, match="the model knows only 7 tokens: they do not belong"):
+    with pytest.raises(InputError, match="vocabulary has 7 tokens; use the tokenizer that belongs"):
         classifier.predict(["film"])
 
 
-def test_pytorch_missing_names_the_extra(checkpoint, monkeypatch):
+def test_without_pytorch_the_message_names_the_extra_to_install(checkpoint, monkeypatch):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    refused(checkpoint, r"needs PyTorch: install pabee_jax\[torch\]")
+    assert_refused(checkpoint, r"needs PyTorch; install pabee_jax\[torch\]")
 
 
-def test_a_hub_id_without_a_network_is_answered_within_seconds(monkeypatch):
+def test_a_hub_id_without_a_network_is_refused_within_10_seconds(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(InputError, match="give the path of a local directory"):
         resolve("nobody/has-this-model")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - start < 10
 
 
-def test_what_is_missing_or_unused_is_said_by_name(checkpoint, caplog):
+def test_missing_parameters_and_unused_tensors_are_logged_by_name(checkpoint, caplog):
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["cls.predictions.bias"] = np.zeros(3, np.float32)
     del tensors["bert.pooler.dense.bias"]
     save_file(tensors, checkpoint / "model.safetensors")
     EarlyExitClassifier.from_pretrained(str(checkpoint), num_labels=2)
-    assert "pooler.dense.bias" in caplog.text and "started from scratch" in caplog.text
-    assert "also holds cls.predictions.bias: not used" in caplog.text
+    assert "pooler.dense.bias" in caplog.text and "initialized from scratch" in caplog.text
+    assert "has unused tensors: cls.predictions.bias" in caplog.text

@@ -1,4 +1,4 @@
-"""The user's class: texts in, predictions with exit layers out."""
+"""`EarlyExitClassifier`: predictions, their order, compiled programs, memory and error messages."""
 
 import os
 import subprocess
@@ -28,11 +28,11 @@ TEXTS = ["a film", ("a film", "was good"), "", "the film was not good at all " *
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A plain encoder: no classifiers yet."""
+    """A plain encoder checkpoint without internal classifiers."""
     words = ["a", "film", "was", "good", "the", "not", "at", "all", "bad"]
-    # Wide enough that exits disagree.
-    shape = {"num_hidden_layers": 5, "initializer_range": 0.5}
-    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "plain", words, **shape)
+    # The initializer is wide enough that exits disagree.
+    config = {"num_hidden_layers": 5, "initializer_range": 0.5}
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "plain", words, **config)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,18 @@ def classifier(directory):
     )
 
 
-def test_drivers_agree_in_input_order(classifier, directory):
+def test_loop_and_full_agree_and_a_row_exits_as_it_does_alone(classifier, directory):
     full = EarlyExitClassifier.from_pretrained(
         str(directory), criterion=Patience(1), driver="full", num_labels=3
     )
-    one, other = classifier.predict(TEXTS), full.predict(TEXTS)
-    np.testing.assert_array_equal(one.exit_layers, other.exit_layers)
-    np.testing.assert_allclose(one.logits, other.logits, atol=2e-5)
-    np.testing.assert_array_equal(one.labels, one.logits.argmax(axis=1))
-    assert one.label_names == ("LABEL_0", "LABEL_1", "LABEL_2")
-    alone = [classifier.predict([text]) for text in TEXTS]
-    np.testing.assert_array_equal(one.exit_layers, [found.exit_layers[0] for found in alone])
+    loop_predictions, full_predictions = classifier.predict(TEXTS), full.predict(TEXTS)
+    exit_layers, logits = loop_predictions.exit_layers, loop_predictions.logits
+    np.testing.assert_array_equal(exit_layers, full_predictions.exit_layers)
+    np.testing.assert_allclose(logits, full_predictions.logits, atol=2e-5)
+    np.testing.assert_array_equal(loop_predictions.labels, logits.argmax(axis=1))
+    assert loop_predictions.label_names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    layers_alone = [classifier.predict([text]).exit_layers[0] for text in TEXTS]
+    np.testing.assert_array_equal(exit_layers, layers_alone)
 
 
 def with_driver(classifier, driver, **settings):
@@ -72,45 +73,47 @@ def with_driver(classifier, driver, **settings):
         pytest.param("full", 8, marks=pytest.mark.slow),
     ],
 )
-def test_results_are_in_input_order_whatever_runs_together(classifier, driver, devices):
-    """Row r leaves where the schedule says r leaves: the criterion sees the row's index too."""
+def test_predictions_are_in_input_order_for_any_batches(classifier, driver, devices):
+    """Row r exits at entry r of the schedule: the criterion gets the row's index in the call."""
     random = np.random.default_rng(0)
     texts = [" ".join(["film"] * random.integers(1, 14)) for _ in range(61)]
-    expected = random.integers(1, classifier.num_layers + 1, len(texts)).astype(np.int32)
+    exit_layers = random.integers(1, classifier.num_layers + 1, len(texts)).astype(np.int32)
     runner = with_driver(
-        classifier, driver, criterion=ExitSchedule(expected), mesh=sharding.make_mesh(devices)
+        classifier, driver, criterion=ExitSchedule(exit_layers), mesh=sharding.make_mesh(devices)
     )
-    logits = classifier.all_exit_logits(texts)
-    answers = logits[expected - 1, np.arange(len(texts))]
+    all_exit_logits = classifier.all_exit_logits(texts)
+    expected_logits = all_exit_logits[exit_layers - 1, np.arange(len(texts))]
     for batch_size in (None, 16):
-        found = runner.predict(texts, batch_size)
-        np.testing.assert_array_equal(found.exit_layers, expected)
-        np.testing.assert_allclose(found.logits, answers, atol=2e-5)
+        predictions = runner.predict(texts, batch_size)
+        np.testing.assert_array_equal(predictions.exit_layers, exit_layers)
+        np.testing.assert_allclose(predictions.logits, expected_logits, atol=2e-5)
 
 
-def test_auto_takes_the_loop_for_few_rows_and_the_pool_for_many(classifier, monkeypatch):
+def test_auto_uses_the_loop_for_few_rows_and_the_pool_for_many(classifier, monkeypatch):
     chunk_sizes = []
 
-    def spy(*arguments, chunk_size, **others):
+    def recorded(*args, chunk_size, **kwargs):
         chunk_sizes.append(chunk_size)
-        return run_early_exit(*arguments, chunk_size=chunk_size, **others)
+        return run_early_exit(*args, chunk_size=chunk_size, **kwargs)
 
-    monkeypatch.setattr(classifier_module, "run_early_exit", spy)
+    monkeypatch.setattr(classifier_module, "run_early_exit", recorded)
     auto = with_driver(classifier, "auto")
-    limit = planning.backend(auto._mesh).loop_rows
-    auto.predict(["good"] * limit)
-    auto.predict(["good"] * (limit + 1))
+    loop_rows = planning.backend(auto._mesh).loop_rows
+    auto.predict(["good"] * loop_rows)
+    auto.predict(["good"] * (loop_rows + 1))
     assert chunk_sizes[0] is None and chunk_sizes[1] is not None
 
 
 @pytest.mark.slow
-def test_two_hundred_calls_compile_no_more_programs_than_there_are_shapes(classifier):
-    """With "auto", which uses both the loop and the pool."""
+def test_two_hundred_calls_after_warmup_compile_nothing(classifier):
+    """With driver "auto", which uses both the loop and the pool."""
     runner = with_driver(classifier, "auto")
     before = run_early_exit._cache_size()
     runner.warmup(batch_size=4)
     compiled = run_early_exit._cache_size()
-    assert compiled - before <= 4 * 3, "4 lengths; loops of 1 and 2 rows, a pool of 4"
+    assert compiled - before <= 4 * 3, (
+        "warmup compiles more than 4 lengths times (loops of 1 and 2 rows, and a pool of 4 rows)"
+    )
     random = np.random.default_rng(1)
     for _ in range(200):
         runner.criterion = Patience(int(random.integers(0, 7)))
@@ -119,15 +122,15 @@ def test_two_hundred_calls_compile_no_more_programs_than_there_are_shapes(classi
     assert run_early_exit._cache_size() == compiled
 
 
-def test_a_pool_says_what_it_costs_and_fits_the_memory(monkeypatch):
-    """Beside what the compiler itself says the program needs."""
+def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch):
+    """The test compares the plan with the compiler's memory analysis of the program."""
     shape = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4)
     for family, rows, length in (("bert", 96, 24), ("albert", 200, 16)):
         model = tiny_model(family, **shape)
         pretrained = Pretrained(model, None, {}, ("0", "1", "2"), length)
         runner = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=8 * length)
-        stated = runner.pool_plan(rows)
-        assert (stated.rows, stated.chunk_size) == (rows, 8)
+        plan = runner.pool_plan(rows)
+        assert (plan.rows, plan.chunk_size) == (rows, 8)
         graph, parameters = split(model)
         batch = random_batch(rows, length)
         program = run_early_exit.lower(
@@ -139,23 +142,23 @@ def test_a_pool_says_what_it_costs_and_fits_the_memory(monkeypatch):
             np.arange(rows),
             chunk_size=8,
         )
-        used = program.compile().memory_analysis()
-        needed = used.temp_size_in_bytes + sum(each.nbytes for each in batch.values())
-        assert 0.7 * stated.bytes_per_device <= needed <= stated.bytes_per_device
-    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: 2 * stated.bytes_per_device)
-    fitting = runner.pool_plan()
-    assert fitting.rows < planning.backend(runner._mesh).pool_rows
-    assert 0 < fitting.bytes_per_device <= stated.bytes_per_device / 2
-    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: stated.bytes_per_device - 1)
+        analysis = program.compile().memory_analysis()
+        used_bytes = analysis.temp_size_in_bytes + sum(array.nbytes for array in batch.values())
+        assert 0.7 * plan.bytes_per_device <= used_bytes <= plan.bytes_per_device
+    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: 2 * plan.bytes_per_device)
+    default_plan = runner.pool_plan()
+    assert default_plan.rows < planning.backend(runner._mesh).pool_rows
+    assert 0 < default_plan.bytes_per_device <= plan.bytes_per_device / 2
+    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: plan.bytes_per_device - 1)
     with pytest.raises(InputError, match="takes .* MB on each device, but only .* MB are free"):
         runner.predict(random_batch(rows, length), batch_size=rows)
-    runner.predict(random_batch(3), batch_size=rows)  # Three rows take a smaller pool.
+    runner.predict(random_batch(3), batch_size=rows)  # Three rows run in a smaller pool.
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_bfloat16_leaves_nearly_as_float32_does(devices):
-    """bfloat16 moves logits by some percent; how a batch is run does not change that."""
-    found = {}
+def test_most_rows_exit_at_the_same_layer_in_bfloat16_and_float32(devices):
+    """bfloat16 changes logits by a few percent, with every driver."""
+    predictions = {}
     for dtype, driver in (("float32", "full"), ("bfloat16", "loop"), ("bfloat16", "pool")):
         config = tiny_model("bert").config
         model = EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
@@ -163,21 +166,23 @@ def test_bfloat16_leaves_nearly_as_float32_does(devices):
         runner = EarlyExitClassifier(
             pretrained, criterion=Patience(1), driver=driver, mesh=sharding.make_mesh(devices)
         )
-        found[dtype, driver] = runner.predict(random_batch(60))
-    exact = found.pop(("float32", "full"))
-    for one in found.values():
-        assert one.logits.dtype == np.float32
-        assert (one.exit_layers == exact.exit_layers).mean() > 0.85
-        same = one.exit_layers == exact.exit_layers
-        np.testing.assert_allclose(one.logits[same], exact.logits[same], atol=0.3)
+        predictions[dtype, driver] = runner.predict(random_batch(60))
+    in_float32 = predictions.pop(("float32", "full"))
+    for in_bfloat16 in predictions.values():
+        assert in_bfloat16.logits.dtype == np.float32
+        same_exit = in_bfloat16.exit_layers == in_float32.exit_layers
+        assert same_exit.mean() > 0.85
+        np.testing.assert_allclose(
+            in_bfloat16.logits[same_exit], in_float32.logits[same_exit], atol=0.3
+        )
 
 
-def test_the_host_prepares_the_next_batch_before_it_waits(classifier, monkeypatch):
-    """Recorded: when a batch is dispatched and when a result is asked for."""
+def test_batches_are_dispatched_before_the_first_result_is_fetched(classifier, monkeypatch):
+    """The test records the order of preparing batches and fetching results."""
     events = []
-    real = dispatch.jax.device_get
+    device_get = dispatch.jax.device_get
     monkeypatch.setattr(
-        dispatch.jax, "device_get", lambda value: (events.append("wait"), real(value))[1]
+        dispatch.jax, "device_get", lambda value: (events.append("fetch"), device_get(value))[1]
     )
 
     def jobs():
@@ -186,9 +191,9 @@ def test_the_host_prepares_the_next_batch_before_it_waits(classifier, monkeypatc
             events.append("prepare")
             yield Job(np.array([row]), part, 1, lambda batch, row: (row, row))
 
-    found = [rows.tolist() for rows, _ in dispatch.results(jobs(), sharding.make_mesh(1))]
-    assert found == [[row] for row in range(7)]
-    assert events.index("wait") == 5, "the device had nothing in front of it"
+    rows_in_order = [rows.tolist() for rows, _ in dispatch.results(jobs(), sharding.make_mesh(1))]
+    assert rows_in_order == [[row] for row in range(7)]
+    assert events.index("fetch") == 5, "dispatch five batches before fetching the first result"
 
 
 FRESH_PROCESS = """
@@ -208,20 +213,25 @@ print("seconds in the compiler:", seconds)
 
 
 @pytest.mark.slow
-def test_with_the_cache_a_second_process_hardly_compiles(directory, tmp_path):
-    def seconds():
+def test_with_the_compilation_cache_a_second_process_compiles_in_a_third_of_the_time(
+    directory, tmp_path
+):
+    def compile_seconds():
         command = [sys.executable, "-c", FRESH_PROCESS, str(directory), str(tmp_path / "cache")]
         environment = {**os.environ, "XLA_FLAGS": ""}
-        done = subprocess.run(
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        process = subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True
         )
-        return float(done.stdout.rpartition(":")[2])
+        return float(process.stdout.rpartition(":")[2])
 
-    first, second = seconds(), seconds()
-    assert second <= first / 3, f"{second:.2f} s after {first:.2f} s"
+    first, second = compile_seconds(), compile_seconds()
+    assert second <= first / 3, (
+        f"compiling took {first:.2f} s with an empty cache, {second:.2f} s with a filled cache"
+    )
 
 
-def test_refuses_a_cache_that_cannot_be_written(directory, tmp_path):
+def test_a_compilation_cache_that_is_a_file_is_an_input_error(directory, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
         InputError, match="the compilation cache .* is a file; it must be a directory"
@@ -231,15 +241,15 @@ def test_refuses_a_cache_that_cannot_be_written(directory, tmp_path):
         )
 
 
-def test_all_exit_logits_answer_every_patience(classifier):
+def test_replay_of_all_exit_logits_equals_predict_for_every_patience(classifier):
     logits = classifier.all_exit_logits(TEXTS)
     assert logits.shape == (classifier.num_layers, len(TEXTS), 3)
     for patience in (0, 1, 2):
         classifier.criterion = Patience(patience)
-        exits, answers = replay(Patience(patience), logits)
-        found = classifier.predict(TEXTS)
-        np.testing.assert_array_equal(found.exit_layers, exits)
-        np.testing.assert_allclose(found.logits, answers, atol=2e-5)
+        expected_layers, expected_logits = replay(Patience(patience), logits)
+        predictions = classifier.predict(TEXTS)
+        np.testing.assert_array_equal(predictions.exit_layers, expected_layers)
+        np.testing.assert_allclose(predictions.logits, expected_logits, atol=2e-5)
     classifier.criterion = Patience(1)
 
 
@@ -256,48 +266,47 @@ def test_warmup_compiles_every_shape_that_predict_uses(classifier):
     assert run_early_exit._cache_size() == compiled
 
 
-def test_takes_tokens_with_and_without_mask(classifier):
+def test_an_absent_mask_means_all_ones_and_absent_segments_mean_zeros(classifier):
     tokens = random_batch(5, length=9)
-    tokens = {name: np.minimum(value, 5) for name, value in tokens.items()}
-    whole = classifier.predict(tokens)
-    assert whole.logits.shape == (5, 3)
-    bare = classifier.predict({"input_ids": tokens["input_ids"].tolist()})
+    tokens = {name: np.minimum(array, 5) for name, array in tokens.items()}
+    assert classifier.predict(tokens).logits.shape == (5, 3)
+    ids_only = classifier.predict({"input_ids": tokens["input_ids"].tolist()})
     ones = np.ones_like(tokens["input_ids"])
-    told = classifier.predict(
+    explicit = classifier.predict(
         {"input_ids": tokens["input_ids"], "attention_mask": ones, "token_type_ids": 0 * ones}
     )
-    np.testing.assert_array_equal(bare.logits, told.logits)
+    np.testing.assert_array_equal(ids_only.logits, explicit.logits)
 
 
-def test_a_mask_may_have_holes(classifier):
+def test_tokens_masked_in_the_middle_of_a_row_do_not_change_the_logits(classifier):
     ids = np.array([[2, 4, 5, 5, 4, 3]])
-    hole = np.array([[1, 1, 0, 0, 1, 1]])
-    with_hole = classifier.predict({"input_ids": ids, "attention_mask": hole})
     other_ids = np.array([[2, 4, 4, 4, 4, 3]])
-    same = classifier.predict({"input_ids": other_ids, "attention_mask": hole})
-    np.testing.assert_allclose(with_hole.logits, same.logits, atol=1e-6)
+    mask = np.array([[1, 1, 0, 0, 1, 1]])
+    predictions = classifier.predict({"input_ids": ids, "attention_mask": mask})
+    other_predictions = classifier.predict({"input_ids": other_ids, "attention_mask": mask})
+    np.testing.assert_allclose(predictions.logits, other_predictions.logits, atol=1e-6)
 
 
-def test_survives_saving_with_its_criterion(classifier, tmp_path):
+def test_saving_and_loading_preserves_the_criterion_and_the_logits(classifier, tmp_path):
     classifier.save_pretrained(tmp_path / "saved")
-    again = EarlyExitClassifier.from_pretrained(str(tmp_path / "saved"))
-    assert again.criterion == Patience(1)
-    np.testing.assert_array_equal(again.all_exit_logits(TEXTS), classifier.all_exit_logits(TEXTS))
+    loaded = EarlyExitClassifier.from_pretrained(str(tmp_path / "saved"))
+    assert loaded.criterion == Patience(1)
+    np.testing.assert_array_equal(loaded.all_exit_logits(TEXTS), classifier.all_exit_logits(TEXTS))
 
 
-def test_regression_gives_scores(directory):
-    scorer = EarlyExitClassifier.from_pretrained(str(directory), num_labels=1)
-    found = scorer.predict(TEXTS)
-    assert found.labels.dtype == np.float32 and found.label_names == ()
-    np.testing.assert_array_equal(found.labels, found.logits[:, 0])
-    assert (found.exit_layers == scorer.num_layers).all()
+def test_regression_predicts_scores(directory):
+    classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=1)
+    predictions = classifier.predict(TEXTS)
+    assert predictions.labels.dtype == np.float32 and predictions.label_names == ()
+    np.testing.assert_array_equal(predictions.labels, predictions.logits[:, 0])
+    assert (predictions.exit_layers == classifier.num_layers).all()
 
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ([], "the list of texts is empty"),
-        ("one text", "put it in a list"),
+        ("one text", "put the text in a list"),
         ([1], "input 0 is neither a text nor a pair"),
         ([("a", "b", "c")], "input 0 is neither a text nor a pair"),
         ({}, "needs input_ids"),
@@ -306,19 +315,19 @@ def test_regression_gives_scores(directory):
         ({"input_ids": [[1]], "token_type_ids": [[2]]}, "token_type_ids must be from 0 to 1"),
         ({"input_ids": [[1]], "attention_mask": [[0]]}, "masks every token of row 0"),
         ({"input_ids": [[1]], "attention_mask": [[1, 1]]}, "must be an .N, S. array"),
-        ({"input_ids": [[1, 2], [3]]}, "must have one length"),
+        ({"input_ids": [[1, 2], [3]]}, "must have the same length"),
         ({"input_ids": [1]}, "must be an .N, S. array"),
         ({"input_ids": [[0.5]]}, "array of integers"),
         ({"input_ids": np.zeros((0, 4), int)}, "nothing to predict"),
         ({"input_ids": np.zeros((1, 33), int)}, "33 columns, but the model has 32 positions"),
     ],
 )
-def test_refuses_inputs_in_one_sentence(classifier, inputs, message):
+def test_wrong_inputs_are_input_errors(classifier, inputs, message):
     with pytest.raises(InputError, match=message):
         classifier.predict(inputs)
 
 
-def test_refuses_bad_settings(directory):
+def test_wrong_settings_are_input_errors(directory):
     load = EarlyExitClassifier.from_pretrained
     with pytest.raises(InputError, match="no internal classifiers yet: give num_labels="):
         load(str(directory))

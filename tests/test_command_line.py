@@ -1,7 +1,6 @@
 """Every mistake ends in one sentence and exit status 2, and destroys nothing."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from flax import traverse_util
 from ml_collections import config_flags
 
 from benchmarks.recipes import RECIPES, RECOMMENDED
-from helpers import tiny_model
+from helpers import one_device_environment, tiny_model
 from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
 from pabee_jax.commands import command_line
 from pabee_jax.commands.config_file import load_config
@@ -40,11 +39,10 @@ def parsed(*arguments):
 
 def train(*arguments, cwd=ROOT):
     """`python train.py` as a person runs it, on one device."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
         cwd=cwd,
-        env=environment,
+        env=one_device_environment(),
         capture_output=True,
         text=True,
         timeout=600,

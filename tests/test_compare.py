@@ -1,4 +1,4 @@
-"""Runs beside each other: seeds are pooled, the rest is compared on the same rows."""
+"""Tests of `compare`: seeds are pooled, and groups are compared on the same rows."""
 
 import csv
 import dataclasses
@@ -18,7 +18,10 @@ ROWS, EXITS = 300, 4
 
 
 def write_run(folder, seed=0, quality=1.0, rows=ROWS, **fields):
-    """What evaluate.py leaves in a run directory; a higher quality is right more often."""
+    """Write a run directory with the files of `evaluate`, and return its path.
+
+    A higher `quality` gives a higher accuracy.
+    """
     folder.mkdir(parents=True)
     config = TrainConfig(task="sst2", model="some/model", seed=seed, **fields)
     (folder / "train_config.json").write_text(json.dumps(dataclasses.asdict(config)))
@@ -37,49 +40,55 @@ def write_run(folder, seed=0, quality=1.0, rows=ROWS, **fields):
 
 
 def accuracy_of(path, layer):
-    saved = np.load(f"{path}/all_exit_logits.npz")
-    return float((saved["logits"][layer - 1].argmax(1) == saved["labels"]).mean())
+    arrays = np.load(f"{path}/all_exit_logits.npz")
+    return float((arrays["logits"][layer - 1].argmax(1) == arrays["labels"]).mean())
+
+
+def write_two_runs(tmp_path):
+    """Return two runs with equal logits whose configurations differ in the batch size."""
+    paths = write_run(tmp_path / "first"), write_run(tmp_path / "second", batch_size=16)
+    return [read_run(path) for path in paths]
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three seeds of one configuration, two of another, better one."""
+    """Three seeds of a configuration, and two seeds of a configuration with a higher accuracy."""
     first = [write_run(tmp_path / f"a{seed}", seed) for seed in (0, 1, 2)]
     second = [write_run(tmp_path / f"b{seed}", seed, 2.0, learning_rate=1e-4) for seed in (3, 4)]
     return first, second
 
 
-def test_seeds_are_pooled_and_configurations_told_apart(runs):
+def test_runs_are_grouped_by_their_configuration_without_the_seed(runs):
     first, second = runs
     groups = grouped([read_run(path) for path in (*first, *second)])
     assert [group.name for group in groups] == ["learning_rate=2e-05", "learning_rate=0.0001"]
     assert [[run.path for run in group.runs] for group in groups] == [first, second]
 
 
-def test_medians_and_differences(runs):
+def test_outcomes_have_the_median_over_seeds_and_the_difference_of_means(runs):
     first, second = runs
     groups = grouped([read_run(path) for path in (*first, *second)])
-    ours, theirs = compared(groups, [FixedLayer(2)], "accuracy")
+    first_outcomes, second_outcomes = compared(groups, [FixedLayer(2)], "accuracy")
     expected = [[accuracy_of(path, 2) for path in paths] for paths in runs]
-    assert ours[0].scores == pytest.approx(expected[0])
-    assert ours[0].median == pytest.approx(np.median(expected[0]))
-    assert ours[0].difference is None
+    assert first_outcomes[0].scores == pytest.approx(expected[0])
+    assert first_outcomes[0].median == pytest.approx(np.median(expected[0]))
+    assert first_outcomes[0].difference is None
     difference = np.mean(expected[1]) - np.mean(expected[0])
-    assert theirs[0].difference == pytest.approx(difference)
-    low, high = theirs[0].interval
+    assert second_outcomes[0].difference == pytest.approx(difference)
+    low, high = second_outcomes[0].interval
     assert 0 < low < difference < high
 
 
-def test_the_interval_is_that_of_the_paired_difference(tmp_path):
-    """Against the normal approximation; an unpaired one would be several times wider."""
-    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", batch_size=16)
-    groups = grouped([read_run(one), read_run(other)])
-    right = groups[0].runs[0].logits[1].argmax(1) == groups[0].runs[0].labels
+def test_the_interval_is_the_interval_of_the_paired_difference(tmp_path):
+    """The normal approximation is expected; an unpaired interval is several times wider."""
+    groups = grouped(write_two_runs(tmp_path))
+    correct = groups[0].runs[0].logits[1].argmax(1) == groups[0].runs[0].labels
     worse = groups[1].runs[0].logits.copy()
-    wrong = np.flatnonzero(right)[:20]
-    worse[:, wrong] = worse[:, wrong, ::-1]  # The same answers but for 20 rows.
-    changed = dataclasses.replace(groups[1].runs[0], logits=worse)
-    _, (outcome,) = compared([groups[0], Group("b", [changed])], [FixedLayer(2)], "accuracy")
+    changed_rows = np.flatnonzero(correct)[:20]
+    # The predictions of the two runs differ in 20 rows.
+    worse[:, changed_rows] = worse[:, changed_rows, ::-1]
+    worse_run = dataclasses.replace(groups[1].runs[0], logits=worse)
+    _, (outcome,) = compared([groups[0], Group("b", [worse_run])], [FixedLayer(2)], "accuracy")
     share = 20 / ROWS
     error = np.sqrt(share * (1 - share) / ROWS)
     assert outcome.difference == pytest.approx(-share)
@@ -88,32 +97,30 @@ def test_the_interval_is_that_of_the_paired_difference(tmp_path):
     )
 
 
-def test_a_run_equals_itself(tmp_path):
-    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", batch_size=16)
-    groups = grouped([read_run(one), read_run(other)])
+def test_runs_with_equal_logits_have_no_difference(tmp_path):
+    groups = grouped(write_two_runs(tmp_path))
     _, outcomes = compared(groups, [Patience(0), Patience(1)], "accuracy")
     assert all(outcome.interval == (0, 0) and outcome.difference == 0 for outcome in outcomes)
 
 
-def test_correlations_are_resampled_too(tmp_path):
-    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", batch_size=16)
-    runs = [read_run(one), read_run(other)]
+def test_a_correlation_has_a_bootstrap_interval(tmp_path):
+    runs = write_two_runs(tmp_path)
     random = np.random.default_rng(0)
     labels = random.normal(size=ROWS).astype(np.float32)
     close, far = (labels + noise * random.normal(size=(EXITS, ROWS)) for noise in (0.1, 1.0))
-    scored = [
+    regression_runs = [
         dataclasses.replace(run, labels=labels, logits=scores[..., None].astype(np.float32))
         for run, scores in zip(runs, (far, close), strict=True)
     ]
-    _, (outcome,) = compared(grouped(scored), [FixedLayer(1)], "pearson")
+    _, (outcome,) = compared(grouped(regression_runs), [FixedLayer(1)], "pearson")
     assert 0.1 < outcome.interval[0] < outcome.difference < outcome.interval[1] < 0.5
 
 
-def test_leaves_a_table_and_a_picture(runs, tmp_path, capsys):
+def test_compare_prints_a_table_and_writes_a_csv_file_and_a_plot(runs, tmp_path, capsys):
     first, second = runs
     compare([*first, *second], [], "", tmp_path / "out")
-    said = capsys.readouterr().out
-    assert "learning_rate=0.0001 (2 runs)" in said and "patience 2" in said
+    printed = capsys.readouterr().out
+    assert "learning_rate=0.0001 (2 runs)" in printed and "patience 2" in printed
     with (tmp_path / "out" / "compare.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * (EXITS - 1)
@@ -121,11 +128,13 @@ def test_leaves_a_table_and_a_picture(runs, tmp_path, capsys):
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_refuses_what_cannot_be_compared(tmp_path):
-    one = write_run(tmp_path / "one")
-    wrong = {
-        "their task is sst2 and mrpc": write_run(tmp_path / "task", rows=ROWS),
-        "not evaluated on the same rows": write_run(tmp_path / "rows", rows=ROWS - 1),
+def test_runs_that_cannot_be_compared_are_input_errors(tmp_path):
+    valid = write_run(tmp_path / "valid")
+    invalid_runs = {
+        "different values of task .* has sst2, .* has mrpc": write_run(
+            tmp_path / "task", rows=ROWS
+        ),
+        "were evaluated on different rows": write_run(tmp_path / "rows", rows=ROWS - 1),
         "has not been evaluated: run pabee-jax evaluate": write_run(tmp_path / "new"),
         "results cannot be read": write_run(tmp_path / "broken"),
         "rows without labels": write_run(tmp_path / "hidden"),
@@ -135,16 +144,17 @@ def test_refuses_what_cannot_be_compared(tmp_path):
     (tmp_path / "task" / "results.json").write_text(json.dumps(about))
     (tmp_path / "new" / "all_exit_logits.npz").unlink()
     (tmp_path / "broken" / "all_exit_logits.npz").write_bytes(b"PK no archive")
-    saved = dict(np.load(tmp_path / "hidden" / "all_exit_logits.npz"))
-    np.savez(tmp_path / "hidden" / "all_exit_logits.npz", logits=saved["logits"], ids=saved["ids"])
+    arrays = dict(np.load(tmp_path / "hidden" / "all_exit_logits.npz"))
+    del arrays["labels"]
+    np.savez(tmp_path / "hidden" / "all_exit_logits.npz", **arrays)
     (tmp_path / "foreign" / "train_config.json").unlink()
-    for message, other in wrong.items():
+    for message, invalid in invalid_runs.items():
         with pytest.raises(InputError, match=message):
-            compare([one, other], [], "", tmp_path / "out")
+            compare([valid, invalid], [], "", tmp_path / "out")
     with pytest.raises(InputError, match="the same run is given twice"):
-        compare([one, one], [], "", tmp_path / "out")
+        compare([valid, valid], [], "", tmp_path / "out")
     with pytest.raises(InputError, match="--metric 'f1' is not one of the task's: accuracy"):
-        compare([one], [], "f1", tmp_path / "out")
+        compare([valid], [], "f1", tmp_path / "out")
     shutil.rmtree(tmp_path / "rows")
     with pytest.raises(InputError, match="rows has no"):
         compare([str(tmp_path / "rows")], [], "", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What an earlier version wrote can still be used: tests/fixtures/record.py made it."""
+"""Files of an earlier version, recorded by tests/fixtures/record.py, can still be used."""
 
 import shutil
 from pathlib import Path
@@ -34,10 +34,10 @@ def test_a_checkpoint_loads_with_its_criterion_and_gives_the_same_logits(expecte
     assert predictions.label_names == ("no", "yes")
 
 
-def test_an_exported_program_runs(expected):
+def test_an_exported_program_gives_the_same_logits(expected):
     try:
         classifier = load(RECORDED / "exported")
-    except InputError as error:  # JAX reads an exported program for six months.
+    except InputError as error:  # JAX guarantees to read an exported program for six months.
         if jax.__version_info__ < (0, 12) or "cannot read" not in str(error):
             raise
         pytest.skip(str(error))
@@ -47,15 +47,16 @@ def test_an_exported_program_runs(expected):
     np.testing.assert_allclose(predictions.logits, expected["logits"], atol=1e-5)
 
 
-def test_a_run_that_was_killed_is_resumed(tmp_path, monkeypatch, capsys):
-    """It ends with the weights of the run that an earlier version ran to its end."""
+def test_a_killed_run_is_resumed(tmp_path, monkeypatch, capsys):
+    """The resumed run ends with the weights of the run that the earlier version finished."""
     shutil.copytree(RECORDED, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     train(run_directory.read_config(Path("killed")), "killed")
     assert "from step 6 of 12" in capsys.readouterr().out
     resumed, finished = (load_file(f"{name}/model.safetensors") for name in ("killed", "finished"))
     assert resumed.keys() == finished.keys()
-    for name, value in finished.items():
-        if name.endswith("key.bias"):  # It has no true gradient: AdamW amplifies rounding noise.
+    for name, weights in finished.items():
+        # The true gradient of the key bias is 0, and AdamW amplifies its rounding errors.
+        if name.endswith("key.bias"):
             continue
-        np.testing.assert_allclose(resumed[name], value, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(resumed[name], weights, atol=1e-5, err_msg=name)

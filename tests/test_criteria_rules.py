@@ -1,4 +1,4 @@
-"""Every criterion is its paper's rule: against plain Python, one row at a time."""
+"""Every criterion against its paper's rule in plain Python, one row at a time."""
 
 import itertools
 import math
@@ -26,13 +26,14 @@ from pabee_jax.criteria import (
 from pabee_jax.drivers.replay import replay_many
 
 EXITS, ROWS = 6, 200
-# Probabilities closer than this to a threshold are left out: float32 decides them.
+# Rows with a measure closer to the threshold than this are not compared, because float32 rounding
+# decides on which side of the threshold they are.
 CLOSE = 1e-5
 
 
 def softmax(values):
-    powers = [math.exp(value - max(values)) for value in values]
-    return [power / sum(powers) for power in powers]
+    exponentials = [math.exp(value - max(values)) for value in values]
+    return [exponential / sum(exponentials) for exponential in exponentials]
 
 
 def entropy(values):
@@ -54,58 +55,65 @@ def argmax(values):
 
 
 class Reference:
-    """One row at a time: the exit layer, its answer, and how close the closest decision was."""
+    """Applies a rule one row at a time.
+
+    Returns the exit layers, the answers, and for every row the smallest distance between a measure
+    and the threshold.
+
+    Attributes:
+        rule: a function from the logits of the exits so far to (whether the row exits, the answer,
+            the distance between the measure and the threshold).
+    """
 
     def __init__(self, rule):
-        self.rule = rule  # (logits of the exits so far) -> (leaves?, answer, distance)
+        self.rule = rule
 
     def __call__(self, logits):
-        layers, answers, distances = [], [], []
+        exit_layers, answers, distances = [], [], []
         for row in range(logits.shape[1]):
-            seen, closest = [], math.inf
+            history, smallest = [], math.inf
             for layer in range(1, len(logits) + 1):
-                seen.append([float(value) for value in logits[layer - 1, row]])
-                leaves, answer, distance = self.rule(seen)
-                closest = min(closest, distance)
-                if leaves or layer == len(logits):
+                history.append([float(value) for value in logits[layer - 1, row]])
+                exits, answer, distance = self.rule(history)
+                smallest = min(smallest, distance)
+                if exits or layer == len(logits):
                     break
-            layers.append(layer)
-            answers.append(answer if leaves else seen[-1])
-            distances.append(closest)
-        return np.array(layers), np.array(answers), np.array(distances)
+            exit_layers.append(layer)
+            answers.append(answer if exits else history[-1])
+            distances.append(smallest)
+        return np.array(exit_layers), np.array(answers), np.array(distances)
 
 
-def below(value_of, threshold):
-    def rule(seen):
-        value = value_of(seen)
-        return value < threshold, seen[-1], abs(value - threshold)
-
-    return rule
-
-
-def above(value_of, threshold):
-    def rule(seen):
-        value = value_of(seen)
-        return value > threshold, seen[-1], abs(value - threshold)
+def below(measure, threshold):
+    def rule(history):
+        value = measure(history)
+        return value < threshold, history[-1], abs(value - threshold)
 
     return rule
 
 
-def running(values_of, threshold, times):
-    def rule(seen):
-        values = values_of(seen)[-times:]
-        leaves = len(values) == times and all(value < threshold for value in values)
+def above(measure, threshold):
+    def rule(history):
+        value = measure(history)
+        return value > threshold, history[-1], abs(value - threshold)
+
+    return rule
+
+
+def consecutively_below(measures, threshold, patience):
+    def rule(history):
+        values = measures(history)[-patience:]
+        exits = len(values) == patience and all(value < threshold for value in values)
         distance = min((abs(value - threshold) for value in values), default=math.inf)
-        return leaves, seen[-1], distance
+        return exits, history[-1], distance
 
     return rule
 
 
 def vote(votes):
-    def rule(seen):
-        classes = [argmax(values) for values in seen]
-        for choice in range(len(seen[0])):
-            voters = [values for values, one in zip(seen, classes, strict=True) if one == choice]
+    def rule(history):
+        for candidate in range(len(history[0])):
+            voters = [logits for logits in history if argmax(logits) == candidate]
             if len(voters) >= votes:
                 return (
                     True,
@@ -117,38 +125,43 @@ def vote(votes):
     return rule
 
 
-def top_two_difference(seen):
-    first, second = sorted(softmax(seen[-1]))[-1:-3:-1]
+def top_two_difference(history):
+    first, second = sorted(softmax(history[-1]))[-1:-3:-1]
     return first - second
 
 
-def neighbours(seen):
-    return [jensen_shannon(*pair) for pair in itertools.pairwise(seen)]
+def divergences(history):
+    return [jensen_shannon(*pair) for pair in itertools.pairwise(history)]
 
 
 CASES = [
-    *[(Entropy(t), below(lambda seen: entropy(seen[-1]), t)) for t in (0.0, 0.3, 0.7, 1.0)],
+    *[(Entropy(t), below(lambda history: entropy(history[-1]), t)) for t in (0.0, 0.3, 0.7, 1.0)],
     *[
-        (MaxProbability(t), above(lambda seen: max(softmax(seen[-1])), t))
+        (MaxProbability(t), above(lambda history: max(softmax(history[-1])), t))
         for t in (0.0, 0.45, 0.8, 1.0)
     ],
     *[(Margin(t), above(top_two_difference, t)) for t in (0.0, 0.2, 0.6, 1.0)],
     *[
         (
             PatientConfidence(patience, t),
-            running(lambda seen: [entropy(values) for values in seen], t, patience),
+            consecutively_below(
+                lambda history: [entropy(logits) for logits in history], t, patience
+            ),
         )
         for patience in (1, 2, 3, 6, 7)
         for t in (0.5, 0.9)
     ],
     *[
-        (Divergence(patience, t), running(neighbours, t, patience))
+        (Divergence(patience, t), consecutively_below(divergences, t, patience))
         for patience in (1, 2, 5, 6)
         for t in (0.02, 0.1, 0.5)
     ],
     *[(Vote(votes), vote(votes)) for votes in (1, 2, 3, 6, 7)],
     *[
-        (FixedLayer(layer), lambda seen, layer=layer: (len(seen) == layer, seen[-1], math.inf))
+        (
+            FixedLayer(layer),
+            lambda history, layer=layer: (len(history) == layer, history[-1], math.inf),
+        )
         for layer in (1, 3, 6, 9)
     ],
 ]
@@ -159,41 +172,42 @@ def random_logits(classes, scale=1.5, seed=0):
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize(("criterion", "rule"), CASES, ids=[str(one) for one, _ in CASES])
-def test_equals_plain_python(criterion, rule, classes):
+@pytest.mark.parametrize(("criterion", "rule"), CASES, ids=[str(case[0]) for case in CASES])
+def test_replay_equals_the_rule_in_plain_python(criterion, rule, classes):
     logits = random_logits(classes)
-    expected, answers, distances = Reference(rule)(logits)
+    expected_layers, expected_answers, distances = Reference(rule)(logits)
     clear = distances > CLOSE
-    assert clear.mean() > 0.98
-    found, ours = map(np.asarray, replay(criterion, logits))
-    np.testing.assert_array_equal(found[clear], expected[clear])
-    np.testing.assert_allclose(ours[clear], answers[clear], rtol=1e-5, atol=1e-6)
+    assert clear.mean() > 0.98, "too many rows are close to the threshold; change the threshold"
+    exit_layers, answers = map(np.asarray, replay(criterion, logits))
+    np.testing.assert_array_equal(exit_layers[clear], expected_layers[clear])
+    np.testing.assert_allclose(answers[clear], expected_answers[clear], rtol=1e-5, atol=1e-6)
 
 
 def test_ties_go_to_the_lowest_class():
-    # Exits 1 and 2 tie between classes 0 and 1: both count for class 0.
+    # At exits 1 and 2, classes 0 and 1 tie, so both exits vote for class 0.
     logits = np.array([[[2, 2, 0]], [[1, 1, 1]], [[0, 5, 0]]], np.float32)
-    layer, answer = replay(Vote(2), logits)
-    assert layer.tolist() == [2]
-    np.testing.assert_allclose(answer, [[1.5, 1.5, 0.5]])
-    assert replay(Margin(0.0), logits)[0].tolist() == [3], "equal probabilities have no margin"
+    exit_layers, answers = replay(Vote(2), logits)
+    assert exit_layers.tolist() == [2]
+    np.testing.assert_allclose(answers, [[1.5, 1.5, 0.5]])
+    exit_layers, _ = replay(Margin(0.0), logits)
+    assert exit_layers.tolist() == [3], "the margin of two equal probabilities is 0, not above 0"
 
 
-def test_the_earliest_exits():
-    same = np.tile(np.float32([[9.0, 0.0]]), (EXITS, 1, 1))
-    for patience in (1, 2, 3):
-        assert replay(PatientConfidence(patience, 0.5), same)[0].tolist() == [patience]
-        assert replay(Divergence(patience, 0.1), same)[0].tolist() == [patience + 1]
-        assert replay(Patience(patience), same)[0].tolist() == [patience + 1]
-        assert replay(Vote(patience), same)[0].tolist() == [patience]
+def test_the_earliest_exit_layer_of_criteria_with_a_count():
+    constant = np.tile(np.float32([[9.0, 0.0]]), (EXITS, 1, 1))
+    for count in (1, 2, 3):
+        assert replay(PatientConfidence(count, 0.5), constant)[0].tolist() == [count]
+        assert replay(Divergence(count, 0.1), constant)[0].tolist() == [count + 1]
+        assert replay(Patience(count), constant)[0].tolist() == [count + 1]
+        assert replay(Vote(count), constant)[0].tolist() == [count]
 
 
-@pytest.mark.parametrize("criterion", [one for one, _ in CASES], ids=str)
+@pytest.mark.parametrize("criterion", [case[0] for case in CASES], ids=str)
 def test_extreme_logits_give_no_nan(criterion):
     extreme = np.array([[1e4, -1e4], [-1e4, 1e4], [0, 0], [1e4, 1e4], [-1e4, -1e4]], np.float32)
     logits = np.stack([np.roll(extreme, shift, axis=0) for shift in range(EXITS)])
-    layers, answers = replay(criterion, logits)
-    assert np.isfinite(answers).all() and ((layers >= 1) & (layers <= EXITS)).all()
+    exit_layers, answers = replay(criterion, logits)
+    assert np.isfinite(answers).all() and ((exit_layers >= 1) & (exit_layers <= EXITS)).all()
     state = criterion.init(jnp.zeros((5, 2)), jnp.arange(5))
     for layer in range(EXITS):
         state, _ = criterion.update(state, jnp.asarray(logits[layer]), layer + 1)
@@ -201,17 +215,17 @@ def test_extreme_logits_give_no_nan(criterion):
             assert np.isfinite(leaf).all()
 
 
-def test_oracle_is_the_first_right_exit():
+def test_the_oracle_exits_at_the_first_correct_exit():
     logits = random_logits(3)
     labels = np.random.default_rng(1).integers(0, 3, ROWS)
-    right = logits.argmax(axis=2) == labels
-    expected = np.where(right.any(axis=0), right.argmax(axis=0) + 1, EXITS)
-    layers, answers = map(np.asarray, replay(Oracle(labels), logits))
-    np.testing.assert_array_equal(layers, expected)
-    np.testing.assert_array_equal(answers.argmax(axis=1) == labels, right.any(axis=0))
+    correct = logits.argmax(axis=2) == labels
+    expected_layers = np.where(correct.any(axis=0), correct.argmax(axis=0) + 1, EXITS)
+    exit_layers, answers = map(np.asarray, replay(Oracle(labels), logits))
+    np.testing.assert_array_equal(exit_layers, expected_layers)
+    np.testing.assert_array_equal(answers.argmax(axis=1) == labels, correct.any(axis=0))
 
 
-def test_oracle_of_scores_has_a_tolerance():
+def test_the_oracle_accepts_scores_within_its_tolerance():
     logits = np.array([[[1.0]], [[1.75]], [[2.25]]], np.float32)
     assert [
         replay(Oracle(np.float32([2.0]), tolerance), logits)[0].item()
@@ -219,16 +233,16 @@ def test_oracle_of_scores_has_a_tolerance():
     ] == [3, 3, 2, 1]
 
 
-def test_a_fixed_layer_of_scores():
+def test_a_fixed_layer_works_for_regression():
     logits = random_logits(1)
-    layers, answers = replay(FixedLayer(4), logits)
-    assert (np.asarray(layers) == 4).all()
+    exit_layers, answers = replay(FixedLayer(4), logits)
+    assert (np.asarray(exit_layers) == 4).all()
     np.testing.assert_array_equal(answers, logits[3])
 
 
 @pytest.mark.parametrize("kind", [Entropy, MaxProbability, Margin])
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5", True])
-def test_refuses_thresholds_outside_their_range(kind, threshold):
+def test_thresholds_outside_their_range_are_refused(kind, threshold):
     with pytest.raises(InputError, match="threshold must be a number from 0 to 1"):
         kind(threshold)
 
@@ -243,40 +257,40 @@ def test_refuses_thresholds_outside_their_range(kind, threshold):
         lambda: Vote(1.5),
     ],
 )
-def test_refuses_counts_below_one(make):
+def test_counts_below_1_and_fractions_are_refused(make):
     with pytest.raises(InputError, match="must be a whole number, 1 or more"):
         make()
 
 
-def test_labels_and_classes_are_needed_where_they_are():
-    with pytest.raises(InputError, match="Oracle needs the labels: it works on recorded logits"):
+def test_check_refuses_criteria_that_need_labels_or_do_not_fit_the_task():
+    with pytest.raises(InputError, match="Oracle needs the labels; use it on recorded logits"):
         check(Oracle(np.zeros(3, np.int32)), False)
-    with pytest.raises(InputError, match="Entropy is for classification; for scores .* Patience"):
+    with pytest.raises(InputError, match="Entropy .*; the criteria for regression are .*Patience"):
         check(Entropy(0.5), True)
     for criterion in (Patience(3), FixedLayer(2)):
         check(criterion, True)
 
 
-def test_every_criterion_can_be_kept_in_a_checkpoint():
-    kinds = {type(criterion) for criterion, _ in CASES} | {Patience}
-    assert kinds == set(CRITERIA.values()), "a new criterion belongs into CASES"
+def test_every_criterion_can_be_saved_in_config_json_and_restored():
+    tested = {type(criterion) for criterion, _ in CASES} | {Patience}
+    assert tested == set(CRITERIA.values()), "add the new criterion and its rule to CASES"
     for criterion, _ in CASES:
         assert from_config(to_config(criterion)) == criterion
 
 
-def test_many_settings_are_as_one_by_one():
+def test_replay_many_equals_replay_of_each_setting():
     logits = random_logits(3)
     for settings in (
         [Entropy(t) for t in np.linspace(0, 1, 70)],
         [Divergence(1 + p % 4, p / 50) for p in range(5)],
         [Vote(2)],
     ):
-        layers, answers = replay_many(settings, logits)
+        exit_layers, answers = replay_many(settings, logits)
         for index, setting in enumerate(settings):
-            expected_layers, expected = replay(setting, logits)
-            np.testing.assert_array_equal(layers[index], expected_layers, str(setting))
-            np.testing.assert_array_equal(answers[index], expected, str(setting))
-    with pytest.raises(InputError, match="settings of one criterion"):
+            expected_layers, expected_answers = replay(setting, logits)
+            np.testing.assert_array_equal(exit_layers[index], expected_layers, str(setting))
+            np.testing.assert_array_equal(answers[index], expected_answers, str(setting))
+    with pytest.raises(InputError, match="one or more settings of one criterion class"):
         replay_many([Entropy(0.5), Vote(2)], logits)
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="one or more settings of one criterion class"):
         replay_many([], logits)

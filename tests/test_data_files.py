@@ -1,3 +1,5 @@
+"""A user's own files: formats, labels, and the message about every kind of mistake."""
+
 import csv
 import json
 
@@ -15,7 +17,7 @@ KINDS = ["csv", "tsv", "jsonl", "json", "parquet"]
 
 
 def write(path, **cells):
-    """The columns as a file of the kind that the extension says."""
+    """Write the columns in the format that the extension of `path` names; return the path."""
     rows = list(zip(*cells.values(), strict=True))
     if path.suffix == ".parquet":
         parquet.write_table(pyarrow.table(cells), path)
@@ -48,7 +50,7 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores(tmp_path, kind):
+def test_numeric_labels_are_read_as_float32_scores_for_regression(tmp_path, kind):
     path = write(tmp_path / f"train.{kind}", text=["one", "two"], label=[1.5, -2])
     task = files.task(train=path, regression=True)
     examples = task.read("train")["train"]
@@ -64,7 +66,7 @@ def test_integer_labels_sort_as_numbers(tmp_path, kind):
     assert task.read("train")["train"].labels.tolist() == [2, 1, 0, 2]
 
 
-def test_labels_that_are_not_strings(tmp_path):
+def test_boolean_and_float_labels_become_class_names(tmp_path):
     booleans = write(tmp_path / "a.parquet", text=["x", "y"], label=[True, False])
     assert files.task(train=booleans).label_names == ("false", "true")
     floats = write(tmp_path / "b.jsonl", text=["x", "y"], label=[1.0, 0])
@@ -92,18 +94,18 @@ def test_only_the_test_file_may_lack_labels(tmp_path, kind):
         task.read("dev")
 
 
-def test_labels_of_a_test_file_are_used(tmp_path):
+def test_labels_of_a_test_file_are_read_if_the_file_has_them(tmp_path):
     path = write(tmp_path / "all.tsv", text=TEXTS, label=LABELS)
     assert read("test", train=path, test=path).labels.tolist() == [1, 0, 2, 0]
 
 
-def test_only_the_split_asked_for_is_read(tmp_path):
+def test_only_the_requested_split_is_read(tmp_path):
     (tmp_path / "train.csv").write_text("nonsense")
     dev = write(tmp_path / "dev.csv", text=["x"], label=["a"])
     assert len(read("dev", train=str(tmp_path / "train.csv"), dev=dev, label_names="ab")) == 1
 
 
-def test_csv_quoting_and_line_numbers_of_records(tmp_path):
+def test_a_quoted_csv_cell_may_span_lines_and_line_numbers_stay_right(tmp_path):
     path = tmp_path / "train.csv"
     path.write_bytes(b'\xef\xbb\xbftext,label\r\n"two\r\nlines, ""quoted""",a\r\nb,b\r\n\r\n')
     assert read(train=str(path)).texts == ['two\r\nlines, "quoted"', "b"]
@@ -113,7 +115,7 @@ def test_csv_quoting_and_line_numbers_of_records(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_label_outside_the_training_files_set(tmp_path, kind):
+def test_a_label_that_the_training_file_lacks_is_refused(tmp_path, kind):
     train = write(tmp_path / f"train.{kind}", text=TEXTS, label=LABELS)
     dev = write(tmp_path / f"dev.{kind}", text=["x", "y"], label=["a", "z"])
     place = {"csv": "line 3", "tsv": "line 3", "parquet": "row 2"}.get(kind, "line 2")
@@ -129,7 +131,7 @@ def test_missing_text_column_lists_the_columns(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_null_cells(tmp_path, kind):
+def test_a_null_text_or_label_is_refused(tmp_path, kind):
     path = write(tmp_path / f"text.{kind}", text=["x", None], label=["a", "b"])
     with pytest.raises(InputError, match=r"(line|row) 2: the text .* is missing or null"):
         read(train=path)
@@ -161,7 +163,9 @@ def test_null_cells(tmp_path, kind):
         ("a.parquet", "text,label\n", "a.parquet is not a readable Parquet file"),
     ],
 )
-def test_bad_file(tmp_path, name, content, message):
+def test_an_invalid_file_raises_one_line_with_the_file_and_the_reason(
+    tmp_path, name, content, message
+):
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError, match=message) as error:
@@ -170,13 +174,13 @@ def test_bad_file(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize("score", ["high", "", "nan", "-inf", "1e39"])
-def test_score_that_is_not_a_finite_number(tmp_path, score):
+def test_a_score_that_is_not_a_finite_number_is_refused(tmp_path, score):
     path = write(tmp_path / "train.csv", text=["x"], label=[score])
     with pytest.raises(InputError, match=r"train\.csv, line 2: score .* not a finite number"):
         read(train=path, regression=True)
 
 
-def test_bad_arguments(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     path = write(tmp_path / "train.csv", text=TEXTS, label=LABELS)
     for message, arguments in {
         "give a train, dev or test file": {},

@@ -1,4 +1,4 @@
-"""Every driver gives each row the exit that it would have alone."""
+"""Every driver gives a row the exit that the row has when it runs alone."""
 
 import functools
 import re
@@ -20,8 +20,8 @@ from pabee_jax.inference.programs import run_early_exit
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
 
-# Matrix products of different batch sizes round differently by about 2e-6; rows whose decision
-# hangs on less than this may move.
+# The rounding of matrix products differs by about 2e-6 between batch sizes. A row whose decision
+# depends on a smaller difference than this margin may exit at another layer.
 MARGIN = 1e-5
 MODELS = {
     "bert": dict(family="bert"),
@@ -42,7 +42,7 @@ loop = jax.jit(early_exit)
 
 
 def decided(logits: np.ndarray, threshold: float) -> np.ndarray:
-    """Rows whose every decision stands clear of rounding."""
+    """Return which rows have no decision that rounding can change."""
     logits = np.asarray(logits)
     if logits.shape[2] == 1:
         distance = np.abs(np.abs(np.diff(logits[..., 0], axis=0)) - threshold)
@@ -54,35 +54,39 @@ def decided(logits: np.ndarray, threshold: float) -> np.ndarray:
 
 def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_sizes, threshold=0.1):
     logits = full(model, batch)
-    clear = decided(logits, threshold)
+    is_decided = decided(logits, threshold)
     for criterion in criteria:
-        exits, answers = replay(criterion, logits)
+        expected_layers, expected_logits = replay(criterion, logits)
         for chunk_size in (None, *chunk_sizes):
-            found_exits, found = run_on(mesh, model, batch, criterion, chunk_size=chunk_size)
-            about = f"{criterion}, chunk_size {chunk_size} (None: loop)"
-            np.testing.assert_array_equal(found_exits[clear], exits[clear], about)
-            np.testing.assert_allclose(found[clear], answers[clear], atol=2e-5, err_msg=about)
-    return clear
+            exit_layers, exit_logits = run_on(mesh, model, batch, criterion, chunk_size=chunk_size)
+            case = f"{criterion}, chunk_size {chunk_size} (None: loop)"
+            np.testing.assert_array_equal(
+                exit_layers[is_decided], expected_layers[is_decided], case
+            )
+            np.testing.assert_allclose(
+                exit_logits[is_decided], expected_logits[is_decided], atol=2e-5, err_msg=case
+            )
+    return is_decided
 
 
 @pytest.mark.parametrize(("name", "labels"), list(zip(MODELS, (3, 1, 3), strict=True)))
 @pytest.mark.parametrize(("devices", "rows"), [(1, 7), (8, 32)])
 def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
-    clear = assert_every_driver_agrees(
+    is_decided = assert_every_driver_agrees(
         model_of(name, labels),
         random_batch(rows, seed=labels),
         [Patience(patience, 0.1) for patience in (0, 1, 2, 4, 9)],
         sharding.make_mesh(devices),
         chunk_sizes=[3],
     )
-    assert clear.mean() > 0.9, "this test needs rows that are decided"
+    assert is_decided.mean() > 0.9, "too few rows are decided: choose another seed or threshold"
 
 
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4, 5))]
 )
-def test_every_driver_agrees_on_anything(seed):
-    """Random models, lengths, rows, criteria and chunks, on one device and on eight."""
+def test_every_driver_agrees_for_random_models_and_batches(seed):
+    """Random models, lengths, rows, criteria and chunk sizes, on one device and on eight."""
     random = np.random.default_rng(seed)
     layers, labels = int(random.integers(1, 7)), int(random.integers(1, 5))
     shape = dict(family=["bert", "albert"][seed % 2], num_hidden_layers=layers)
@@ -93,7 +97,7 @@ def test_every_driver_agrees_on_anything(seed):
     batch = random_batch(rows, length=int(random.integers(3, 20)), seed=seed)
     threshold = float(random.uniform(0.02, 0.5))
     patience = random.integers(0, layers + 2, 2)
-    clear = assert_every_driver_agrees(
+    is_decided = assert_every_driver_agrees(
         model,
         batch,
         [
@@ -104,39 +108,42 @@ def test_every_driver_agrees_on_anything(seed):
         chunk_sizes=[int(random.integers(1, 60))],
         threshold=threshold,
     )
-    assert clear.mean() > 0.9, "this test needs rows that are decided"
+    assert is_decided.mean() > 0.9, "too few rows are decided: choose another seed or threshold"
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize(("name", "devices"), [("albert", 1), ("bert", 8)])
 @pytest.mark.parametrize("layer", [1, 6])
-def test_everybody_may_leave_at_once_and_nobody_ever(layer, name, devices, chunk_size):
+def test_all_rows_may_exit_at_the_first_layer_or_at_the_last(layer, name, devices, chunk_size):
     model, batch = model_of(name, 3), random_batch(13)
     schedule = ExitSchedule(np.full(13, 1 if layer == 1 else 99, np.int32))
     mesh = sharding.make_mesh(devices)
-    exits, logits = run_on(mesh, model, batch, schedule, chunk_size=chunk_size)
-    assert exits.tolist() == [layer] * 13
+    exit_layers, logits = run_on(mesh, model, batch, schedule, chunk_size=chunk_size)
+    assert exit_layers.tolist() == [layer] * 13
     np.testing.assert_allclose(logits, full(model, batch)[layer - 1], atol=2e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("control", [Control("cond"), Control(untested_layers=2)])
-def test_every_way_to_compile_the_walk_gives_the_same_answers(control, chunk_size):
+def test_control_does_not_change_the_results(control, chunk_size):
     model, batch, mesh = model_of("albert with groups", 3), random_batch(21), sharding.make_mesh(8)
-    exits, logits = run_on(mesh, model, batch, Patience(1), chunk_size=chunk_size)
-    found_exits, found = run_on(
+    expected_layers, expected_logits = run_on(
+        mesh, model, batch, Patience(1), chunk_size=chunk_size
+    )
+    exit_layers, logits = run_on(
         mesh, model, batch, Patience(1), chunk_size=chunk_size, control=control
     )
-    np.testing.assert_array_equal(found_exits, exits)
-    np.testing.assert_allclose(found, logits, atol=2e-5)
+    np.testing.assert_array_equal(exit_layers, expected_layers)
+    np.testing.assert_allclose(logits, expected_logits, atol=2e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 8, 16])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_pool_computes_only_what_the_rows_that_remain_need(monkeypatch, name, chunk_size):
-    """A row that leaves at layer e starts e layers and finishes e - 1 of them.
+def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_size):
+    """A row that exits at layer e starts e layers and finishes e - 1 of them.
 
-    Counted where the model does it; the loss is less than the smallest chunk per layer.
+    The test counts rows in the model's methods. Per layer, the pool computes fewer additional rows
+    than its smallest chunk has.
     """
     started, finished, rows = [], [], 50
     start, finish = EarlyExitModel.start_layer, EarlyExitModel.finish_layer
@@ -158,9 +165,9 @@ def test_the_pool_computes_only_what_the_rows_that_remain_need(monkeypatch, name
     schedule = ExitSchedule(exit_layers)
     pooled_early_exit(model, random_batch(rows), schedule, chunk_size=chunk_size)
     jax.effects_barrier()
-    needed, loss = exit_layers.sum(), layers * (max(1, chunk_size // 8) - 1)
-    assert needed <= sum(started) <= needed + loss
-    assert needed - rows <= sum(finished) <= needed - rows + loss
+    needed, max_extra = exit_layers.sum(), layers * (max(1, chunk_size // 8) - 1)
+    assert needed <= sum(started) <= needed + max_extra
+    assert needed - rows <= sum(finished) <= needed - rows + max_extra
 
 
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
@@ -168,8 +175,8 @@ COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|r
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_each_device_leaves_on_its_own(name, chunk_size):
-    """No collective in the compiled text: it would make every device wait in every layer."""
+def test_the_programs_contain_no_collectives(name, chunk_size):
+    """A collective in the loop would make every device wait for the others at every layer."""
     mesh, batch = (
         sharding.make_mesh(8),
         sharding.shard_batch(random_batch(32), sharding.make_mesh(8)),
@@ -183,23 +190,23 @@ def test_each_device_leaves_on_its_own(name, chunk_size):
     assert "while(" in text and not COLLECTIVES.findall(text)
 
 
-def test_a_collective_would_be_found():
-    """The same loop in one program for all devices has to ask all of them who remains."""
+def test_the_collectives_pattern_matches_when_there_are_collectives():
+    """Without `shard_map`, the test "has every row exited?" needs a reduction over all devices."""
     batch = sharding.shard_batch(random_batch(32), sharding.make_mesh(8))
     model = sharding.replicate(model_of("bert", 3), sharding.make_mesh(8))
     text = loop.lower(model, batch, as_arrays(Patience(1))).compile().as_text()
     assert COLLECTIVES.findall(text)
 
 
-def test_rows_leave_at_different_layers():
-    """Otherwise the test above would show little."""
-    exits, _ = replay(Patience(1), full(model_of("albert", 3), random_batch(32, seed=3)))
-    assert len(set(exits.tolist())) >= 3
+def test_rows_of_the_test_model_exit_at_different_layers():
+    """Otherwise the tests above, in which drivers agree, would show little."""
+    exit_layers, _ = replay(Patience(1), full(model_of("albert", 3), random_batch(32, seed=3)))
+    assert len(set(exit_layers.tolist())) >= 3
 
 
 @pytest.mark.parametrize("driver", [early_exit, functools.partial(pooled_early_exit, chunk_size=3)])
 @pytest.mark.parametrize("name", MODELS)
-def test_one_trace_for_every_patience(name, driver):
+def test_a_new_patience_does_not_retrace(name, driver):
     traces = []
 
     def counted(model, batch, criterion):
@@ -209,11 +216,11 @@ def test_one_trace_for_every_patience(name, driver):
     program = jax.jit(counted)
     for patience in (0, 1, np.int64(2), 3, 50):
         program(model_of(name, 3), random_batch(4), as_arrays(Patience(patience)))
-    assert len(traces) == 1, f"{len(traces)} traces for five values of patience"
+    assert len(traces) == 1, f"{len(traces)} traces for five values of patience, instead of one"
 
 
-def test_the_loop_stops_when_every_row_has_left():
-    """Counted by the layers at which the criterion is really asked."""
+def test_the_loop_stops_when_every_row_has_exited():
+    """The test records the layers at which the criterion is evaluated."""
     calls = []
     model = tiny_model("albert", labels=2)
     model.classifiers.bias.set_value(jnp.tile(jnp.float32([0, 1e6]), (6, 1)))
@@ -232,18 +239,18 @@ def test_the_loop_stops_when_every_row_has_left():
             jax.debug.callback(count, layer, ordered=True)
             return self.inner.update(state, logits, layer)
 
-    exits, _ = early_exit(model, random_batch(5), Observed(Patience(2)))
+    exit_layers, _ = early_exit(model, random_batch(5), Observed(Patience(2)))
     jax.effects_barrier()
-    assert exits.tolist() == [3] * 5
+    assert exit_layers.tolist() == [3] * 5
     assert calls == [1, 2, 3]
 
 
 @pytest.mark.parametrize("driver", [early_exit, functools.partial(pooled_early_exit, chunk_size=3)])
-def test_padding_rows_keep_nobody_waiting(driver):
+def test_padding_rows_exit_before_the_first_layer(driver):
     model = model_of("albert", 3)
     batch = random_batch(4)
-    empty = {key: np.concatenate([value, 0 * value]) for key, value in batch.items()}
-    exits, logits = driver(model, batch, as_arrays(Patience(1)))
-    more_exits, more_logits = driver(model, empty, as_arrays(Patience(1)))
-    np.testing.assert_array_equal(more_exits, [*exits, 0, 0, 0, 0])
-    np.testing.assert_allclose(more_logits[:4], logits, atol=2e-5)
+    padded_batch = {name: np.concatenate([array, 0 * array]) for name, array in batch.items()}
+    exit_layers, logits = driver(model, batch, as_arrays(Patience(1)))
+    padded_layers, padded_logits = driver(model, padded_batch, as_arrays(Patience(1)))
+    np.testing.assert_array_equal(padded_layers, [*exit_layers, 0, 0, 0, 0])
+    np.testing.assert_allclose(padded_logits[:4], logits, atol=2e-5)

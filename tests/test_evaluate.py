@@ -1,4 +1,4 @@
-"""evaluate.py's work: one pass and a replay say what real early exits say."""
+"""Tests of `evaluate`: the replay of one full pass gives the results of real early exits."""
 
 import csv
 import json
@@ -30,37 +30,40 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_writes_the_table_and_everything_behind_it(run, tmp_path, capsys):
+def test_the_table_and_the_result_files_agree_with_a_replay(run, tmp_path, capsys):
     evaluate(options(run, output=str(tmp_path)), None)
     table = capsys.readouterr().out
-    saved = np.load(tmp_path / "all_exit_logits.npz")
-    assert saved["logits"].shape == (5, ROWS, 2)
+    arrays = np.load(tmp_path / "all_exit_logits.npz")
+    assert arrays["logits"].shape == (5, ROWS, 2)
     results = json.loads((tmp_path / "results.json").read_text())
     predictions = rows_of(tmp_path / "predictions.csv")
     assert len(predictions) == results["examples"] == ROWS
     for line, row in zip(rows_of(tmp_path / "results.csv"), results["rows"], strict=True):
         patience = row["patience"]
-        exits, answers = replay(Patience(patience), saved["logits"])
-        labels, answers = saved["labels"], np.asarray(answers).argmax(axis=1)
-        assert row["accuracy"] == pytest.approx(np.mean(labels == answers))
+        exit_layers, exit_logits = map(np.asarray, replay(Patience(patience), arrays["logits"]))
+        class_ids = exit_logits.argmax(axis=1)
+        assert row["accuracy"] == pytest.approx(np.mean(arrays["labels"] == class_ids))
         assert float(line["accuracy"]) == row["accuracy"]
-        assert row["mean_exit_layer"] == pytest.approx(np.mean(exits))
-        assert row["layers_saved"] == pytest.approx(1 - np.mean(exits) / 5)
-        assert row["layer_speedup"] == pytest.approx(5 / np.mean(exits))
-        assert f"{np.mean(exits):.2f}" in table
-        column = [int(one[f"exit_layer_patience_{patience}"]) for one in predictions]
-        assert column == exits.tolist()
-        named = [one[f"prediction_patience_{patience}"] for one in predictions]
-        assert named == [("no", "yes")[answer] for answer in answers]
+        assert row["mean_exit_layer"] == pytest.approx(np.mean(exit_layers))
+        assert row["layers_saved"] == pytest.approx(1 - np.mean(exit_layers) / 5)
+        assert row["layer_speedup"] == pytest.approx(5 / np.mean(exit_layers))
+        assert f"{np.mean(exit_layers):.2f}" in table
+        written_layers = [int(row[f"exit_layer_patience_{patience}"]) for row in predictions]
+        assert written_layers == exit_layers.tolist()
+        written_classes = [row[f"prediction_patience_{patience}"] for row in predictions]
+        assert written_classes == [("no", "yes")[class_id] for class_id in class_ids]
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("driver", ["loop", "pool"])
-def test_real_runs_agree_with_the_replay_row_for_row(run, tmp_path, driver):
+def test_a_driver_gives_every_row_the_exit_and_the_class_of_the_replay(run, tmp_path, driver):
     evaluate(options(run, output=str(tmp_path / "full")), None)
     evaluate(options(run, output=str(tmp_path / driver), driver=driver, batch_size=7), None)
-    one, other = (rows_of(tmp_path / name / "predictions.csv") for name in ("full", driver))
-    assert one == other
+    replayed = rows_of(tmp_path / "full" / "predictions.csv")
+    measured_rows = rows_of(tmp_path / driver / "predictions.csv")
+    assert measured_rows == replayed, (
+        f"predictions.csv of the {driver} driver differs from the replay of the full pass"
+    )
 
 
 def test_time_adds_measured_columns(run, tmp_path):
@@ -69,10 +72,10 @@ def test_time_adds_measured_columns(run, tmp_path):
         assert row["milliseconds_per_example"] > 0 and row["measured_speedup"] > 0
 
 
-def test_a_split_without_labels_gives_layers_and_predictions(run, tmp_path, capsys):
+def test_a_split_without_labels_has_exit_layers_and_predictions_only(run, tmp_path, capsys):
     target = tmp_path / "submission.tsv"
-    chosen = options(run, output=str(tmp_path), split="test", patience="1", predictions=str(target))
-    evaluate(chosen, None)
+    changes = {"split": "test", "patience": "1", "predictions": str(target)}
+    evaluate(options(run, output=str(tmp_path), **changes), None)
     assert "accuracy" not in capsys.readouterr().out
     lines = target.read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == ROWS + 1
@@ -102,14 +105,14 @@ def test_arguments_are_checked_before_any_file_is_opened(tmp_path, changes, mess
         options(tmp_path / "absent", **changes)
 
 
-def test_refuses_a_threshold_for_a_classification(run, tmp_path):
-    chosen = options(run, regression_threshold=0.1, output=str(tmp_path / "out"))
+def test_a_regression_threshold_for_a_classification_is_an_input_error(run, tmp_path):
+    invalid = options(run, regression_threshold=0.1, output=str(tmp_path / "out"))
     with pytest.raises(InputError, match="is for regression; task files is a classification"):
-        evaluate(chosen, None)
+        evaluate(invalid, None)
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_data_of_another_shape(run, tmp_path):
+def test_data_with_another_number_of_outputs_is_an_input_error(run, tmp_path):
     config = run_directory.read_config(run)
     config.files.regression = True
     with pytest.raises(InputError, match="asks for a score .1 output., but .* has 2 outputs"):
@@ -119,44 +122,44 @@ def test_refuses_data_of_another_shape(run, tmp_path):
         evaluate(options(run, output=str(tmp_path)), config)
 
 
-def test_a_run_that_is_not_finished_or_has_no_config(run, tmp_path):
+def test_a_run_without_weights_config_or_checkpoints_is_an_input_error(run, tmp_path):
     config = run_directory.read_config(run)
     run_directory.prepare(tmp_path / "new", config, overwrite=False)
     with pytest.raises(InputError, match="is not finished: resume it with the train command"):
         evaluate(options(tmp_path / "new"), None)
-    with pytest.raises(InputError, match="give --config configs/glue.py:TASK"):
+    with pytest.raises(InputError, match="give --config glue:TASK"):
         evaluate(options(run.parent / "plain"), None)
     with pytest.raises(InputError, match="has no training checkpoints"):
         evaluate(options(run, all_checkpoints=True, output=str(tmp_path)), None)
 
 
-def test_metrics_are_the_libraries_own():
+def test_metrics_equal_their_definitions():
     random = np.random.default_rng(0)
     labels, logits = random.integers(0, 2, 50), random.normal(size=(50, 2))
-    answers = logits.argmax(axis=1)
+    class_ids = logits.argmax(axis=1)
     names = ("accuracy", "f1", "macro_f1", "matthews")
-    found = metrics.compute(names, logits, labels)
-    assert found["accuracy"] == pytest.approx((labels == answers).mean())
-    hits = ((labels == 1) & (answers == 1)).sum()
-    assert found["f1"] == pytest.approx(2 * hits / ((labels == 1).sum() + (answers == 1).sum()))
-    # Matthews' coefficient is the correlation of the two indicator variables.
-    assert found["matthews"] == pytest.approx(np.corrcoef(labels, answers)[0, 1])
-    assert found["macro_f1"] == pytest.approx(sk.f1_score(labels, answers, average="macro"))
-    scores, truth = random.normal(size=(50, 1)), random.normal(size=50)
-    found = metrics.compute(("pearson", "spearman"), scores, truth)
-    assert found["pearson"] == pytest.approx(np.corrcoef(scores[:, 0], truth)[0, 1])
-    ranks = [stats.rankdata(values) for values in (scores[:, 0], truth)]
-    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    values = metrics.compute(names, logits, labels)
+    assert values["accuracy"] == pytest.approx((labels == class_ids).mean())
+    hits = ((labels == 1) & (class_ids == 1)).sum()
+    assert values["f1"] == pytest.approx(2 * hits / ((labels == 1).sum() + (class_ids == 1).sum()))
+    # The Matthews coefficient is the correlation of the two indicator variables.
+    assert values["matthews"] == pytest.approx(np.corrcoef(labels, class_ids)[0, 1])
+    assert values["macro_f1"] == pytest.approx(sk.f1_score(labels, class_ids, average="macro"))
+    scores, targets = random.normal(size=(50, 1)), random.normal(size=50)
+    values = metrics.compute(("pearson", "spearman"), scores, targets)
+    assert values["pearson"] == pytest.approx(np.corrcoef(scores[:, 0], targets)[0, 1])
+    ranks = [stats.rankdata(column) for column in (scores[:, 0], targets)]
+    assert values["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
 def test_a_correlation_of_constant_predictions_is_nan_and_null_in_json(tmp_path):
-    found = metrics.compute(("pearson",), np.ones((5, 1)), np.arange(5.0))
-    assert np.isnan(found["pearson"])
-    files.write_json(tmp_path / "x.json", {"rows": [found]})
+    values = metrics.compute(("pearson",), np.ones((5, 1)), np.arange(5.0))
+    assert np.isnan(values["pearson"])
+    files.write_json(tmp_path / "x.json", {"rows": [values]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [{"pearson": None}]}
 
 
-def test_mnli_has_two_parts_in_table_and_submission(run, tmp_path):
+def test_mnli_has_metrics_and_a_submission_file_for_each_part(run, tmp_path):
     classifier = EarlyExitClassifier.from_pretrained(
         str(run.parent / "plain"), num_labels=3, criterion=Patience(1)
     )
@@ -168,21 +171,21 @@ def test_mnli_has_two_parts_in_table_and_submission(run, tmp_path):
     task = Task("mnli", names, ("accuracy",), lambda split: parts, names)
     rows = Rows.of(parts, classifier.tokenize)
     (point,) = measured.run(classifier, [Patience(1)], task, rows, None)
-    answers = point.logits.argmax(axis=1)
-    assert point.metrics["accuracy_matched"] == pytest.approx(np.mean(answers[:3] == [0, 1, 2]))
-    assert point.metrics["accuracy_mismatched"] == pytest.approx(np.mean(answers[3:] == [1, 1]))
-    written = files.write_submission(tmp_path / "MNLI.tsv", point, task, rows)
-    assert [path.name for path in written] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
-    lines = [line.split("\t") for line in written[1].read_text().splitlines()]
+    class_ids = point.logits.argmax(axis=1)
+    assert point.metrics["accuracy_matched"] == pytest.approx(np.mean(class_ids[:3] == [0, 1, 2]))
+    assert point.metrics["accuracy_mismatched"] == pytest.approx(np.mean(class_ids[3:] == [1, 1]))
+    paths = files.write_submission(tmp_path / "MNLI.tsv", point, task, rows)
+    assert [path.name for path in paths] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
+    lines = [line.split("\t") for line in paths[1].read_text().splitlines()]
     assert lines == [
         ["index", "prediction"],
-        *[[str(i), names[a]] for i, a in enumerate(answers[3:])],
+        *[[str(index), names[class_id]] for index, class_id in enumerate(class_ids[3:])],
     ]
 
 
-def test_stsb_scores_are_submitted_within_their_scale(tmp_path):
+def test_stsb_scores_are_clipped_to_their_scale_in_a_submission(tmp_path):
     task = Task("stsb", (), ("pearson",), dict)
-    dataset = EarlyExitClassifier  # Not read for a submission.
+    dataset = EarlyExitClassifier  # A placeholder: a submission does not use the dataset.
     rows = operating_points.Rows(dataset, ["", ""], ["7", "8"], None, {"test": slice(0, 2)})
     logits = np.float32([[-0.3], [5.4]])
     point = operating_points.OperatingPoint(Patience(0), np.int32([2, 2]), logits, {}, 2)
@@ -190,7 +193,7 @@ def test_stsb_scores_are_submitted_within_their_scale(tmp_path):
     assert path.read_text() == "index\tprediction\n7\t0.000\n8\t5.000\n"
 
 
-def test_other_scores_are_submitted_as_they_are(tmp_path):
+def test_other_scores_are_not_clipped_in_a_submission(tmp_path):
     task = Task("files", (), ("pearson",), dict)
     rows = operating_points.Rows(EarlyExitClassifier, [""], ["1"], None, {"test": slice(0, 1)})
     point = operating_points.OperatingPoint(Patience(0), np.int32([2]), np.float32([[80.0]]), {}, 2)
@@ -198,32 +201,34 @@ def test_other_scores_are_submitted_as_they_are(tmp_path):
     assert path.read_text() == "index\tprediction\n1\t80.000\n"
 
 
-def test_mean_exit_layer_by_kind():
+def test_the_mean_exit_layer_is_computed_for_each_kind_of_example():
     point = operating_points.OperatingPoint(
         Patience(1), np.int32([2, 4, 3]), np.zeros((3, 2)), {}, 6
     )
     assert operating_points.mean_exit_by_kind(point, ["b", "a", "b"]) == {"b": 2.5, "a": 4.0}
 
 
-def test_a_row_hangs_on_rounding_where_a_decision_on_its_way_does():
-    """By hand: three exits, two classes; row 0 leaves at layer 2, row 1 at layer 3."""
+def test_a_row_hangs_on_rounding_if_a_decision_up_to_its_exit_is_within_the_margin():
+    """Three exits, two classes: row 0 exits at layer 2, row 1 exits at layer 3."""
     logits = np.zeros((3, 2, 2), np.float32)
-    logits[:, 0] = [[3, 1], [0.5, 0], [7, 7]]  # The tie at layer 3 is beyond its exit.
+    logits[:, 0] = [[3, 1], [0.5, 0], [7, 7]]  # The tie at layer 3 is after the exit of row 0.
     logits[:, 1] = [[1, 2], [4, 1], [0, 1e-6]]
     hangs = operating_points.hangs_on_rounding
     assert hangs(Patience(1), logits).tolist() == [False, True]
     point = operating_points.OperatingPoint(Patience(1), np.array([2, 3]), logits[-1], {}, 3)
-    moved = operating_points.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
-    text = operating_points.agreement([moved], [point], logits)
-    assert text.startswith("1 of 2 exits are at another layer than in the full pass (1 of them")
+    different = operating_points.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
+    text = operating_points.agreement([different], [point], logits)
+    assert text.startswith("1 of 2 exit layers differ from the full pass (1 of them")
 
-    # Rows 0 and 1 are surer at layer 1 than 1 / (1 + e^-2) by 1e-6 and by 1e-3.
-    sure = np.zeros((2, 2, 2), np.float32)
-    sure[0, :, 1] = [2 + 1e-6, 2 + 1e-3]
+    # The threshold 1 / (1 + e^-2) is the probability at a logit of 2. The logits at layer 1 are
+    # above 2 by 1e-6 for row 0 and by 1e-3 for row 1.
+    confident = np.zeros((2, 2, 2), np.float32)
+    confident[0, :, 1] = [2 + 1e-6, 2 + 1e-3]
     threshold = 1 / (1 + np.exp(-2))
-    assert hangs(MaxProbability(threshold), sure).tolist() == [True, False]
+    assert hangs(MaxProbability(threshold), confident).tolist() == [True, False]
 
-    # Two exits that move towards each other: 5e-6 each is enough for a distance of 8e-6.
+    # The scores of two exits may move toward each other, so a difference of 8e-6 is within the
+    # margin of 1e-5 per score.
     scores = np.float32([0.0, 0.25 + 8e-6, 1.0]).reshape(3, 1, 1)
     assert hangs(Patience(1, 0.25), scores).tolist() == [True]
     assert hangs(Patience(1, 0.5), scores).tolist() == [False]

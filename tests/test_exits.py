@@ -1,4 +1,4 @@
-"""Exits that PyTorch PABEE does not have: a pooler each, and the mean over the tokens."""
+"""Exits that PyTorch PABEE cannot compute: one pooler per exit, and mean pooling."""
 
 import json
 
@@ -17,11 +17,11 @@ from pabee_jax.inference.programs import run_early_exit
 from pabee_jax.models.parameters import split, stacked
 
 WORDS = ["good", "fine", "bad", "dull"]
-OWN_MEAN = {"exit_pooler": "per_exit", "exit_pooling": "mean"}
+PER_EXIT_MEAN = {"exit_pooler": "per_exit", "exit_pooling": "mean"}
 KINDS = [
     {"exit_pooler": "per_exit", "exit_pooling": "cls"},
     {"exit_pooler": "shared", "exit_pooling": "mean"},
-    OWN_MEAN,
+    PER_EXIT_MEAN,
 ]
 
 
@@ -35,54 +35,55 @@ def hidden_states(model, batch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_those_of_numpy(kind):
-    """Row by row, with holes in the mask."""
+def test_exit_logits_equal_numpy_with_a_masked_token_inside_the_text(kind):
     model = tiny_model("bert", num_hidden_layers=3, **kind)
     batch = random_batch(5)
     batch["attention_mask"][:, 1] = 0
-    ours = all_exit_logits(stacked(model), batch)
+    logits = all_exit_logits(stacked(model), batch)
     states, mask = hidden_states(model, batch)
     parameters = {name: np.asarray(value) for name, value in split(model)[1].items()}
     for exit, hidden in enumerate(states):
-        own = kind["exit_pooler"] == "per_exit"
+        per_exit = kind["exit_pooler"] == "per_exit"
         kernel, bias = (
-            parameters[f"pooler.{leaf}"][exit] if own else parameters[f"pooler.{leaf}"]
+            parameters[f"pooler.{leaf}"][exit] if per_exit else parameters[f"pooler.{leaf}"]
             for leaf in ("kernel", "bias")
         )
         for row in range(5):
             tokens = hidden[row, mask[row]]
-            read = tokens.mean(axis=0) if kind["exit_pooling"] == "mean" else hidden[row, 0]
-            pooled = np.tanh(read @ kernel + bias)
+            features = tokens.mean(axis=0) if kind["exit_pooling"] == "mean" else hidden[row, 0]
+            pooled = np.tanh(features @ kernel + bias)
             expected = (
                 pooled @ parameters["classifiers.kernel"][exit]
                 + parameters["classifiers.bias"][exit]
             )
-            np.testing.assert_allclose(ours[exit, row], expected, atol=2e-5)
+            np.testing.assert_allclose(logits[exit, row], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_every_driver_agrees(family):
-    """Also a confidence threshold, which stands in the middle of a gap."""
-    model = tiny_model(family, num_hidden_layers=4, **OWN_MEAN)
+def test_the_loop_and_the_pool_equal_replay(family):
+    """The confidence threshold is in the widest gap of the probabilities, away from rounding."""
+    model = tiny_model(family, num_hidden_layers=4, **PER_EXIT_MEAN)
     batch = random_batch(14, seed=3)
     batch["attention_mask"][:, 1] = 0
     logits = np.asarray(jax.jit(all_exit_logits)(model, batch))
     highest = np.sort(np.asarray(jax.nn.softmax(logits).max(axis=2)).ravel())[20:-8]
-    widest = int(np.argmax(np.diff(highest)))
-    threshold = float(highest[widest : widest + 2].mean())
+    widest_gap = int(np.argmax(np.diff(highest)))
+    threshold = float(highest[widest_gap : widest_gap + 2].mean())
     mesh = sharding.make_mesh(1)
     graph, parameters = split(model)
     row = np.arange(14, dtype=np.int32)
     for criterion in (Patience(0), Patience(1), MaxProbability(threshold)):
-        expected, answers = replay(criterion, logits)
+        expected_layers, expected_logits = replay(criterion, logits)
         for chunk_size in (None, 5):
-            found, ours = run_early_exit(
+            exit_layers, exit_logits = run_early_exit(
                 graph, mesh, parameters, batch, as_arrays(criterion), row, chunk_size=chunk_size
             )
-            np.testing.assert_array_equal(found, expected, f"{criterion}, chunks of {chunk_size}")
-            np.testing.assert_allclose(ours, answers, atol=2e-5)
+            case = f"{criterion}, chunk_size {chunk_size} (None: loop)"
+            np.testing.assert_array_equal(exit_layers, expected_layers, case)
+            np.testing.assert_allclose(exit_logits, expected_logits, atol=2e-5)
         if criterion != Patience(0):
-            assert len(set(np.asarray(expected).tolist())) > 1, "this test needs several exits"
+            distinct = set(np.asarray(expected_layers).tolist())
+            assert len(distinct) > 1, "all rows exit at one layer; use another seed"
 
 
 @pytest.fixture
@@ -91,27 +92,29 @@ def plain(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_written_under_names_of_their_own_and_read_again(kind, plain, tmp_path):
+def test_exits_that_pabee_lacks_are_saved_under_other_names_and_restored(kind, plain, tmp_path):
     loaded = load_pretrained(str(plain), num_labels=3, exits=kind)
     save_pretrained(loaded, tmp_path / "saved")
     values = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert {name: values[name] for name in kind} == kind
     assert values["architectures"] == ["BertModel"]
     names = set(load_file(tmp_path / "saved" / "model.safetensors"))
-    assert not any(name.startswith("classifiers.") for name in names), "PABEE would load these"
+    pabee_names = [name for name in names if name.startswith("classifiers.")]
+    assert not pabee_names, "PyTorch PABEE would load these; save them as exit_classifiers"
     assert {"exit_classifiers.0.weight", "exit_classifiers.1.bias"} <= names
-    own = kind["exit_pooler"] == "per_exit"
-    assert own == ("exit_poolers.1.weight" in names) == ("bert.pooler.dense.weight" not in names)
-    again = EarlyExitClassifier.from_pretrained(str(tmp_path / "saved"))
+    per_exit = kind["exit_pooler"] == "per_exit"
+    assert per_exit == ("exit_poolers.1.weight" in names)
+    assert per_exit == ("bert.pooler.dense.weight" not in names)
+    restored = EarlyExitClassifier.from_pretrained(str(tmp_path / "saved"))
     texts = ["good", "bad and dull"]
     expected = EarlyExitClassifier(loaded).all_exit_logits(texts)
-    np.testing.assert_array_equal(again.all_exit_logits(texts), expected)
+    np.testing.assert_array_equal(restored.all_exit_logits(texts), expected)
     with pytest.raises(InputError, match=r"cannot run this model: its exits have exit_pooler="):
-        again.save_pretrained(tmp_path / "other", for_pytorch=True)
+        restored.save_pretrained(tmp_path / "other", for_pytorch=True)
     assert not (tmp_path / "other").exists()
 
 
-def test_what_pabee_can_express_is_written_as_pabee(plain, tmp_path):
+def test_pabee_exits_are_saved_as_a_pytorch_pabee_checkpoint(plain, tmp_path):
     exits = {"exit_pooler": "shared", "exit_pooling": "cls"}
     loaded = load_pretrained(str(plain), num_labels=3, exits=exits)
     save_pretrained(loaded, tmp_path / "saved", for_pytorch=True)
@@ -122,66 +125,73 @@ def test_what_pabee_can_express_is_written_as_pabee(plain, tmp_path):
     assert "classifiers.1.weight" in names and not any("exit_" in name for name in names)
 
 
-def test_every_pooler_starts_from_the_encoders_own(plain):
+def test_the_pooler_of_every_exit_is_initialized_from_the_encoders_pooler(plain):
     tensor = load_file(plain / "model.safetensors")["bert.pooler.dense.weight"]
     model = load_pretrained(str(plain), num_labels=2, exits=KINDS[0]).model
     for kernel in model.pooler.kernel[...]:
         np.testing.assert_array_equal(kernel, tensor.T)
 
 
-def test_poolers_start_from_the_seed_where_there_is_none(plain):
+def test_without_a_pooler_in_the_checkpoint_poolers_are_initialized_from_the_seed(plain):
     tensors = load_file(plain / "model.safetensors")
-    kept = {name: value for name, value in tensors.items() if "pooler" not in name}
-    save_file(kept, plain / "model.safetensors", metadata={"format": "pt"})
-    one, other = (
+    without_pooler = {name: value for name, value in tensors.items() if "pooler" not in name}
+    save_file(without_pooler, plain / "model.safetensors", metadata={"format": "pt"})
+    first, second = (
         load_pretrained(str(plain), num_labels=2, seed=seed, exits=KINDS[0]).model.pooler
         for seed in (1, 2)
     )
-    assert (one.kernel[...] != other.kernel[...]).mean() > 0.99
-    assert (one.kernel[0] != one.kernel[1]).any(), "exits should not start alike"
+    assert (first.kernel[...] != second.kernel[...]).mean() > 0.99
+    assert (first.kernel[0] != first.kernel[1]).any(), "each exit needs its own random pooler"
 
 
-def test_only_new_classifiers_start_at_the_prior(plain, tmp_path):
+def test_only_missing_classifiers_are_initialized_with_the_given_bias(plain, tmp_path):
     bias = np.array([-1.0, 2.0], np.float32)
     loaded = load_pretrained(str(plain), num_labels=2, classifier_bias=bias)
     np.testing.assert_array_equal(loaded.model.classifiers.bias[...], [bias, bias])
     save_pretrained(loaded, tmp_path / "saved")
-    again = load_pretrained(str(tmp_path / "saved"), num_labels=2, classifier_bias=5 * bias)
-    np.testing.assert_array_equal(again.model.classifiers.bias[...], [bias, bias])
+    restored = load_pretrained(str(tmp_path / "saved"), num_labels=2, classifier_bias=5 * bias)
+    np.testing.assert_array_equal(restored.model.classifiers.bias[...], [bias, bias])
 
 
-def test_trained_exits_cannot_become_others(plain, tmp_path):
-    save_pretrained(load_pretrained(str(plain), num_labels=2, exits=OWN_MEAN), tmp_path / "own")
+@pytest.fixture
+def per_exit_mean(plain, tmp_path):
+    """A saved checkpoint with one pooler per exit and mean pooling."""
+    directory = tmp_path / "per_exit_mean"
+    save_pretrained(load_pretrained(str(plain), num_labels=2, exits=PER_EXIT_MEAN), directory)
+    return directory
+
+
+def test_trained_exits_cannot_be_loaded_as_exits_of_another_kind(plain, per_exit_mean, tmp_path):
     with pytest.raises(InputError, match="trained exits with exit_pooler=per_exit and exit_pooli"):
-        load_pretrained(str(tmp_path / "own"), num_labels=2, exits=KINDS[1])
+        load_pretrained(str(per_exit_mean), num_labels=2, exits=KINDS[1])
     save_pretrained(load_pretrained(str(plain), num_labels=2), tmp_path / "pabee")
-    with pytest.raises(InputError, match="they cannot go on with exit_pooler=shared and exit_poo"):
+    with pytest.raises(
+        InputError, match="cannot be loaded with exit_pooler=shared and exit_pooling"
+    ):
         load_pretrained(str(tmp_path / "pabee"), num_labels=2, exits=KINDS[1])
 
 
-def test_exits_that_config_json_does_not_describe(plain, tmp_path):
-    save_pretrained(load_pretrained(str(plain), num_labels=2, exits=OWN_MEAN), tmp_path / "own")
-    path = tmp_path / "own" / "config.json"
+def test_exits_that_config_json_does_not_describe_are_refused(per_exit_mean):
+    path = per_exit_mean / "config.json"
     values = json.loads(path.read_text())
-    kept = {name: value for name, value in values.items() if name not in OWN_MEAN}
-    path.write_text(json.dumps(kept))
+    other_values = {name: value for name, value in values.items() if name not in PER_EXIT_MEAN}
+    path.write_text(json.dumps(other_values))
     with pytest.raises(
-        InputError, match=r"called classifiers\.\*, but the weights hold exit_classifiers"
+        InputError, match=r"parameters are classifiers\.\*, but the weights are exit_classifiers"
     ):
-        load_pretrained(str(tmp_path / "own"))
+        load_pretrained(str(per_exit_mean))
 
 
-def test_exits_with_a_hole(plain, tmp_path):
-    save_pretrained(load_pretrained(str(plain), num_labels=2, exits=OWN_MEAN), tmp_path / "own")
-    tensors = load_file(tmp_path / "own" / "model.safetensors")
+def test_a_missing_pooler_of_one_exit_is_an_error(per_exit_mean):
+    tensors = load_file(per_exit_mean / "model.safetensors")
     del tensors["exit_poolers.1.weight"]
-    save_file(tensors, tmp_path / "own" / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, per_exit_mean / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="exit_poolers for some exits, but lacks exit_poolers.1.w"):
-        load_pretrained(str(tmp_path / "own"))
+        load_pretrained(str(per_exit_mean))
 
 
-@pytest.mark.parametrize("name", OWN_MEAN)
-def test_an_unknown_kind_of_exit(plain, name):
+@pytest.mark.parametrize("name", PER_EXIT_MEAN)
+def test_an_unknown_value_of_an_exit_setting_is_refused(plain, name):
     values = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(values | {name: "median"}))
     with pytest.raises(InputError, match=f"{name} is 'median'; it must be one of"):

@@ -1,4 +1,4 @@
-"""A serialised program answers as the classifier does, anywhere, without the model's code."""
+"""An exported program predicts as the classifier does, without the model's code."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax import export as jax_export
 
-from helpers import TINY, random_batch, tiny_checkpoint, tiny_model
+from helpers import TINY, one_device_environment, random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from pabee_jax.criteria import registered
@@ -25,15 +25,15 @@ LENGTH = 12
 NAMES = ("no", "maybe", "yes")
 PATIENCES = (0, 1, 2, 4, 9)
 
-# What a serving machine does.
+# The program of a serving machine.
 SERVING = """
 import sys
 import numpy as np
 from pabee_jax import Patience
 from pabee_jax.export import load
-directory, tokens, answers = sys.argv[1:]
-found = load(directory).predict(dict(np.load(tokens)), Patience(2))
-np.savez(answers, exits=found.exit_layers, logits=found.logits)
+directory, tokens, output = sys.argv[1:]
+predictions = load(directory).predict(dict(np.load(tokens)), Patience(2))
+np.savez(output, exit_layers=predictions.exit_layers, logits=predictions.logits)
 unneeded = ("transformers", "flax", "orbax", "optax", "datasets", "pabee_jax.models.encoder")
 assert not set(unneeded) & set(sys.modules), set(unneeded) & set(sys.modules)
 """
@@ -65,13 +65,14 @@ def loaded(directory):
 
 @pytest.fixture
 def copy(directory, tmp_path):
-    """The exported files once more, to be damaged."""
+    """A copy of the exported files, for tests that damage them."""
     for path in directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
 
-def change(directory, **values):
+def change_artifact(directory, **values):
+    """Change values of `artifact.json` together with its sha256."""
     path = directory / "artifact.json"
     values = json.loads(path.read_text()) | values
     del values["sha256_of_this"]
@@ -79,21 +80,29 @@ def change(directory, **values):
     path.write_text(json.dumps(values | {"sha256_of_this": digest}))
 
 
-def flip(directory):
+def damage_artifact(directory):
+    """Change a value of `artifact.json`, but not its sha256."""
     path = directory / "artifact.json"
     path.write_text(path.read_text().replace('"sequence_length": 12', '"sequence_length": 13'))
 
 
+def flip_last_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 def contents(directory):
+    """Return the bytes of every file by its path."""
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def assert_same(found, expected, rows=None):
-    """The same answers as the first `rows` of what was expected."""
-    np.testing.assert_array_equal(found.exit_layers, expected.exit_layers[:rows])
-    np.testing.assert_allclose(found.logits, expected.logits[:rows], atol=2e-5)
-    np.testing.assert_allclose(found.labels, expected.labels[:rows], atol=2e-5)
-    assert found.label_names == expected.label_names
+def assert_same(predictions, expected, rows=None):
+    """Assert that `predictions` equal the first `rows` rows of `expected`."""
+    np.testing.assert_array_equal(predictions.exit_layers, expected.exit_layers[:rows])
+    np.testing.assert_allclose(predictions.logits, expected.logits[:rows], atol=2e-5)
+    np.testing.assert_allclose(predictions.labels, expected.labels[:rows], atol=2e-5)
+    assert predictions.label_names == expected.label_names
 
 
 @pytest.mark.parametrize(
@@ -101,22 +110,22 @@ def assert_same(found, expected, rows=None):
     [("albert", 1), ("bert", 3)]
     + [pytest.param(*case, marks=pytest.mark.slow) for case in (("albert", 3), ("bert", 1))],
 )
-def test_rows_leave_as_they_do_in_the_classifier(family, labels, tmp_path):
+def test_the_program_predicts_as_the_classifier_does(family, labels, tmp_path):
     classifier = classifier_of(family, labels, num_hidden_groups=2)
     export(classifier, tmp_path)
     loaded = load(tmp_path)
-    batch, layers_seen = random_batch(8, LENGTH), set()
+    batch, exit_layers = random_batch(8, LENGTH), set()
     for patience in PATIENCES:
         classifier.criterion = Patience(patience, 0.6)
         expected = classifier.predict(batch)
-        layers_seen |= set(expected.exit_layers.tolist())
+        exit_layers |= set(expected.exit_layers.tolist())
         for rows in (1, 3, 8):
-            some = {name: each[:rows] for name, each in batch.items()}
-            assert_same(loaded.predict(some, classifier.criterion), expected, rows)
-    assert len(layers_seen) > 2, "the rows all leave together: this test shows nothing"
+            first_rows = {name: array[:rows] for name, array in batch.items()}
+            assert_same(loaded.predict(first_rows, classifier.criterion), expected, rows)
+    assert len(exit_layers) > 2, "the rows exit at one or two layers: choose another model or batch"
 
 
-def test_rows_beyond_the_batch_size_run_in_several_batches(classifier, loaded):
+def test_predictions_do_not_depend_on_the_batch_size(classifier, loaded):
     batch = random_batch(11, LENGTH)
     expected = classifier.predict(batch, batch_size=8)
     for batch_size in (4, 5, 64):
@@ -132,14 +141,14 @@ def test_bfloat16_weights_stay_bfloat16(tmp_path):
     classifier = classifier_of(dtype="bfloat16")
     export(classifier, tmp_path)
     loaded = load(tmp_path)
-    kinds = {weight.dtype.name for weight in loaded._weights.values()}
-    assert kinds == {"bfloat16", "float32"} and loaded.artifact.dtype == "bfloat16"
+    dtypes = {weight.dtype.name for weight in loaded._weights.values()}
+    assert dtypes == {"bfloat16", "float32"} and loaded.artifact.dtype == "bfloat16"
     batch = random_batch(8, LENGTH)
-    found, expected = loaded.predict(batch), classifier.predict(batch)
-    np.testing.assert_allclose(found.logits, expected.logits, atol=0.05)
+    predictions, expected = loaded.predict(batch), classifier.predict(batch)
+    np.testing.assert_allclose(predictions.logits, expected.logits, atol=0.05)
 
 
-def test_one_artefact_for_every_platform_says_what_it_is(directory, loaded):
+def test_the_artifact_describes_the_program_for_all_platforms(directory, loaded):
     artifact = loaded.artifact
     assert artifact.platforms == ("cpu", "cuda", "tpu")
     assert artifact.criterion == Patience(2) and artifact.label_names == NAMES
@@ -154,35 +163,36 @@ def test_one_artefact_for_every_platform_says_what_it_is(directory, loaded):
     ]
 
 
-def test_the_exit_is_inside_and_products_are_float32(directory):
-    blob = bytearray((directory / "artifact.program").read_bytes())
-    program = jax_export.deserialize(blob)
+def test_the_program_contains_the_loop_and_float32_matrix_products(directory):
+    serialized = bytearray((directory / "artifact.program").read_bytes())
+    program = jax_export.deserialize(serialized)
     text = program.mlir_module()
-    assert "stablehlo.while" in text, "the loop ran in Python: no layer can be saved"
+    assert "stablehlo.while" in text, "the loop was unrolled, so that no layer is skipped"
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products and all("HIGHEST" in line for line in products), (
-        "a product may be rounded to TF32 or bfloat16 on an accelerator, which moves exits"
+        "an accelerator may compute a product in TF32 or bfloat16, which changes exit layers: "
+        "set its precision to HIGHEST"
     )
     assert program.in_avals[-1].shape == () and str(program.out_avals[0].shape) == "(rows,)"
 
 
-def test_another_patience_compiles_nothing(directory):
+def test_a_new_patience_does_not_recompile(directory):
     loaded = load(directory)
     for rows in (1, 3, 4, 8):
         for patience in PATIENCES:
             loaded.predict(random_batch(rows, LENGTH), Patience(patience, patience / 10))
-    assert loaded._run._cache_size() == 3, "1, 4 and 8 rows are three programs, and no more"
+    assert loaded._run._cache_size() == 3, "expected one program for each of 1, 4 and 8 rows"
 
 
-def test_runs_without_the_model_and_its_libraries(classifier, directory, tmp_path):
+def test_the_program_runs_without_the_model_code_and_its_libraries(classifier, directory, tmp_path):
     batch = random_batch(8, LENGTH)
     np.savez(tmp_path / "tokens.npz", **batch)
-    files = [directory, tmp_path / "tokens.npz", tmp_path / "answers.npz"]
+    files = [directory, tmp_path / "tokens.npz", tmp_path / "predictions.npz"]
     subprocess.run([sys.executable, "-c", SERVING, *map(str, files)], check=True, timeout=300)
-    answers = np.load(tmp_path / "answers.npz")
+    predictions = np.load(tmp_path / "predictions.npz")
     expected = classifier.predict(batch)
-    np.testing.assert_array_equal(answers["exits"], expected.exit_layers)
-    np.testing.assert_allclose(answers["logits"], expected.logits, atol=2e-5)
+    np.testing.assert_array_equal(predictions["exit_layers"], expected.exit_layers)
+    np.testing.assert_allclose(predictions["logits"], expected.logits, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -194,50 +204,51 @@ def test_runs_without_the_model_and_its_libraries(classifier, directory, tmp_pat
         ({"sequence_length": 25}, "sequence_length is 25, but the model has 24 positions"),
     ],
 )
-def test_refuses_what_cannot_be_exported(classifier, tmp_path, arguments, message):
+def test_wrong_arguments_of_export_are_input_errors(classifier, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         export(classifier, tmp_path / "new", **arguments)
     assert not (tmp_path / "new").exists()
 
 
-def test_the_last_position_can_be_used(classifier, tmp_path):
+def test_a_sequence_may_use_all_positions_of_the_model(classifier, tmp_path):
     export(classifier, tmp_path, sequence_length=24, platforms=["cpu"])
     batch = random_batch(2, 24)
     assert_same(load(tmp_path).predict(batch), classifier.predict(batch))
 
 
-def test_refuses_a_criterion_of_the_users_own(tmp_path):
+def test_a_custom_criterion_cannot_be_exported(tmp_path):
     @registered()
     @dataclasses.dataclass(frozen=True)
-    class Mine(Patience):
+    class CustomCriterion(Patience):
         pass
 
-    with pytest.raises(InputError, match="criterion Mine is a class of your own"):
-        export(classifier_of(criterion=Mine(1)), tmp_path / "new")
+    with pytest.raises(InputError, match="criterion CustomCriterion is a custom class"):
+        export(classifier_of(criterion=CustomCriterion(1)), tmp_path / "new")
 
 
-def test_refuses_an_output_in_use(classifier, directory, tmp_path):
+def test_export_overwrites_nothing(classifier, directory, tmp_path):
     before = contents(directory)
-    with pytest.raises(InputError, match="holds an exported program already"):
+    with pytest.raises(InputError, match="already contains an exported program"):
         export(classifier, directory, sequence_length=5)
     assert contents(directory) == before
     file = tmp_path / "file"
     file.write_text("mine")
     for output in (file, file / "below" / "it"):
-        with pytest.raises(InputError, match="file is a file; the output is a directory"):
+        with pytest.raises(InputError, match="file is a file; the output must be a directory"):
             export(classifier, output)
     assert file.read_text() == "mine"
 
 
-def test_refuses_an_output_that_cannot_be_written(classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # A superuser has no other way.
+def test_an_output_that_cannot_be_written_is_an_input_error(classifier, tmp_path, monkeypatch):
+    # A superuser may write to any directory, whatever its permissions.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match="is not writable"):
         export(classifier, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("file", ["artifact.program", "artifact.safetensors", "artifact.json"])
-def test_a_full_disk_leaves_nothing_behind(classifier, tmp_path, monkeypatch, file):
+def test_a_failed_export_removes_its_files(classifier, tmp_path, monkeypatch, file):
     (tmp_path / "mine").write_text("mine")
 
     def write(path, writer):
@@ -252,14 +263,16 @@ def test_a_full_disk_leaves_nothing_behind(classifier, tmp_path, monkeypatch, fi
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_names_the_extra_when_flatbuffers_is_absent(classifier, directory, tmp_path, monkeypatch):
+def test_without_flatbuffers_the_error_names_the_extra(
+    classifier, directory, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    for use in (
+    for call in (
         lambda: export(classifier, tmp_path / "new"),
         lambda: load(directory),
     ):
         with pytest.raises(InputError, match=r"flatbuffers: pip install 'pabee_jax\[export\]'"):
-            use()
+            call()
     assert not (tmp_path / "new").exists()
 
 
@@ -269,44 +282,53 @@ def test_names_the_extra_when_flatbuffers_is_absent(classifier, directory, tmp_p
         (lambda path: (path / "artifact.json").unlink(), "it has no artifact.json"),
         (lambda path: (path / "artifact.json").write_text("{"), "it is not JSON"),
         (lambda path: (path / "artifact.json").write_bytes(b"\xff"), "it is not JSON"),
-        (lambda path: (path / "artifact.json").write_text("[]"), "says no format version"),
-        (flip, "artifact.json is damaged: its values are not those that were written"),
-        (lambda path: change(path, format=2), "format version 2, but this pabee_jax reads 1"),
-        (lambda path: change(path, sequence_length=None), "damaged: sequence_length is None"),
-        (lambda path: change(path, criterion={"criterion": "luck"}), "exit criterion 'luck'"),
-        (lambda path: change(path, criterion=3), "damaged: criterion is 3"),
-        (lambda path: change(path, platforms=["tpu"]), "for tpu, but this process computes on cpu"),
+        (lambda path: (path / "artifact.json").write_text("[]"), "it has no format version"),
+        (damage_artifact, "artifact.json is damaged: its values do not match its sha256"),
+        (
+            lambda path: change_artifact(path, format=2),
+            "format version 2, but this pabee_jax reads version 1",
+        ),
+        (
+            lambda path: change_artifact(path, sequence_length=None),
+            "damaged: sequence_length is None",
+        ),
+        (
+            lambda path: change_artifact(path, criterion={"criterion": "luck"}),
+            "exit criterion 'luck'",
+        ),
+        (lambda path: change_artifact(path, criterion=3), "damaged: criterion is 3"),
+        (
+            lambda path: change_artifact(path, platforms=["tpu"]),
+            "for tpu, but this process runs on cpu",
+        ),
         (lambda path: (path / "artifact.program").unlink(), "artifact.program is missing"),
         (lambda path: (path / "artifact.safetensors").unlink(), "artifact.safetensors is missing"),
-        (lambda path: flip(path / "artifact.program"), "artifact.program is damaged"),
-        (lambda path: flip(path / "artifact.safetensors"), "artifact.safetensors is damaged"),
+        (lambda path: flip_last_bit(path / "artifact.program"), "artifact.program is damaged"),
+        (
+            lambda path: flip_last_bit(path / "artifact.safetensors"),
+            "artifact.safetensors is damaged",
+        ),
     ],
 )
-def test_refuses_what_it_cannot_load(copy, damage, message):
+def test_damaged_files_are_input_errors(copy, damage, message):
     damage(copy)
     with pytest.raises(InputError, match=message):
         load(copy)
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def test_refuses_a_directory_that_is_none(tmp_path):
+def test_loading_a_file_or_an_absent_directory_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("file", "nothing"):
-        with pytest.raises(InputError, match=f"{name} holds no exported program"):
+        with pytest.raises(InputError, match=f"{name} is not an exported program"):
             load(tmp_path / name)
 
 
-def test_a_program_of_another_jax_is_named_as_such(copy):
+def test_the_error_for_an_unreadable_program_names_both_jax_versions(copy):
     unreadable = b"another version's bytes"
     (copy / "artifact.program").write_bytes(unreadable)
     digests = json.loads((copy / "artifact.json").read_text())["sha256"]
     digests["artifact.program"] = hashlib.sha256(unreadable).hexdigest()
-    change(copy, sha256=digests, jax_version="0.99")
+    change_artifact(copy, sha256=digests, jax_version="0.99")
     with pytest.raises(InputError, match=f"jax {jax.__version__} cannot read .* jax 0.99 wrote"):
         load(copy)
 
@@ -332,14 +354,14 @@ IDS = np.ones((2, LENGTH), int)
         (["a text"], "has no tokenizer: it takes a dict of input_ids"),
     ],
 )
-def test_refuses_inputs_in_one_sentence(loaded, tokens, message):
+def test_wrong_inputs_are_input_errors(loaded, tokens, message):
     with pytest.raises(InputError, match=message):
         loaded.predict(tokens)
 
 
-def test_refuses_bad_settings(loaded):
+def test_wrong_settings_are_input_errors(loaded):
     tokens = {"input_ids": IDS}
-    with pytest.raises(InputError, match="exit criterion Patience and takes no other: 3"):
+    with pytest.raises(InputError, match="criterion is 3, but .* with the exit criterion Patience"):
         loaded.predict(tokens, 3)
     for patience in (-1, 1.5):
         with pytest.raises(InputError, match="patience must be a whole number, 0 or more"):
@@ -350,34 +372,33 @@ def test_refuses_bad_settings(loaded):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A finished checkpoint of three layers, with its own criterion."""
-    place = tmp_path_factory.mktemp("checkpoint")
-    shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
-    plain = load_pretrained(str(tiny_checkpoint(place / "plain", ["a"], **shape)), num_labels=2)
-    save_pretrained(dataclasses.replace(plain, criterion=Patience(1)), place / "saved")
-    return place / "saved"
+    """A checkpoint of three layers with a stored criterion."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = {"num_hidden_layers": 3, "initializer_range": 0.5}
+    plain = load_pretrained(str(tiny_checkpoint(folder / "plain", ["a"], **config)), num_labels=2)
+    save_pretrained(dataclasses.replace(plain, criterion=Patience(1)), folder / "saved")
+    return folder / "saved"
 
 
-def command(*arguments):
-    """`python -m pabee_jax.export` as a person runs it, on one device."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+def run_command(*arguments):
+    """Run `python -m pabee_jax.export` in a new process with one device."""
     return subprocess.run(
         [sys.executable, "-m", "pabee_jax.export", *map(str, arguments)],
-        env=environment,
+        env=one_device_environment(),
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
-def test_command_line(checkpoint, tmp_path):
+def test_the_command_exports_for_the_given_platforms(checkpoint, tmp_path):
     output = tmp_path / "out"
-    done = command("--checkpoint", checkpoint, "--output", output, "--platforms=cpu,tpu")
-    assert done.returncode == 0, done.stderr
+    process = run_command("--checkpoint", checkpoint, "--output", output, "--platforms=cpu,tpu")
+    assert process.returncode == 0, process.stderr
     loaded = load(output)
     assert loaded.artifact.platforms == ("cpu", "tpu")
     assert loaded.artifact.sequence_length == 32 and loaded.artifact.criterion == Patience(1)
-    batch = {name: np.minimum(each, 4) for name, each in random_batch(4, 32).items()}
+    batch = {name: np.minimum(array, 4) for name, array in random_batch(4, 32).items()}
     classifier = EarlyExitClassifier.from_pretrained(str(checkpoint), driver="loop")
     assert_same(loaded.predict(batch), classifier.predict(batch))
 
@@ -389,8 +410,10 @@ def test_command_line(checkpoint, tmp_path):
         (["--checkpoint=/nowhere/at/all", "--output=OUT"], "there is no directory /nowhere/at/all"),
     ],
 )
-def test_command_line_mistakes_are_one_sentence(tmp_path, arguments, message):
-    done = command(*(each.replace("OUT", str(tmp_path / "new")) for each in arguments))
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+def test_wrong_arguments_of_the_command_print_one_line(tmp_path, arguments, message):
+    output = str(tmp_path / "new")
+    process = run_command(*(argument.replace("OUT", output) for argument in arguments))
+    assert process.returncode == 2, process.stderr
+    assert message in process.stderr and "Traceback" not in process.stderr
+    assert len(process.stderr.splitlines()) == 1, process.stderr
     assert not (tmp_path / "new").exists()

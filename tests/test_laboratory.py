@@ -1,4 +1,4 @@
-"""evaluate.py's sweeps, calibration and report, and what a person sees of them."""
+"""Tests of the sweeps, the risk control and the report of `evaluate`."""
 
 import csv
 import json
@@ -27,11 +27,10 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(run, tmp_path_factory):
-    """Everything at once, from one pass."""
+    """The results of an evaluation with a sweep, a report and settings of several criteria."""
     output = tmp_path_factory.mktemp("studied")
     settings = ["entropy:threshold=0.6", "vote:votes=2"]
-    chosen = options(run, output=str(output), sweep=True, report=True, criterion=settings)
-    evaluate(chosen, None)
+    evaluate(options(run, output=str(output), sweep=True, report=True, criterion=settings), None)
     return output
 
 
@@ -41,108 +40,117 @@ def lines_of(path):
 
 
 def test_the_table_has_settings_of_every_criterion(studied):
-    saved = np.load(studied / "all_exit_logits.npz")
+    arrays = np.load(studied / "all_exit_logits.npz")
     rows = json.loads((studied / "results.json").read_text())["rows"]
     assert [row["criterion"] for row in rows] == ["patience"] * 4 + ["entropy", "vote"]
     for row, criterion in zip(rows[4:], (Entropy(0.6), Vote(2)), strict=True):
-        exits, answers = map(np.asarray, replay(criterion, saved["logits"]))
-        assert row["mean_exit_layer"] == pytest.approx(exits.mean())
-        assert row["accuracy"] == pytest.approx((answers.argmax(1) == saved["labels"]).mean())
+        exit_layers, exit_logits = map(np.asarray, replay(criterion, arrays["logits"]))
+        assert row["mean_exit_layer"] == pytest.approx(exit_layers.mean())
+        accuracy = (exit_logits.argmax(1) == arrays["labels"]).mean()
+        assert row["accuracy"] == pytest.approx(accuracy)
     columns = lines_of(studied / "predictions.csv")[0]
     assert {"prediction_vote_votes_2", "exit_layer_entropy_threshold_0.6"} <= set(columns)
     assert {"patience", "threshold", "votes"} <= set(lines_of(studied / "results.csv")[0])
 
 
-def test_a_sweep_leaves_every_setting_behind(studied):
-    saved = np.load(studied / "all_exit_logits.npz")
+def test_a_sweep_writes_the_results_of_every_setting(studied):
+    arrays = np.load(studied / "all_exit_logits.npz")
     content = json.loads((studied / "sweep.json").read_text())
     assert content["accuracy"]["full depth"] == pytest.approx(
-        (saved["logits"][-1].argmax(1) == saved["labels"]).mean()
+        (arrays["logits"][-1].argmax(1) == arrays["labels"]).mean()
     )
     lines = lines_of(studied / "sweep.csv")
     assert len(lines) == len(content["settings"])
-    chosen = [line for line in lines if line["setting"] == "patience 2"]
-    exits, answers = map(np.asarray, replay(Patience(2), saved["logits"]))
-    assert float(chosen[0]["mean_exit_layer"]) == pytest.approx(exits.mean())
-    assert float(chosen[0]["accuracy"]) == pytest.approx(
-        (answers.argmax(1) == saved["labels"]).mean()
+    patience_line = next(line for line in lines if line["setting"] == "patience 2")
+    exit_layers, exit_logits = map(np.asarray, replay(Patience(2), arrays["logits"]))
+    assert float(patience_line["mean_exit_layer"]) == pytest.approx(exit_layers.mean())
+    assert float(patience_line["accuracy"]) == pytest.approx(
+        (exit_logits.argmax(1) == arrays["labels"]).mean()
     )
     assert (studied / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_report_is_one_small_file_that_fetches_nothing(studied):
+def test_the_report_is_below_2_mb_and_makes_no_request(studied):
     page = (studied / "report.html").read_text()
     assert len(page) < 2_000_000
-    for title in ("Trade-off", "Where rows leave", "Overthinking", "Hardest rows"):
+    for title in ("Trade-off", "Where rows exit", "Overthinking", "Hardest rows"):
         assert f"<h2>{title}</h2>" in page
-    # Names of XML languages are no addresses to fetch from; everything else would be.
+    # `src`, `href` and `url()` cause requests; the names of XML namespaces do not.
     addresses = re.findall(r'(?:src|href)="([^"#]*)', page) + re.findall(r"url\(([^#)]*)", page)
-    assert addresses and all(each.startswith("data:text/csv") for each in addresses if each)
+    assert addresses and all(
+        address.startswith("data:text/csv") for address in addresses if address
+    )
     assert "default-src 'none'" in page and "<img" not in page and "<image" not in page
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_report_in_a_browser(studied, tmp_path, width):
-    """Nothing is wider than the page, and every word in a picture is high enough to be read."""
+def test_the_report_fits_the_window_and_its_text_is_legible(studied, tmp_path, width):
+    """No element is wider than the page, and all text in a figure is at least 8 pixels high."""
     script = """<script>
       addEventListener("load", () => {
-        const boxes = (of, what) => [...of.querySelectorAll(what)]
-          .map(each => each.getBoundingClientRect());
+        const boxes = (parent, selector) => [...parent.querySelectorAll(selector)]
+          .map(element => element.getBoundingClientRect());
         const wide = boxes(document, "svg, section, li").filter(box => box.right > innerWidth);
-        const pictures = document.querySelectorAll("svg");
-        const small = [...pictures].flatMap(each => boxes(each, "text"))
+        const figures = document.querySelectorAll("svg");
+        const small = [...figures].flatMap(figure => boxes(figure, "text"))
           .filter(box => box.height < 8);
-        const found = [innerWidth, pictures.length, wide.length, small.length];
-        parent.postMessage(found.join(" "), "*");
+        const counts = [innerWidth, figures.length, wide.length, small.length];
+        parent.postMessage(counts.join(" "), "*");
       });
     </script>"""
     page = (studied / "report.html").read_text()
     page = page.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
     (tmp_path / "page.html").write_text(page.replace("</body>", f"{script}</body>"))
-    # A window has a smallest width, above a phone's; a frame has none.
+    # Chromium limits the width of a window to more than the width of a phone. The width of a frame
+    # has no limit.
     (tmp_path / "frame.html").write_text(
-        "<script>addEventListener('message', said => document.title = said.data)</script>"
+        "<script>addEventListener('message', event => document.title = event.data)</script>"
         f'<iframe src="page.html" style="width:{width}px; height:900px; border:0"></iframe>'
     )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1500,1000"]
     command += ["--dump-dom", f"--user-data-dir={tmp_path}", f"file://{tmp_path}/frame.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    (found,) = re.findall(r"<title>(.*?)</title>", done.stdout)
-    seen, pictures, wide, small = map(int, found.split())
-    assert abs(seen - width) <= 20 and pictures == 6  # A scroll bar takes some of the width.
-    assert (wide, small) == (0, 0)
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (title,) = re.findall(r"<title>(.*?)</title>", browser.stdout)
+    page_width, figures, wide, small = map(int, title.split())
+    assert abs(page_width - width) <= 20 and figures == 6  # A scroll bar takes some of the width.
+    assert (wide, small) == (0, 0), (
+        f"at {width} pixels, {wide} elements are wider than the page and {small} texts are lower "
+        "than 8 pixels"
+    )
 
 
-def test_a_setting_is_stored_with_its_guarantee(run, tmp_path, capsys):
+def test_risk_control_stores_the_setting_with_its_guarantee(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     evaluate(options(copy, calibrate=True, max_drop=0.6, criterion=["entropy"]), None)
-    said = capsys.readouterr().out
-    kept = json.loads((copy / "config.json").read_text())["early_exit"]
-    assert kept["criterion"] == "entropy" and kept["guarantee"]["max_drop"] == 0.6
+    printed = capsys.readouterr().out
+    stored = json.loads((copy / "config.json").read_text())["early_exit"]
+    assert stored["criterion"] == "entropy" and stored["guarantee"]["max_drop"] == 0.6
     classifier = EarlyExitClassifier.from_pretrained(str(copy), driver="full")
-    assert classifier.criterion == Entropy(kept["threshold"])
-    # What it says of the calibration rows is true of these rows.
+    assert classifier.criterion == Entropy(stored["threshold"])
+    # A replay of the calibration rows gives the stored counts.
     logits = classifier.all_exit_logits([json.loads(line)["text"] for line in dev_lines(run)])
-    ours, others = halves(ROWS)
-    labels = np.array([0, 1] * (ROWS // 2))
-    exits, answers = (np.asarray(each) for each in replay(classifier.criterion, logits[:, ours]))
-    right = logits[-1, ours].argmax(1) == labels[ours]
-    harmed = int((right & (answers.argmax(1) != labels[ours])).sum())
-    guarantee = kept["guarantee"]
+    calibration_rows, other_rows = halves(ROWS)
+    labels = np.array([0, 1] * (ROWS // 2))[calibration_rows]
+    calibration_logits = logits[:, calibration_rows]
+    exit_layers, exit_logits = map(np.asarray, replay(classifier.criterion, calibration_logits))
+    correct = calibration_logits[-1].argmax(1) == labels
+    harmed = int((correct & (exit_logits.argmax(1) != labels)).sum())
+    guarantee = stored["guarantee"]
     assert (guarantee["harmed"], guarantee["rows"]) == (harmed, ROWS // 2)
-    assert guarantee["mean_exit_layer"] == pytest.approx(exits.mean())
-    assert f"on the other {len(others)} rows" in said and describe(classifier.criterion) in said
+    assert guarantee["mean_exit_layer"] == pytest.approx(exit_layers.mean())
+    assert f"on the other {len(other_rows)} rows" in printed
+    assert describe(classifier.criterion) in printed
 
 
 def dev_lines(run):
     return (run.parent / "dev.jsonl").read_text().splitlines()
 
 
-def test_no_setting_qualifies_and_nothing_changes(run, tmp_path):
+def test_the_checkpoint_is_unchanged_if_no_setting_qualifies(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     before = (copy / "config.json").read_bytes()
     with pytest.raises(InputError, match="200 calibration rows are too few.*299 rows"):
@@ -152,12 +160,13 @@ def test_no_setting_qualifies_and_nothing_changes(run, tmp_path):
 
 def test_the_halves_are_fixed_and_share_no_row():
     for rows in (1, 2, 7, 100):
-        ours, others = halves(rows)
-        assert sorted([*ours, *others]) == list(range(rows))
-        assert (len(ours), ours.tolist()) == ((rows + 1) // 2, halves(rows)[0].tolist())
+        calibration_rows, other_rows = halves(rows)
+        assert sorted([*calibration_rows, *other_rows]) == list(range(rows))
+        assert len(calibration_rows) == (rows + 1) // 2
+        assert calibration_rows.tolist() == halves(rows)[0].tolist()
 
 
-def test_a_kept_setting_survives_the_next_save(run, tmp_path):
+def test_save_pretrained_preserves_a_stored_setting(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     save_criterion(copy, Patience(2), {"max_drop": 0.01})
     EarlyExitClassifier.from_pretrained(str(copy)).save_pretrained(tmp_path / "again")
@@ -182,7 +191,7 @@ def test_a_kept_setting_survives_the_next_save(run, tmp_path):
         ({"checkpoint": "hub/id", "calibrate": True}, "hub/id must be a directory"),
     ],
 )
-def test_refuses_what_cannot_be_meant(tmp_path, changes, message):
+def test_invalid_options_are_input_errors(tmp_path, changes, message):
     with pytest.raises(InputError, match=re.escape(message)):
         options(tmp_path, **changes)
 
@@ -217,7 +226,7 @@ WITHOUT_EFFECT = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WITHOUT_EFFECT)
-def test_an_option_without_effect_is_refused(run, changes, message):
+def test_an_option_without_effect_is_an_input_error(run, changes, message):
     with pytest.raises(InputError, match=re.escape(message)):
         options(run, **changes)
 
@@ -227,13 +236,13 @@ def test_a_sweep_needs_labels(run, tmp_path):
         evaluate(options(run, output=str(tmp_path), sweep=True, split="test"), None)
 
 
-def test_a_report_without_labels(run, tmp_path):
+def test_a_report_without_labels_omits_the_sections_that_need_labels(run, tmp_path):
     evaluate(options(run, output=str(tmp_path), report=True, split="test"), None)
     page = (tmp_path / "report.html").read_text()
-    assert "Where rows leave" in page and "Overthinking" not in page
+    assert "Where rows exit" in page and "Overthinking" not in page
 
 
-def test_overwrite_leaves_no_results_of_the_run_before(run, studied, tmp_path):
+def test_overwrite_removes_the_results_of_the_previous_run(run, studied, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     shutil.copytree(studied, folder, dirs_exist_ok=True)
@@ -243,11 +252,11 @@ def test_overwrite_leaves_no_results_of_the_run_before(run, studied, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["train_config.json"]
 
 
-def test_settings_are_written_as_they_are_read():
-    for text, shown in (
+def test_a_setting_is_described_by_its_name_and_its_fields():
+    for text, description in (
         ("patience:patience=3", "patience 3"),
         ("entropy:threshold=0.3", "entropy, threshold 0.3"),
         ("divergence:patience=2,threshold=1e-3", "divergence, patience 2, threshold 0.001"),
     ):
-        assert describe(parse(text)) == shown
+        assert describe(parse(text)) == description
     assert from_config({"criterion": "vote", "votes": 2, "guarantee": {"rows": 1}}) == Vote(2)

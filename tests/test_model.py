@@ -1,4 +1,4 @@
-"""The encoder computes what PyTorch computes, and a checkpoint survives the round trip."""
+"""The encoder against PyTorch's hidden states and logits, and checkpoint round trips."""
 
 import json
 
@@ -18,13 +18,13 @@ from pabee_jax.models.layers import dropout
 from pabee_jax.models.parameters import in_compute_dtype, merge, split, stacked, unstacked
 from pabee_jax.training.forward import training_logits
 
-# Both sides round; a wrong GELU moves the logits by 2e-4 or more.
+# Covers the rounding on both sides. A wrong GELU changes the logits by 2e-4 or more.
 TOLERANCE = 2e-5
 MODELS = sorted(path.name for path in (REFERENCES / "models").iterdir())
 
 
-def load(directory, labels=3):
-    config = ModelConfig.from_hugging_face(read_config_json(directory), labels)
+def load(directory, num_labels=3):
+    config = ModelConfig.from_hugging_face(read_config_json(directory), num_labels)
     return from_tensors(read_tensors(directory), config)
 
 
@@ -39,7 +39,7 @@ run_full = jax.jit(all_exit_logits)
 
 
 def every_hidden_state(model, batch):
-    """What enters the first layer, what leaves each, and the logits of each exit."""
+    """Return the first layer's input followed by every layer's output, and all exits' logits."""
     hidden, mask = run_embed(model, batch)
     states, logits = [hidden], []
     for layer, group in enumerate(model.config.layer_groups):
@@ -48,9 +48,9 @@ def every_hidden_state(model, batch):
     return states, logits
 
 
-def assert_close(ours, theirs, what):
-    difference = np.abs(np.asarray(ours) - theirs).max()
-    assert difference < TOLERANCE, f"{what} differ from PyTorch's by {difference:.1e}"
+def assert_close(actual, expected, name):
+    difference = np.abs(np.asarray(actual) - expected).max()
+    assert difference < TOLERANCE, f"{name} differ from the reference by {difference:.1e}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -61,14 +61,14 @@ def test_embeddings_every_layer_and_every_exit_equal_pytorch(name):
     batch = reference_batch(expected)
     (embeddings, *states), logits = every_hidden_state(model, batch)
     assert_close(embeddings, expected["embeddings"], "embeddings")
-    for layer, (state, answer) in enumerate(zip(states, logits, strict=True)):
+    for layer, (state, exit_logits) in enumerate(zip(states, logits, strict=True)):
         assert_close(state, expected["hidden_states"][layer], f"hidden states of layer {layer}")
-        assert_close(answer, expected["logits"][layer], f"logits of exit {layer}")
+        assert_close(exit_logits, expected["logits"][layer], f"logits of exit {layer}")
     assert_close(run_full(stacked(model), batch), expected["logits"], "logits under scan")
 
 
 @pytest.mark.parametrize("name", ["bert-for-pretraining", "albert"])
-def test_reads_what_hugging_face_flax_saved(name):
+def test_a_hugging_face_flax_checkpoint_gives_the_recorded_hidden_states(name):
     directory = REFERENCES / "flax" / name
     model, report = load(directory)
     expected = np.load(directory / "expected.npz")
@@ -77,39 +77,39 @@ def test_reads_what_hugging_face_flax_saved(name):
         assert_close(state, expected["hidden_states"][layer], f"hidden states of layer {layer}")
     pooled = jnp.tanh(model.pooler(states[-1][:, 0]))
     assert_close(pooled, expected["pooler_output"], "pooler outputs")
-    assert all(name.startswith("classifiers.") for name in report.missing)
-    heads = [name for name in report.unexpected if name.startswith("cls.")]
+    assert all(missing.startswith("classifiers.") for missing in report.missing)
+    heads = [tensor for tensor in report.unexpected if tensor.startswith("cls.")]
     assert list(report.unexpected) == heads and bool(heads) == (name == "bert-for-pretraining")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_writes_the_names_and_values_it_read(name):
+def test_saved_tensors_have_the_names_and_values_of_the_loaded_checkpoint(name):
     directory = REFERENCES / "models" / name
     model, _ = load(directory)
-    written, original = to_tensors(model), load_file(directory / "model.safetensors")
-    assert written.keys() == original.keys()
-    for key, value in original.items():
-        np.testing.assert_array_equal(written[key], value, err_msg=key)
+    saved, original = to_tensors(model), load_file(directory / "model.safetensors")
+    assert saved.keys() == original.keys()
+    for tensor, value in original.items():
+        np.testing.assert_array_equal(saved[tensor], value, err_msg=tensor)
 
 
-def test_reads_old_and_wrapped_names():
+def test_old_layer_norm_names_and_names_without_prefix_are_loaded():
     directory = REFERENCES / "models" / "bert-3-layers"
     tensors = dict(read_tensors(directory))
-    old = {}
+    old_tensors = {}
     for name, value in tensors.items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         name = name.replace("LayerNorm.bias", "LayerNorm.beta").removeprefix("bert.")
-        old[name] = value
-    old["embeddings.position_ids"] = np.arange(24)[None]
-    old["cls.predictions.bias"] = np.zeros(60, np.float32)
+        old_tensors[name] = value
+    old_tensors["embeddings.position_ids"] = np.arange(24)[None]
+    old_tensors["cls.predictions.bias"] = np.zeros(60, np.float32)
     config = ModelConfig.from_hugging_face(read_config_json(directory), 3)
-    model, report = from_tensors(old, config)
+    model, report = from_tensors(old_tensors, config)
     assert report == LoadReport((), ("cls.predictions.bias",))
     for name, value in to_tensors(model).items():
         np.testing.assert_array_equal(value, tensors[name])
 
 
-def test_pooler_and_classifiers_may_be_missing_and_come_from_the_seed():
+def test_a_missing_pooler_and_missing_classifiers_are_initialized_from_the_seed():
     directory = REFERENCES / "models" / "bert-3-layers"
     tensors = {
         name: value
@@ -117,91 +117,92 @@ def test_pooler_and_classifiers_may_be_missing_and_come_from_the_seed():
         if "pooler" not in name and "classifiers" not in name
     }
     config = ModelConfig.from_hugging_face(read_config_json(directory), 3)
-    one, report = from_tensors(tensors, config, seed=1)
-    same, _ = from_tensors(tensors, config, seed=1)
-    other, _ = from_tensors(tensors, config, seed=2)
+    model, report = from_tensors(tensors, config, seed=1)
+    same_seed, _ = from_tensors(tensors, config, seed=1)
+    other_seed, _ = from_tensors(tensors, config, seed=2)
     assert len(report.missing) == 2 + 2 * 3
-    assert (one.pooler.kernel[...] == same.pooler.kernel[...]).all()
-    assert (one.pooler.kernel[...] != other.pooler.kernel[...]).any()
-    assert (one.classifiers.bias[...] == 0).all()
-    assert float(jnp.std(one.classifiers.kernel[...])) == pytest.approx(0.02, rel=0.3)
+    assert (model.pooler.kernel[...] == same_seed.pooler.kernel[...]).all()
+    assert (model.pooler.kernel[...] != other_seed.pooler.kernel[...]).any()
+    assert (model.classifiers.bias[...] == 0).all()
+    assert float(jnp.std(model.classifiers.kernel[...])) == pytest.approx(0.02, rel=0.3)
 
 
-def test_reads_sharded_safetensors(tmp_path):
+def test_sharded_safetensors_are_loaded(tmp_path):
     from safetensors.numpy import save_file
 
     directory = REFERENCES / "models" / "bert-3-layers"
     tensors = read_tensors(directory)
     names = sorted(tensors)
-    files = {
+    shards = {
         "model-00001-of-00002.safetensors": names[::2],
         "model-00002-of-00002.safetensors": names[1::2],
     }
-    for file, part in files.items():
-        save_file({name: np.ascontiguousarray(tensors[name]) for name in part}, tmp_path / file)
-    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+    for file, shard in shards.items():
+        save_file({name: np.ascontiguousarray(tensors[name]) for name in shard}, tmp_path / file)
+    index = {"weight_map": {name: file for file, shard in shards.items() for name in shard}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert read_tensors(tmp_path).keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_padding_changes_nothing(family):
+def test_padding_does_not_change_the_logits(family):
     model = tiny_model(family)
     batch = random_batch(4, length=8)
-    wider = {name: np.pad(values, ((0, 0), (0, 5))) for name, values in batch.items()}
-    difference = run_full(model, batch) - run_full(model, wider)
+    padded = {name: np.pad(values, ((0, 0), (0, 5))) for name, values in batch.items()}
+    difference = run_full(model, batch) - run_full(model, padded)
     assert jnp.abs(difference).max() < 1e-5
 
 
 def test_stacked_and_unstacked_are_inverse():
     model = tiny_model(num_hidden_groups=2, inner_group_num=2, num_hidden_layers=3)
-    again = unstacked(stacked(model))
-    assert stacked(model).is_stacked and not again.is_stacked
+    restored = unstacked(stacked(model))
+    assert stacked(model).is_stacked and not restored.is_stacked
     batch = random_batch(4)
-    np.testing.assert_array_equal(run_full(again, batch), run_full(model, batch))
+    np.testing.assert_array_equal(run_full(restored, batch), run_full(model, batch))
 
 
 def test_split_and_merge_are_inverse():
     model = tiny_model(num_hidden_groups=2, inner_group_num=2)
     graph, parameters = split(stacked(model))
     assert parameters["groups.inner.1.query_projection.kernel"].shape == (2, 32, 32)
-    again = split(merge(graph, parameters))[1]
-    assert again.keys() == parameters.keys()
+    restored = split(merge(graph, parameters))[1]
+    assert restored.keys() == parameters.keys()
 
 
-def test_bfloat16_keeps_pooler_and_classifiers_in_float32():
+def test_with_bfloat16_the_pooler_and_the_classifiers_stay_in_float32():
     model = tiny_model()
     config = model.config
-    exact = run_full(model, random_batch(4))
-    half = type(model)(config, dtype="bfloat16", rngs=nnx.Rngs(0))
-    half = in_compute_dtype(half)
-    assert half.groups[0].inner[0].query_projection.kernel[...].dtype == jnp.bfloat16
-    assert half.pooler.kernel[...].dtype == half.classifiers.kernel[...].dtype == jnp.float32
-    logits = run_full(half, random_batch(4))
+    expected = run_full(model, random_batch(4))
+    bfloat16_model = in_compute_dtype(type(model)(config, dtype="bfloat16", rngs=nnx.Rngs(0)))
+    encoder_kernel = bfloat16_model.groups[0].inner[0].query_projection.kernel
+    assert encoder_kernel[...].dtype == jnp.bfloat16
+    assert bfloat16_model.pooler.kernel[...].dtype == jnp.float32
+    assert bfloat16_model.classifiers.kernel[...].dtype == jnp.float32
+    logits = run_full(bfloat16_model, random_batch(4))
     assert logits.dtype == jnp.float32
-    assert 0 < jnp.abs(logits - exact).max() < 0.3
+    assert 0 < jnp.abs(logits - expected).max() < 0.3
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_dropout_depends_on_its_key_and_on_nothing_else(seed):
+def test_dropout_depends_only_on_its_key(seed):
     model, batch = stacked(tiny_model("bert")), random_batch(4)
     run_training = jax.jit(training_logits)
-    once, again = (run_training(model, batch, jax.random.key(seed)) for _ in range(2))
-    assert (once == again).all()
-    assert jnp.abs(once - run_full(model, batch)).max() > 1e-3
+    first, second = (run_training(model, batch, jax.random.key(seed)) for _ in range(2))
+    assert (first == second).all()
+    assert jnp.abs(first - run_full(model, batch)).max() > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(64, 7, 33), (50, 1), (4, 8, 64, 64)])
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_drops_its_share_and_keeps_the_mean(shape, rate):
+def test_dropout_has_its_rate_and_scales_the_other_elements(shape, rate):
     x = jnp.full(shape, 2.0)
-    dropped = np.stack([dropout(x, rate, jax.random.key(seed)) for seed in range(20)])
-    assert set(np.unique(dropped)) <= {np.float32(0), np.float32(2 / (1 - rate))}
-    share, size = (dropped == 0).mean(), dropped.size
-    assert abs(share - rate) < 4 * (rate * (1 - rate) / size) ** 0.5
-    # Neighbours share a random word, and must not share their fate.
-    pairs = (dropped.reshape(20, -1) == 0)[:, : size // 20 // 2 * 2].reshape(-1, 2)
-    both = pairs.all(axis=1).mean()
-    assert abs(both - rate**2) < 5 * (rate**2 / len(pairs)) ** 0.5
+    outputs = np.stack([dropout(x, rate, jax.random.key(seed)) for seed in range(20)])
+    assert set(np.unique(outputs)) <= {np.float32(0), np.float32(2 / (1 - rate))}
+    measured_rate, size = (outputs == 0).mean(), outputs.size
+    assert abs(measured_rate - rate) < 4 * (rate * (1 - rate) / size) ** 0.5
+    # Two neighbors are masked by the halves of one random word, but must be independent.
+    pairs = (outputs.reshape(20, -1) == 0)[:, : size // 20 // 2 * 2].reshape(-1, 2)
+    both_dropped = pairs.all(axis=1).mean()
+    assert abs(both_dropped - rate**2) < 5 * (rate**2 / len(pairs)) ** 0.5
     np.testing.assert_array_equal(dropout(x, rate, None), x)
     assert dropout(x.astype(jnp.bfloat16), rate, jax.random.key(0)).dtype == jnp.bfloat16

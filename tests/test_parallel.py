@@ -1,4 +1,4 @@
-"""The same training whatever the mesh, the microbatches and what is computed twice."""
+"""Training gives the same losses on any mesh, with microbatches and with rematerialization."""
 
 import jax
 import numpy as np
@@ -27,19 +27,19 @@ def small_model(family="bert", dropout=0.1, **overrides):
 
 def batch_of(seed, rows=ROWS, valid=ROWS):
     labels = np.random.default_rng(seed).integers(0, 3, rows, dtype=np.int32)
-    real = np.arange(rows) < valid
-    return {**random_batch(rows, seed=seed), "labels": labels, "valid": real}
+    is_valid = np.arange(rows) < valid
+    return {**random_batch(rows, seed=seed), "labels": labels, "valid": is_valid}
 
 
 def trained(model, mesh, *, shard_parameters=False, valid=ROWS, **settings):
-    """Exit losses of some steps, and the state after them."""
+    """Train for STEPS steps; return the exit losses of the steps, and the last state."""
     config = TrainConfig(learning_rate=1e-3, **settings)
     graph, parameters = split(stacked(model))
     state = initial_state(parameters, config)
-    where = sharding.shardings(state, mesh, shard_parameters=shard_parameters)
-    step = make_train_step(graph, config, STEPS, where)
+    shardings = sharding.shardings(state, mesh, shard_parameters=shard_parameters)
+    step = make_train_step(graph, config, STEPS, shardings)
     phase, losses = phase_of(config, 0, STEPS, model.config.num_hidden_layers), []
-    state = sharding.put(state, where)
+    state = sharding.put(state, shardings)
     for seed in range(STEPS):
         batch = sharding.shard_batch(batch_of(seed, valid=valid), mesh)
         state, metrics = step(state, batch, phase)
@@ -49,6 +49,7 @@ def trained(model, mesh, *, shard_parameters=False, valid=ROWS, **settings):
 
 @pytest.fixture(scope="module")
 def alone():
+    """The losses and the state of each model family, trained on one device."""
     return {name: trained(small_model(name), sharding.make_mesh(1)) for name in ("bert", "albert")}
 
 
@@ -62,7 +63,7 @@ def alone():
     ],
 )
 def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_parameters):
-    """With dropout, whose masks must not depend on how anything is split."""
+    """The models have dropout, whose masks must not depend on the mesh."""
     mesh = sharding.make_mesh(data, model)
     losses, state = trained(small_model(family), mesh, shard_parameters=shard_parameters)
     np.testing.assert_allclose(losses, alone[family][0], rtol=1e-5)
@@ -71,24 +72,25 @@ def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_para
         np.testing.assert_allclose(value, expected, atol=2e-5, err_msg=name)
 
 
-def test_what_is_split_over_which_axis():
+def test_each_parameter_is_sharded_over_its_axes():
     mesh = sharding.make_mesh(4, 2)
     _, state = trained(small_model(), mesh, shard_parameters=True)
-    _, whole = trained(small_model(), mesh)
-    everything = {**state.optimizer["shared"][0].mu, **state.parameters}
+    _, unsharded_state = trained(small_model(), mesh)
+    first_moments_and_parameters = {**state.optimizer["shared"][0].mu, **state.parameters}
 
     def parts(name, tree):
-        shard = tree[name].addressable_shards[0].data.shape
-        return tuple(a // b for a, b in zip(tree[name].shape, shard, strict=True))
+        """Return the number of shards along each dimension."""
+        shape, shard_shape = tree[name].shape, tree[name].addressable_shards[0].data.shape
+        return tuple(size // part for size, part in zip(shape, shard_shape, strict=True))
 
     layer = "groups.inner.0"
-    for tree in (everything, state.optimizer["shared"][0].nu):
+    for tree in (first_moments_and_parameters, state.optimizer["shared"][0].nu):
         assert parts(f"{layer}.query_projection.kernel", tree) == (1, 4, 2)
         assert parts(f"{layer}.attention_output.kernel", tree) == (1, 2, 4)
         assert parts(f"{layer}.intermediate.bias", tree) == (1, 2)
         assert parts(f"{layer}.output_norm.scale", tree) == (1, 1)
         assert parts("embeddings.word.embedding", tree) == (1, 2)
-    assert parts(f"{layer}.query_projection.kernel", whole.parameters) == (1, 1, 2)
+    assert parts(f"{layer}.query_projection.kernel", unsharded_state.parameters) == (1, 1, 2)
     assert parts("classifiers.kernel", state.parameters) == (1, 1, 1)
 
 
@@ -98,25 +100,26 @@ def test_what_is_split_over_which_axis():
 def test_microbatches_give_the_gradient_of_the_whole_batch(valid, devices):
     model, mesh = small_model(dropout=0.0), sharding.make_mesh(devices)
     losses, state = trained(model, mesh, valid=valid)
-    again, accumulated = trained(model, mesh, valid=valid, gradient_accumulation=4)
-    np.testing.assert_allclose(again, losses, rtol=1e-5)
-    for name, value in accumulated.parameters.items():
-        if not name.endswith(
-            "key_projection.bias"
-        ):  # It has no gradient but rounding, which Adam amplifies.
+    accumulated_losses, accumulated_state = trained(
+        model, mesh, valid=valid, gradient_accumulation=4
+    )
+    np.testing.assert_allclose(accumulated_losses, losses, rtol=1e-5)
+    for name, value in accumulated_state.parameters.items():
+        # The true gradient of a key bias is 0, and Adam amplifies its rounding errors.
+        if not name.endswith("key_projection.bias"):
             np.testing.assert_allclose(value, state.parameters[name], atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
-def test_rematerialisation_changes_no_loss(alone, family):
-    """Dropout included: the layer that is computed again has the same masks."""
+def test_rematerialization_changes_no_loss(alone, family):
+    """The models have dropout: a recomputed layer must draw the same masks."""
     mesh = sharding.make_mesh(1)
     losses, _ = trained(small_model(family), mesh, rematerialize=True)
     np.testing.assert_allclose(losses, alone[family][0], rtol=1e-6)
 
 
-def test_rematerialisation_needs_less_memory():
-    def temporary(rematerialize):
+def test_rematerialization_needs_less_memory():
+    def temporary_bytes(rematerialize):
         config = TrainConfig(rematerialize=rematerialize)
         graph, parameters = split(stacked(small_model(num_hidden_layers=6)))
         state = initial_state(parameters, config)
@@ -126,19 +129,21 @@ def test_rematerialisation_needs_less_memory():
         program = step.func.lower(state, batch, phase, **step.keywords).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert temporary(True) < 0.6 * temporary(False)
+    assert temporary_bytes(True) < 0.6 * temporary_bytes(False)
 
 
-def test_masks_of_dropout_are_kept_for_the_backward_pass():
-    """Drawn as often as without one, unless a layer is computed again from its input."""
+def test_dropout_masks_are_stored_for_the_backward_pass():
+    """The backward pass draws no masks, unless rematerialization recomputes the layers."""
     model = stacked(small_model())
 
-    def draws(rematerialize, of):
+    def draws(rematerialize, transform):
+        """Return how often the traced program draws random bits."""
+
         def total(model):
             key = jax.random.key(0)
             return training_logits(model, batch_of(0), key, rematerialize=rematerialize).sum()
 
-        return str(jax.make_jaxpr(of(total))(model)).count("= random_bits[")
+        return str(jax.make_jaxpr(transform(total))(model)).count("= random_bits[")
 
     forward = draws(None, lambda total: total)
     assert forward > 3
@@ -155,7 +160,7 @@ def test_masks_of_dropout_are_kept_for_the_backward_pass():
         ((8, 1), {"hidden_size": 36}, True, "36 hidden features .* the 8 devices .* axis 'data'"),
     ],
 )
-def test_sizes_that_the_mesh_does_not_divide(mesh, sizes, shard, message):
+def test_model_sizes_that_the_mesh_does_not_divide_are_refused(mesh, sizes, shard, message):
     values = {"model_type": "albert", "num_attention_heads": 4, "hidden_size": 32, **sizes}
     config = ModelConfig.from_hugging_face({"vocab_size": 9, "num_hidden_layers": 2, **values}, 2)
     with pytest.raises(InputError, match=message):
@@ -165,19 +170,19 @@ def test_sizes_that_the_mesh_does_not_divide(mesh, sizes, shard, message):
 @pytest.mark.parametrize(
     ("data", "model", "message"),
     [
-        (9, 1, "mesh.data is 9, but 8 devices"),
-        (0, 1, "mesh.data is 0, but 8 devices"),
+        (9, 1, "mesh.data is 9, but there are 8 devices"),
+        (0, 1, "mesh.data is 0, but there are 8 devices"),
         (-1, 3, "mesh.model is 3, which does not divide the 8 devices"),
         (-1, 0, "mesh.model is 0"),
-        (8, 2, "mesh.data is 8 and mesh.model 2, but 8 devices"),
+        (8, 2, "mesh.data is 8 and mesh.model is 2, but there are 8 devices"),
     ],
 )
-def test_meshes_that_there_are_no_devices_for(data, model, message):
+def test_meshes_that_do_not_fit_the_devices_are_refused(data, model, message):
     with pytest.raises(InputError, match=message):
         sharding.make_mesh(data, model)
 
 
-def test_batches_that_cannot_be_split():
+def test_batch_sizes_that_the_mesh_does_not_divide_are_refused():
     mesh = sharding.make_mesh(4, 2)
     sharding.check_batch_size(24, 3, mesh)
     with pytest.raises(InputError, match="batch_size 10 is not a multiple of the 4 devices"):
@@ -187,9 +192,9 @@ def test_batches_that_cannot_be_split():
 
 
 def test_the_program_does_not_grow_with_depth():
-    """And so its compile time does not: the layers are one loop."""
+    """The layers are one loop, so that the compile time does not grow with depth either."""
 
-    def instructions(layers):
+    def program_lines(layers):
         config = TrainConfig()
         model = EarlyExitModel(small_model(num_hidden_layers=layers).config, rngs=nnx.Rngs(0))
         graph, parameters = split(stacked(model))
@@ -197,7 +202,7 @@ def test_the_program_does_not_grow_with_depth():
         state, phase = initial_state(parameters, config), phase_of(config, 0, STEPS, layers)
         return step.func.lower(state, batch_of(0), phase, **step.keywords).as_text().count("\n")
 
-    assert instructions(24) <= instructions(6) + 5
+    assert program_lines(24) <= program_lines(6) + 5
 
 
 def test_one_process_reads_the_whole_batch():

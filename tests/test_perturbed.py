@@ -1,4 +1,4 @@
-"""Original and perturbed texts: our own files, AdvGLUE's, and what is wrong with others."""
+"""Pairs of original and perturbed texts: tables, AdvGLUE's file, invalid files, evaluation."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def write(path, text):
     return str(path)
 
 
-def test_our_own_table(tmp_path):
+def test_a_table_of_single_texts_with_class_names(tmp_path):
     text = "original\tperturbed\tlabel\na film\ta f1lm\tpositive\nbad\tb4d\tnegative\n"
     pairs = read_pairs(write(tmp_path / "pairs.tsv", text), SST2)
     assert pairs.original.texts == ["a film", "bad"] and pairs.original.pairs is None
@@ -31,7 +31,7 @@ def test_our_own_table(tmp_path):
     assert pairs.original.labels.tolist() == pairs.perturbed.labels.tolist() == [1, 0]
 
 
-def test_json_lines_of_two_texts_with_the_files_own_labels(tmp_path):
+def test_json_lines_of_two_texts_with_the_labels_of_glues_files(tmp_path):
     rows = [
         {"original": "a", "original_pair": "b", "perturbed": "c", "perturbed_pair": "d", "label": 1}
     ]
@@ -43,7 +43,7 @@ def test_json_lines_of_two_texts_with_the_files_own_labels(tmp_path):
         assert pairs.original.labels.tolist() == [1]
 
 
-def test_advglue_as_it_is(tmp_path):
+def test_advglue_file_is_read_without_conversion(tmp_path):
     content = {
         "sst2": [
             {"idx": 7, "label": 0, "sentence": "b4d", "original_sentence": "bad", "method": "x"}
@@ -67,7 +67,7 @@ def test_advglue_as_it_is(tmp_path):
     assert (single.original.texts, single.perturbed.texts) == (["bad"], ["b4d"])
     assert single.original.ids == ["sst2 7"]
     double = read_pairs(path, MNLI)
-    # Where only one of the two texts was attacked, the other is the same before and after.
+    # If only one text of a pair was attacked, the other text is the same in both versions.
     assert (double.original.texts, double.original.pairs) == (["p", "q"], ["h", "i"])
     assert (double.perturbed.texts, double.perturbed.pairs) == (["p", "q2"], ["h2", "i"])
     assert double.original.labels.tolist() == [2, 1]
@@ -76,7 +76,7 @@ def test_advglue_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("task", "name", "text", "message"),
     [
-        (STSB, "x.tsv", "original", "is for classes; task stsb has scores"),
+        (STSB, "x.tsv", "original", "needs a classification task; stsb is a regression task"),
         (SST2, "x.tsv", "original\tlabel\na\t1\n", "has no column 'perturbed'"),
         (SST2, "x.tsv", "original\tperturbed\tlabel\na\t\t1\n", "line 2: column 'perturbed' is"),
         (SST2, "x.tsv", "original\tperturbed\tlabel\na\tb\t2\n", "label '2' is not one of"),
@@ -86,17 +86,22 @@ def test_advglue_as_it_is(tmp_path):
             SST2,
             "x.tsv",
             "original\toriginal_pair\tperturbed\tlabel\na\tb\tc\t1\n",
-            "no column 'perturbed_pair': pairs of texts need both",
+            "no column 'perturbed_pair': pairs of texts need both columns",
         ),
         (SST2, "x.json", '{"sst2": [', "malformed JSON"),
-        (SST2, "x.json", '{"qqp": [1], "sst2": []}', "has no rows of task sst2; it has qqp"),
-        (SST2, "x.json", '{"sst2": [1]}', "sst2, row 0: not an object"),
+        (
+            SST2,
+            "x.json",
+            '{"qqp": [1], "sst2": []}',
+            "has no rows of task sst2; it has rows of qqp",
+        ),
+        (SST2, "x.json", '{"sst2": [1]}', "sst2, row 0: not a JSON object"),
         (SST2, "x.json", '{"sst2": [{"label": 1}]}', "row 0: there is no text 'sentence'"),
         (
             SST2,
             "x.json",
             '{"sst2": [{"label": 1, "sentence": "a"}]}',
-            "no original text; AdvGLUE has them in dev_ann.json",
+            "there is no original text; AdvGLUE's dev_ann.json has the original texts",
         ),
         (
             SST2,
@@ -107,36 +112,36 @@ def test_advglue_as_it_is(tmp_path):
         (SST2, "x.txt", "", "none of the known extensions"),
     ],
 )
-def test_refuses_other_files(tmp_path, task, name, text, message):
+def test_an_invalid_file_is_refused(tmp_path, task, name, text, message):
     with pytest.raises(InputError, match=message):
         read_pairs(write(tmp_path / name, text), task)
 
 
-def test_every_setting_before_and_after(tmp_path, capsys):
+def test_every_setting_is_evaluated_on_original_and_perturbed_texts(tmp_path, capsys):
     run = finished_run(tmp_path / "source")
     lines = [json.loads(line) for line in (run.parent / "dev.jsonl").read_text().splitlines()]
-    # Backwards: other tokens at other places.
-    changed = [" ".join(reversed(line["text"].split())) for line in lines]
+    # The words in reverse order stand for a perturbation.
+    perturbed = [" ".join(reversed(line["text"].split())) for line in lines]
     rows = [
-        {"original": line["text"], "perturbed": other, "label": line["label"]}
-        for line, other in zip(lines, changed, strict=True)
+        {"original": line["text"], "perturbed": text, "label": line["label"]}
+        for line, text in zip(lines, perturbed, strict=True)
     ]
     path = write(tmp_path / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     evaluate(options(run, perturbed=path, output=str(tmp_path / "out")), None)
-    found = json.loads((tmp_path / "out" / "perturbed.json").read_text())["rows"]
+    records = json.loads((tmp_path / "out" / "perturbed.json").read_text())["rows"]
     labels = np.array([("no", "yes").index(line["label"]) for line in lines])
     classifier = EarlyExitClassifier.from_pretrained(str(run), driver="loop")
-    for record in found:
+    for record in records:
         name, patience = record["setting"].split()
         assert name == "patience"
         classifier.criterion = type(classifier.criterion)(int(patience))
         before, after = (
-            classifier.predict(texts) for texts in ([line["text"] for line in lines], changed)
+            classifier.predict(texts) for texts in ([line["text"] for line in lines], perturbed)
         )
-        right = before.labels == labels
-        assert record["accuracy_original"] == pytest.approx(right.mean())
+        correct = before.labels == labels
+        assert record["accuracy_original"] == pytest.approx(correct.mean())
         assert record["accuracy_perturbed"] == pytest.approx((after.labels == labels).mean())
-        misled = (right & (after.labels != labels)).sum() / right.sum()
+        misled = (correct & (after.labels != labels)).sum() / correct.sum()
         assert record["misled"] == pytest.approx(misled)
         assert record["mean_exit_layer_perturbed"] == pytest.approx(after.exit_layers.mean())
     assert f"{path}: {len(rows)} pairs" in capsys.readouterr().out

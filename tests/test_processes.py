@@ -1,4 +1,4 @@
-"""Real processes on this machine: the same run, whoever computes it, and how they end."""
+"""Runs of several processes give the results of a run of one process, and end together."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ SETTINGS = ["--config.batch_size=8", "--config.num_epochs=3"]
 
 
 def running_for_ten_steps(program, workdir, count, devices, **options):
-    """The processes of a run that is under way."""
+    """Start a run, wait until ten steps are logged, and return its processes."""
     running = start_all(program, workdir, count, devices, *SETTINGS, **options)
     while steps_logged(workdir) < 10:
         assert all(process.poll() is None for process in running), outputs(workdir)
@@ -37,35 +37,35 @@ def losses_of(workdir):
 
 def assert_same_run(workdir, expected):
     np.testing.assert_allclose(losses_of(workdir), losses_of(expected), rtol=1e-5)
-    ours, theirs = (
-        [line for line in metrics_of(each) if "dev" in line] for each in (workdir, expected)
+    evaluations, expected_evaluations = (
+        [line for line in metrics_of(run) if "dev" in line] for run in (workdir, expected)
     )
-    assert ours == theirs
+    assert evaluations == expected_evaluations
 
 
 @pytest.fixture(scope="module")
 def alone(program, tmp_path_factory):
-    """One process with one device."""
+    """The directory of the same run with one process and one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     assert program(workdir, *SETTINGS).wait() == 0, outputs(workdir)
     return workdir
 
 
 @pytest.mark.slow
-def test_four_processes_with_two_devices_each_are_one_run(program, alone, tmp_path):
-    """With dropout, partly empty batches, and 23 dev rows, which nothing divides."""
+def test_four_processes_with_two_devices_each_equal_one_process(program, alone, tmp_path):
+    """The run has dropout, partly filled batches, and 23 dev rows, which no mesh size divides."""
     workdir = tmp_path / "run"
     run_to_the_end(program, workdir, 4, 2)
     assert_same_run(workdir, alone)
     assert kept_steps(workdir) == kept_steps(alone)
-    # Only the first process tells, logs and writes.
+    # Only process 0 prints, logs and writes.
     assert "the parameters of step" in workdir.with_suffix(".0.log").read_text()
     for index in (1, 2, 3):
         assert "step" not in workdir.with_suffix(f".{index}.log").read_text()
 
 
 @pytest.mark.slow
-def test_parameters_over_all_processes(program, alone, tmp_path):
+def test_sharded_parameters_over_two_processes_do_not_change_the_run(program, alone, tmp_path):
     workdir = tmp_path / "run"
     mesh = ["--config.mesh.model=2", "--config.mesh.shard_parameters=True"]
     run_to_the_end(program, workdir, 2, 2, *mesh)
@@ -73,7 +73,7 @@ def test_parameters_over_all_processes(program, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_fewer_go_on(program, alone, tmp_path):
+def test_a_killed_process_ends_the_others_and_fewer_processes_resume(program, alone, tmp_path):
     workdir = tmp_path / "run"
     running = running_for_ten_steps(program, workdir, 4, 2)
     running[2].send_signal(signal.SIGKILL)
@@ -83,12 +83,12 @@ def test_a_killed_process_ends_the_others_and_fewer_go_on(program, alone, tmp_pa
     assert time.monotonic() - killed < 60
     assert re.search("terminat|heartbeat|unhealthy|closed|reset", outputs(workdir), re.I)
     run_to_the_end(program, workdir, 2, 2)
-    assert "going on from step" in outputs(workdir)
+    assert "resumed from step" in outputs(workdir)
     assert_same_run(workdir, alone)
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_at_one_step(program, alone, tmp_path):
+def test_sigterm_to_one_process_stops_all_processes_after_the_same_step(program, alone, tmp_path):
     workdir = tmp_path / "run"
     running = running_for_ten_steps(program, workdir, 2, 1)
     running[1].terminate()
@@ -96,18 +96,18 @@ def test_sigterm_to_one_process_stops_all_at_one_step(program, alone, tmp_path):
     last = kept_steps(workdir)[-1]
     assert f"stopped by SIGTERM; step {last} of" in outputs(workdir)
     run_to_the_end(program, workdir, 2, 1)
-    assert f"going on from step {last} " in outputs(workdir)
+    assert f"resumed from step {last} " in outputs(workdir)
     assert_same_run(workdir, alone)
 
 
 @pytest.mark.slow
-def test_nobody_at_the_coordinators_address(program, tmp_path):
+def test_an_unreachable_coordinator_is_an_error_after_the_timeout(program, tmp_path):
     workdir = tmp_path / "run"
     log = workdir.with_suffix(".log")
     together = ["--multihost", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     process = program(workdir, *together, "--process_id=1", "--start_timeout=5", log=log)
     assert process.wait(timeout=60) == 2, log.read_text()
-    assert "process 1 of 2 did not meet the others at localhost" in log.read_text()
+    assert "process 1 of 2 did not connect to the other processes at localhost" in log.read_text()
     assert not workdir.exists()
 
 
@@ -116,17 +116,17 @@ def test_nobody_at_the_coordinators_address(program, tmp_path):
     [
         (("localhost:1", None, None), "--num_processes and --process_id is missing"),
         (("localhost", 2, 0), "--coordinator is 'localhost'; it must be HOST:PORT"),
-        (("localhost:1", 2, 2), "--process_id is 2 and --num_processes 2"),
-        (("localhost:1", 0, 0), "--num_processes 0"),
+        (("localhost:1", 2, 2), "--process_id is 2 and --num_processes is 2"),
+        (("localhost:1", 0, 0), "--num_processes is 0"),
     ],
 )
-def test_incomplete_arguments(arguments, message):
+def test_incomplete_or_invalid_process_arguments_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         processes.start(*arguments)
 
 
 @pytest.mark.slow
-def test_what_one_process_cannot_do_ends_all(program, tmp_path):
+def test_an_error_in_one_process_ends_all_processes(program, tmp_path):
     workdir = tmp_path / "run"
     running = start_all(program, workdir, 2, 1, *SETTINGS, only={1: ["--config.data_dir=/nowhere"]})
     assert running[1].wait(timeout=60) == 2
@@ -139,12 +139,14 @@ def test_what_one_process_cannot_do_ends_all(program, tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ("--config.learning_rate=0.1", "learning_rate: 0.003 in process 0, 0.1 in process 1"),
-        ("--config.data_dir={other}", "the dev rows: "),
-        ("--config.model={other}/wide", "the parameters before the first step: "),
+        ("--config.learning_rate=0.1", "learning_rate is 0.003 on process 0 and 0.1 on process 1"),
+        ("--config.data_dir={other}", "the hash of the dev rows is "),
+        ("--config.model={other}/wide", "the hash of the initial parameters is "),
     ],
 )
-def test_processes_that_would_train_differently(program, sources, tmp_path, other, message):
+def test_processes_with_different_settings_rows_or_parameters_are_refused(
+    program, sources, tmp_path, other, message
+):
     workdir, copy = tmp_path / "run", tmp_path / "copy"
     shutil.copytree(sources, copy)
     with (copy / "dev.csv").open("a") as file:
@@ -159,8 +161,10 @@ def test_processes_that_would_train_differently(program, sources, tmp_path, othe
 
 
 @pytest.mark.slow
-def test_each_process_may_have_its_own_copies(program, sources, alone, tmp_path):
-    """At the start, and when the run goes on."""
+def test_processes_may_read_copies_of_the_files_at_different_paths(
+    program, sources, alone, tmp_path
+):
+    """Both when the run starts and when it is resumed."""
     workdir, copy = tmp_path / "run", tmp_path / "copy"
     shutil.copytree(sources, copy)
     own = {1: [f"--config.data_dir={copy}", f"--config.model={copy / 'model'}"]}
@@ -173,9 +177,9 @@ def test_each_process_may_have_its_own_copies(program, sources, alone, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_folder_that_not_all_processes_see(program, tmp_path):
+def test_a_workdir_that_the_processes_do_not_share_is_refused(program, tmp_path):
     workdir = tmp_path / "run"
     elsewhere = {1: [f"--workdir={tmp_path / 'elsewhere'}"]}
     for process in start_all(program, workdir, 2, 1, *SETTINGS, only=elsewhere):
         assert process.wait(timeout=120) == 2
-    assert "process 1 does not see what process 0 wrote" in outputs(workdir)
+    assert "process 1 cannot read the file that process 0 wrote" in outputs(workdir)

@@ -1,6 +1,6 @@
-"""With PyTorch at hand: what we write, PyTorch reads, and gives the same logits; and the reverse.
+"""Exchange of checkpoints with PyTorch, in both directions.
 
-Skipped without torch; the recorded references in test_model.py stand in for it.
+Skipped without torch; test_model.py then compares with the recorded references.
 """
 
 import sys
@@ -49,21 +49,21 @@ def pytorch_logits(directory, batch):
         return model(tensors)[1].numpy()
 
 
-@pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("name", SHAPES)
-def test_pytorch_reads_what_we_write(name, labels, tmp_path):
-    plain = tiny_checkpoint(tmp_path / "plain", WORDS, initializer_range=0.3, **SHAPES[name])
-    classifier = EarlyExitClassifier.from_pretrained(str(plain), num_labels=labels)
+@pytest.mark.parametrize("num_labels", [1, 3])
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_saved_checkpoint_gives_the_same_logits_in_pytorch(family, num_labels, tmp_path):
+    plain = tiny_checkpoint(tmp_path / "plain", WORDS, initializer_range=0.3, **SHAPES[family])
+    classifier = EarlyExitClassifier.from_pretrained(str(plain), num_labels=num_labels)
     classifier.save_pretrained(tmp_path / "saved")
-    batch = {key: value % 10 for key, value in random_batch(6).items()}
-    theirs = pytorch_logits(tmp_path / "saved", batch)
-    ours = jax.jit(all_exit_logits)(classifier.model, batch)
-    assert theirs.shape == ours.shape == (4, 6, labels)
-    assert np.abs(theirs - ours).max() < 2e-5
+    batch = {name: value % 10 for name, value in random_batch(6).items()}
+    expected = pytorch_logits(tmp_path / "saved", batch)
+    logits = jax.jit(all_exit_logits)(classifier.model, batch)
+    assert expected.shape == logits.shape == (4, 6, num_labels)
+    assert np.abs(expected - logits).max() < 2e-5
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_reads_pytorch_model_bin(sharded, tmp_path):
+def test_pytorch_model_bin_is_loaded(sharded, tmp_path):
     import json
 
     from safetensors.torch import load_file
@@ -76,18 +76,18 @@ def test_reads_pytorch_model_bin(sharded, tmp_path):
     (plain / "model.safetensors").unlink()
     if sharded:
         names = sorted(state)
-        parts = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
-        for file, part in parts.items():
-            torch.save({key: state[key] for key in part}, plain / file)
-        index = {"weight_map": {key: file for file, part in parts.items() for key in part}}
+        shards = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+        for file, shard in shards.items():
+            torch.save({name: state[name] for name in shard}, plain / file)
+        index = {"weight_map": {name: file for file, shard in shards.items() for name in shard}}
         (plain / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     else:
         torch.save(state, plain / "pytorch_model.bin")
-    found = EarlyExitClassifier.from_pretrained(str(plain), num_labels=2).all_exit_logits(["bad"])
-    np.testing.assert_array_equal(found, expected)
+    logits = EarlyExitClassifier.from_pretrained(str(plain), num_labels=2).all_exit_logits(["bad"])
+    np.testing.assert_array_equal(logits, expected)
 
 
-def test_refuses_a_pickle_that_is_not_tensors(tmp_path):
+def test_a_pickle_with_other_objects_than_tensors_is_refused(tmp_path):
     plain = tiny_checkpoint(tmp_path / "plain", WORDS)
     (plain / "model.safetensors").unlink()
     torch.save({"a": object()}, plain / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Killing a run, stopping it, or damaging what it saved changes nothing of how it ends."""
+"""A run that was killed, stopped or damaged resumes and ends with the same results."""
 
 import errno
 import resource
@@ -29,17 +29,17 @@ from runs import (
 STEPS_TO_KILL = 90
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_and_ends_like_an_undisturbed_run(
     finished, sources, recording, tmp_path
 ):
-    # Before the first checkpoint, between two, and in the last step.
+    # Before the first checkpoint, between two checkpoints, and in the last step.
     for step in (2, 6, 12):
         recording.kill_in_step = step
         with pytest.raises(Killed):
             train(run_config(sources), tmp_path)
         assert not (tmp_path / "model.safetensors").exists()
-        logged = [line["step"] for line in metrics_of(tmp_path) if "loss" in line]
-        assert logged == list(range(1, len(logged) + 1))
+        logged_steps = [line["step"] for line in metrics_of(tmp_path) if "loss" in line]
+        assert logged_steps == list(range(1, len(logged_steps) + 1))
     recording.kill_in_step = None
     train(run_config(sources), tmp_path)
     assert weights_of(tmp_path) == weights_of(finished)
@@ -49,8 +49,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_a_run_of_two_stages_goes_on_in_either(sources, recording, tmp_path):
-    """The phase is a function of the step; with all else that a run can be told."""
+def test_a_two_stage_run_resumes_in_either_stage(sources, recording, tmp_path):
+    """The run also has most other settings of training that are not the default."""
     config = run_config(
         sources,
         strategy="two_stage",
@@ -68,16 +68,19 @@ def test_a_run_of_two_stages_goes_on_in_either(sources, recording, tmp_path):
     recording.kill_in_step = None
     train(config, tmp_path / "killed")
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "undisturbed")
-    first, last = recording.saved[6], recording.saved[TOTAL_STEPS]
-    for name, value in first.items():
-        own = name.startswith(("classifiers.", "pooler."))
-        same = value == last[name]
-        assert same[-1:].all(), f"{name} of the last exit changed in the second stage"
-        assert not same[:-1].all() if own else same.all(), f"{name} in the second stage"
+    second_stage_start, end = recording.saved[6], recording.saved[TOTAL_STEPS]
+    for name, value in second_stage_start.items():
+        belongs_to_exits = name.startswith(("classifiers.", "pooler."))
+        same = value == end[name]
+        assert same[-1:].all(), f"the second stage must not change {name} of the last exit"
+        if belongs_to_exits:
+            assert not same[:-1].all(), f"the second stage must train {name} of the early exits"
+        else:
+            assert same.all(), f"the second stage must not change {name}"
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "undisturbed")
 
 
-def test_a_line_that_a_kill_cut_short_is_not_in_the_log(tmp_path):
+def test_an_incomplete_last_line_is_not_in_the_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
     assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3]
@@ -95,26 +98,27 @@ def test_starting_a_finished_run_again_changes_nothing(finished, sources):
         assert after[name] == before[name], name
 
 
-def test_a_run_goes_on_with_another_number_of_devices(finished, sources, recording, tmp_path):
+def test_a_run_resumes_with_another_number_of_devices(finished, sources, recording, tmp_path):
     recording.kill_in_step = 7
     with pytest.raises(Killed):
         train(run_config(sources), tmp_path)
     recording.kill_in_step = None
     train(run_config(sources, mesh=MeshConfig(data=2)), tmp_path)
-    one, two = metrics_of(finished), metrics_of(tmp_path)
-    assert [line["step"] for line in two] == [line["step"] for line in one]
-    losses, expected = ([line["loss"] for line in lines if "loss" in line] for lines in (two, one))
+    lines, expected_lines = metrics_of(tmp_path), metrics_of(finished)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected_lines]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    expected = [line["loss"] for line in expected_lines if "loss" in line]
     assert losses[:6] == expected[:6]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
-def test_sigterm_saves_the_step_and_the_run_goes_on_from_it(
+def test_sigterm_saves_the_step_and_the_run_resumes_from_the_step(
     finished, sources, tmp_path, monkeypatch
 ):
-    training_batch, before = loop.training_batch, signal.getsignal(signal.SIGTERM)
+    training_batch, previous_handler = loop.training_batch, signal.getsignal(signal.SIGTERM)
 
     def batch_and_signal(*arguments, **options):
-        if arguments[-1] + 1 == 7:  # Asked for while step 6 is under way.
+        if arguments[-1] + 1 == 7:  # Batch 7 is assembled while step 6 runs.
             signal.raise_signal(signal.SIGTERM)
         return training_batch(*arguments, **options)
 
@@ -122,9 +126,9 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_from_it(
     with pytest.raises(SystemExit) as stopped:
         train(run_config(sources, save_every=4), tmp_path)
     assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == previous_handler
     (_, last) = kept_steps(tmp_path)
-    assert last in (5, 6, 7), "the step that was under way, or the next one"
+    assert last in (5, 6, 7), "the run must save the running step or the next step"
     assert not (tmp_path / "model.safetensors").exists()
     monkeypatch.undo()
     train(run_config(sources, save_every=4), tmp_path)
@@ -132,7 +136,7 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_from_it(
     assert metrics_of(tmp_path) == metrics_of(finished)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_restored(
     finished, sources, recording, tmp_path, caplog
 ):
     recording.kill_in_step = 7
@@ -147,32 +151,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     largest.write_bytes(content)
     train(run_config(sources), tmp_path)
     (warning,) = (record.message for record in caplog.records if "damaged" in record.message)
-    assert f"{largest.relative_to(folder)} has other contents than were written" in warning
+    assert f"{largest.relative_to(folder)} changed after it was written" in warning
     assert str(folder) in warning and "damaged-6-1" in warning
     assert weights_of(tmp_path) == weights_of(finished)
     assert metrics_of(tmp_path) == metrics_of(finished)
 
 
-def test_digests_tell_every_damage(tmp_path):
-    def folder(name):
+def test_digests_detect_truncated_changed_and_missing_files(tmp_path):
+    def written_folder(name):
         (tmp_path / name / "inner").mkdir(parents=True)
         (tmp_path / name / "inner" / "array").write_bytes(b"0123456789")
         digests.write(tmp_path / name)
         assert digests.problem(tmp_path / name) is None
         return tmp_path / name
 
-    (folder("short") / "inner" / "array").write_bytes(b"01234567")
+    (written_folder("short") / "inner" / "array").write_bytes(b"01234567")
     assert digests.problem(tmp_path / "short") == "inner/array has 8 bytes instead of 10"
-    (folder("flipped") / "inner" / "array").write_bytes(b"0123456788")
-    assert "inner/array has other contents" in digests.problem(tmp_path / "flipped")
-    (folder("gone") / "inner" / "array").unlink()
+    (written_folder("flipped") / "inner" / "array").write_bytes(b"0123456788")
+    assert digests.problem(tmp_path / "flipped") == "inner/array changed after it was written"
+    (written_folder("gone") / "inner" / "array").unlink()
     assert digests.problem(tmp_path / "gone") == "inner/array is missing"
     for text in ("{", "[]", '{"inner/array": 1}', '{"inner/array": {}}'):
         (tmp_path / "gone" / "digests.json").write_text(text)
         assert digests.problem(tmp_path / "gone") == "digests.json cannot be read"
 
 
-def test_a_checkpoint_without_digests_is_taken_to_be_good(finished, sources, recording, tmp_path):
+def test_a_checkpoint_without_digests_is_restored(finished, sources, recording, tmp_path):
     recording.kill_in_step = 7
     with pytest.raises(Killed):
         train(run_config(sources), tmp_path)
@@ -183,39 +187,43 @@ def test_a_checkpoint_without_digests_is_taken_to_be_good(finished, sources, rec
     assert weights_of(tmp_path) == weights_of(finished)
 
 
-def test_a_save_that_fails_ends_the_run_and_the_last_one_stays(sources, tmp_path, monkeypatch):
+def test_a_failed_save_ends_the_run_and_the_previous_checkpoint_stays(
+    sources, tmp_path, monkeypatch
+):
     write, calls = digests.write, []
 
-    def full(folder):
+    def write_until_the_disk_is_full(folder):
         calls.append(folder)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         write(folder)
 
-    monkeypatch.setattr(digests, "write", full)
+    monkeypatch.setattr(digests, "write", write_until_the_disk_is_full)
     with pytest.raises(SaveFailed, match="No space left on device"):
         train(run_config(sources), tmp_path)
     assert {2, 4} & set(kept_steps(tmp_path))
 
 
-def test_files_that_can_grow_no_more(finished, sources, tmp_path, monkeypatch):
-    """The operating system refuses a real write of the third save, somewhere below orbax."""
+def test_a_refused_write_ends_the_run_and_the_run_can_be_resumed(
+    finished, sources, tmp_path, monkeypatch
+):
+    """The operating system refuses a write of the third save, in the libraries below orbax."""
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = Checkpoints.save
 
-    def limited(self, state, score):
+    def save_with_size_limit(self, state, score):
         if state.step != 6:
             return save(self, state, score)
         assert self.steps == [2, 4]
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
         try:
             save(self, state, score)
-            assert self.steps  # Waits for what is being saved.
+            assert self.steps  # `steps` waits for the pending save.
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
-    monkeypatch.setattr(Checkpoints, "save", limited)
-    with pytest.raises(SaveFailed, match="step 6 cannot .* too large; .* of step 4"):
+    monkeypatch.setattr(Checkpoints, "save", save_with_size_limit)
+    with pytest.raises(SaveFailed, match="step 6 cannot .* too large; .* is step 4"):
         train(run_config(sources), tmp_path)
     monkeypatch.undo()
     train(run_config(sources), tmp_path)
@@ -231,7 +239,8 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
 
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest is None and checkpoints.best is None
-    # The later of two equals is the best; NaN (a correlation of constants) never is.
+    # Of two equal scores, the later step is the best. NaN (a correlation of constant predictions)
+    # is never the best.
     scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: float("nan"), 5: None, 6: 0.7, 7: 0.8}
     kept = {1: [1], 2: [1, 2], 3: [2, 3], 4: [3, 4], 5: [3, 4, 5], 6: [3, 5, 6], 7: [3, 6, 7]}
     for step, score in scores.items():
@@ -239,21 +248,21 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
         assert checkpoints.latest == step
         assert kept_steps(tmp_path) == checkpoints.steps == kept[step]
     checkpoints.close()
-    again = Checkpoints(tmp_path / "checkpoints")
-    assert again.best == 3 and again.latest == 7
-    assert again.parameters(3, state(0).parameters)["layer.kernel"].tolist() == [3, 3, 3]
-    restored = again.restore(7, state(0))
+    reopened = Checkpoints(tmp_path / "checkpoints")
+    assert reopened.best == 3 and reopened.latest == 7
+    assert reopened.parameters(3, state(0).parameters)["layer.kernel"].tolist() == [3, 3, 3]
+    restored = reopened.restore(7, state(0))
     assert int(restored.step) == 7
     assert restored.parameters["layer.kernel"].tolist() == [7, 7, 7]
     with pytest.raises(InputError, match="step 7 in .* does not hold the arrays"):
-        again.parameters(7, {"other.kernel": jnp.zeros(3)})
-    with pytest.raises(InputError, match="begin again with --overwrite"):
-        again.parameters(7, {"layer.kernel": jnp.zeros(4)})
-    again.close()
+        reopened.parameters(7, {"other.kernel": jnp.zeros(3)})
+    with pytest.raises(InputError, match="start again with --overwrite"):
+        reopened.parameters(7, {"layer.kernel": jnp.zeros(4)})
+    reopened.close()
 
 
 def kill_when(process, workdir, moment):
-    """Kills the process as soon as `moment()` is true."""
+    """Kill the process as soon as `moment()` is true."""
     while not moment():
         assert process.poll() is None, workdir.with_suffix(".log").read_text()
         time.sleep(0.0005)
@@ -275,7 +284,7 @@ def assert_ends_like(undisturbed, program, workdir):
 
 
 @pytest.mark.slow
-def test_a_real_sigterm(program, undisturbed, tmp_path):
+def test_a_process_stopped_by_sigterm_exits_with_143_and_resumes(program, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     process = program(workdir)
     while steps_logged(workdir) < 22:
@@ -290,7 +299,7 @@ def test_a_real_sigterm(program, undisturbed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["first step", "middle of an epoch", "while saving"])
-def test_sigkill_and_restart(program, undisturbed, moment, tmp_path):
+def test_a_process_killed_by_sigkill_resumes(program, undisturbed, moment, tmp_path):
     workdir = tmp_path / "run"
     process = program(workdir)
     moments = {
@@ -304,8 +313,8 @@ def test_sigkill_and_restart(program, undisturbed, moment, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigkill_again_and_again_while_saving(program, undisturbed, tmp_path):
-    """Each time a little later after a save began: in its writing, its rename, its clean-up."""
+def test_a_process_killed_repeatedly_while_saving_resumes(program, undisturbed, tmp_path):
+    """The delays cover the phases of a save: writing, renaming and removing old checkpoints."""
     workdir = tmp_path / "run"
     for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.1):
         process = program(workdir)

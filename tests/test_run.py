@@ -1,4 +1,4 @@
-"""Whole training runs: what they leave behind, and which ones are refused."""
+"""Whole training runs: the files that a run writes, and the runs that are refused."""
 
 import dataclasses
 import json
@@ -33,19 +33,19 @@ from runs import (
 
 
 def tensors_from(sources, parameters):
-    """A recorded state's parameters as a checkpoint would name them."""
+    """Return the parameters of a recorded state, named as in a Hugging Face checkpoint."""
     start = load_pretrained(str(sources / "model"), num_labels=2).model
     return to_tensors(unstacked(merge(split(stacked(start))[0], parameters)))
 
 
 def assert_same_weights(workdir, tensors):
-    ours = load_file(workdir / "model.safetensors")
-    assert ours.keys() == tensors.keys()
+    exported = load_file(workdir / "model.safetensors")
+    assert exported.keys() == tensors.keys()
     for name, value in tensors.items():
-        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+        np.testing.assert_array_equal(exported[name], value, err_msg=name)
 
 
-def test_a_finished_run_directory_is_a_checkpoint(finished, sources):
+def test_a_finished_run_directory_is_a_hugging_face_style_checkpoint(finished, sources):
     expected = {
         "config.json",
         "model.safetensors",
@@ -80,14 +80,16 @@ def test_the_log_has_every_step_once_and_the_evaluations(finished):
     text = (finished / "metrics.jsonl").read_text().splitlines()
     speeds = [line["speed"] for line in map(json.loads, text) if "speed" in line]
     assert speeds and all(speed["tokens_per_second"] > 0 for speed in speeds)
-    assert "flop_utilisation" not in speeds[0], "the peak of a CPU is not known"
-    assert evaluations[-1]["dev"]["accuracy"][-1] > 0.8, "the run learns nothing"
+    assert "flop_utilisation" not in speeds[0], (
+        "the peak of a CPU is unknown, so the log must not have flop_utilisation"
+    )
+    assert evaluations[-1]["dev"]["accuracy"][-1] > 0.8, "the run must learn its training data"
 
 
 def test_the_finished_run_gives_the_logits_of_the_trained_parameters(
     finished, sources, recording, tmp_path
 ):
-    """Also: the same run elsewhere ends with the same bytes."""
+    """In addition, the same run in another directory exports the same bytes."""
     train(run_config(sources), tmp_path / "run")
     assert weights_of(tmp_path / "run") == weights_of(finished)
     assert_same_weights(finished, tensors_from(sources, recording.saved[TOTAL_STEPS]))
@@ -96,9 +98,9 @@ def test_the_finished_run_gives_the_logits_of_the_trained_parameters(
     start = load_pretrained(str(sources / "model"), num_labels=2).model
     parameters = jax.device_put(recording.saved[TOTAL_STEPS])
     trained = merge(split(stacked(start))[0], parameters)
-    ours = all_exit_logits(load_pretrained(str(finished)).model, batch)
-    np.testing.assert_allclose(ours, all_exit_logits(trained, batch), atol=1e-5)
-    assert jnp.abs(ours - all_exit_logits(start, batch)).max() > 0.1
+    logits = all_exit_logits(load_pretrained(str(finished)).model, batch)
+    np.testing.assert_allclose(logits, all_exit_logits(trained, batch), atol=1e-5)
+    assert jnp.abs(logits - all_exit_logits(start, batch)).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_the_finished_run_gives_the_logits_of_the_trained_parameters(
         (dict(pooling="max"), "config.pooling is 'max'; it must be one of cls, mean"),
     ],
 )
-def test_ways_of_training_that_a_model_cannot_be_trained_in(sources, tmp_path, fields, message):
+def test_settings_that_do_not_fit_the_model_are_refused(sources, tmp_path, fields, message):
     tiny_checkpoint(tmp_path / "model", WORDS, num_hidden_layers=1)
     config = run_config(sources, model=str(tmp_path / "model"), **fields)
     with pytest.raises(InputError, match=message):
@@ -116,23 +118,22 @@ def test_ways_of_training_that_a_model_cannot_be_trained_in(sources, tmp_path, f
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_of_one_layer(sources, tmp_path):
-    """Its early exits are none at all."""
+def test_a_model_of_one_layer_without_early_exits_can_be_trained(sources, tmp_path):
     tiny_checkpoint(tmp_path / "model", WORDS, num_hidden_layers=1)
     train(run_config(sources, model=str(tmp_path / "model"), max_steps=2), tmp_path / "run")
     assert load_pretrained(str(tmp_path / "run")).model.config.num_hidden_layers == 1
 
 
-def test_a_temperature_softens_no_score(sources, tmp_path):
+def test_a_distillation_temperature_is_refused_for_regression(sources, tmp_path):
     (tmp_path / "scores.csv").write_text("text,label\ngood,1.5\nbad,0.5\n")
     files = FilesConfig(train="scores.csv", dev="scores.csv", regression=True)
     distill = DistillConfig(weight=1.0, temperature=2.0)
     config = run_config(sources, data_dir=str(tmp_path), files=files, distill=distill)
-    with pytest.raises(InputError, match="a regression: there is nothing to soften"):
+    with pytest.raises(InputError, match="a regression task, whose scores have no temperature"):
         train(config, tmp_path / "run")
 
 
-def test_new_classifiers_start_at_the_mean_score(sources, tmp_path):
+def test_prior_bias_of_a_regression_is_the_mean_score(sources, tmp_path):
     (tmp_path / "scores.csv").write_text("text,label\ngood,4.5\nbad,0.5\nfair,4\n")
     files = FilesConfig(train="scores.csv", dev="scores.csv", regression=True)
     config = run_config(
@@ -145,12 +146,12 @@ def test_new_classifiers_start_at_the_mean_score(sources, tmp_path):
 
 def test_another_config_is_refused_and_nothing_changes(finished, sources):
     before = contents(finished)
-    with pytest.raises(InputError, match="learning_rate is 0.003 there and 0.5 here"):
+    with pytest.raises(InputError, match="learning_rate is 0.003 in that run and 0.5 in this run"):
         train(run_config(sources, learning_rate=0.5), finished)
     assert contents(finished) == before
 
 
-def test_files_that_are_not_a_runs_are_left_alone(sources, tmp_path):
+def test_a_directory_with_files_of_no_run_is_refused_and_does_not_change(sources, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(InputError, match=str(tmp_path)):
@@ -158,18 +159,21 @@ def test_files_that_are_not_a_runs_are_left_alone(sources, tmp_path):
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
 
-def test_a_run_killed_in_its_first_moment_or_while_clearing_may_start_again(sources, tmp_path):
+def test_a_run_killed_while_writing_its_config_or_clearing_can_start_again(sources, tmp_path):
     config = run_config(sources)
     (tmp_path / ".train_config.json.tmp").write_text("{")
     run_directory.check(tmp_path, config, overwrite=False)
     run_directory.prepare(tmp_path, config, overwrite=False)
     assert {path.name for path in tmp_path.iterdir()} == {"train_config.json"}
-    # The removal takes this file last, so one that was cut short is still a run's folder.
+    # --overwrite removes this file last, so that a directory is still a run directory after an
+    # interrupted removal.
     assert run_directory._OWN_FILES[-1] == "train_config.json"
     run_directory.check(tmp_path, config, overwrite=True)
 
 
-def test_overwrite_replaces_the_run(sources, finished, recording, tmp_path):
+def test_overwrite_replaces_the_run_and_removes_no_other_file(
+    sources, finished, recording, tmp_path
+):
     recording.kill_in_step = 4
     with pytest.raises(Killed):
         train(run_config(sources, eval_every=2), tmp_path)
@@ -185,42 +189,44 @@ def test_overwrite_replaces_the_run(sources, finished, recording, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(sources, tmp_path, monkeypatch):
     training_batch = loop.training_batch
 
-    def without_rows(*arguments, **options):
+    def batch_without_valid_rows(*arguments, **options):
         batch = training_batch(*arguments, **options)
         if arguments[-1] + 1 == 6:
             batch["valid"] = np.zeros_like(batch["valid"])  # The mean of no rows is 0 / 0.
         return batch
 
-    monkeypatch.setattr(loop, "training_batch", without_rows)
+    monkeypatch.setattr(loop, "training_batch", batch_without_valid_rows)
     good = tmp_path / "checkpoints" / "4"
-    with pytest.raises(TrainingDiverged, match=rf"step 6 .*last good checkpoint is {good}\b"):
+    with pytest.raises(
+        TrainingDiverged, match=rf"step 6: the loss .*last good checkpoint is {good}\b"
+    ):
         train(run_config(sources), tmp_path)
     assert kept_steps(tmp_path) == [2, 4]
     assert not (tmp_path / "model.safetensors").exists()
     assert [line["step"] for line in metrics_of(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5]
 
 
-def test_an_update_that_ruins_the_parameters_is_not_saved(sources, tmp_path, monkeypatch):
-    def ruined(parameters):
-        ruined.calls += 1
-        return ruined.calls < 3
+def test_parameters_that_are_not_finite_are_not_saved(sources, tmp_path, monkeypatch):
+    def finite_twice(parameters):
+        finite_twice.calls += 1
+        return finite_twice.calls < 3
 
-    ruined.calls = 0
-    monkeypatch.setattr(loop, "all_finite", ruined)
+    finite_twice.calls = 0
+    monkeypatch.setattr(loop, "all_finite", finite_twice)
     good = tmp_path / "checkpoints" / "4"
-    with pytest.raises(TrainingDiverged, match=rf"step 6 the new parameters .* is {good}\b"):
+    with pytest.raises(TrainingDiverged, match=rf"step 6: the new parameters .* is {good}\b"):
         train(run_config(sources), tmp_path)
     assert kept_steps(tmp_path) == [2, 4]
 
 
-def test_a_learning_rate_that_overflows_stops_before_anything_is_saved(sources, tmp_path):
+def test_a_learning_rate_that_overflows_stops_before_the_first_checkpoint(sources, tmp_path):
     with pytest.raises(TrainingDiverged, match="there is no checkpoint yet"):
         train(run_config(sources, learning_rate=1e38, max_grad_norm=0.0), tmp_path)
     assert kept_steps(tmp_path) == []
 
 
-def test_export_best_leaves_the_best_steps_parameters(sources, recording, tmp_path):
-    # On dev the words say the opposite: the more the run learns, the worse it gets.
+def test_export_best_exports_the_parameters_of_the_best_step(sources, recording, tmp_path):
+    # The labels of dev are swapped: the more the run learns, the lower the accuracy.
     text = (sources / "dev.csv").read_text()
     swapped = text.replace(",no", ",?").replace(",yes", ",no").replace(",?", ",yes")
     (sources / "swapped.csv").write_text(swapped)
@@ -230,5 +236,7 @@ def test_export_best_leaves_the_best_steps_parameters(sources, recording, tmp_pa
         line["step"]: line["dev"]["accuracy"][-1] for line in metrics_of(tmp_path) if "dev" in line
     }
     best = max(scores, key=lambda step: (scores[step], step))
-    assert best < TOTAL_STEPS, "the test's own data no longer do what they should"
+    assert best < TOTAL_STEPS, (
+        "the accuracy on swapped labels must fall during training: adjust the data of this test"
+    )
     assert_same_weights(tmp_path, tensors_from(sources, recording.saved[best]))

@@ -1,4 +1,4 @@
-"""What each way of training the exits changes in a step, and what it leaves alone."""
+"""Training strategies: the parameters that a step changes, and the parameters that it does not."""
 
 import functools
 
@@ -34,7 +34,7 @@ def config_of(**fields) -> TrainConfig:
 
 @functools.cache
 def model_of(pooler="shared", pooling="cls", labels=3, dropout=False) -> EarlyExitModel:
-    """A BERT whose layers each have their own parameters."""
+    """Return a BERT, whose layers do not share parameters."""
     exits = {"exit_pooler": pooler, "exit_pooling": pooling}
     rates = {} if dropout else NO_DROPOUT
     return tiny_model("bert", labels, num_hidden_layers=EXITS, **exits, **rates)
@@ -52,19 +52,19 @@ def start(model, config):
 
 
 def run_steps(model, config, phases, batch=None):
-    """The parameters before and after every step, on the host."""
+    """Return the parameters before the first step and after every step, and the last metrics."""
     graph, state = start(model, config)
     step = make_train_step(graph, config, STEPS)
     batch = batch or labeled_batch(model.config.num_labels)
-    found = [jax.device_get(state.parameters)]
+    parameters = [jax.device_get(state.parameters)]
     for phase in phases:
         state, metrics = step(state, batch, phase)
-        found.append(jax.device_get(state.parameters))
-    return found, metrics
+        parameters.append(jax.device_get(state.parameters))
+    return parameters, metrics
 
 
 def by_exit(parameters, pooler):
-    """Each exit's own parameters and those that exits share, by name."""
+    """Return the parameters by name, with one entry per exit for parameters of the exits."""
     result = {}
     for name, value in parameters.items():
         if name.startswith("classifiers.") or (name.startswith("pooler.") and pooler != "shared"):
@@ -75,8 +75,9 @@ def by_exit(parameters, pooler):
 
 
 def changed(before, after, pooler):
+    """Return the names of the changed parameters, and the names of all compared parameters."""
     before, after = by_exit(before, pooler), by_exit(after, pooler)
-    # A key bias has no true gradient; whether rounding moves it is nobody's business.
+    # The true gradient of a key bias is 0; rounding errors may change it or not.
     names = {name for name in before if "key_projection.bias" not in name}
     return {name for name in names if (before[name] != after[name]).any()}, names
 
@@ -96,63 +97,65 @@ def changed(before, after, pooler):
         ),
     ],
 )
-def test_the_weights_of_each_exits_loss_in_each_step(fields, expected):
+def test_loss_weights_of_every_step(fields, expected):
     config = config_of(**fields)
     phases = [phase_of(config, step, STEPS, EXITS) for step in range(STEPS)]
     np.testing.assert_allclose([phase.weights for phase in phases], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("pooler", ["shared", "per_exit"])
-def test_a_step_of_the_last_exit_alone_leaves_the_early_exits_as_they_are(pooler):
-    """Also with momentum from steps that trained them, and with weight decay."""
+def test_a_step_of_the_last_exit_alone_does_not_change_the_early_exits(pooler):
+    """The early exits have momentum from an earlier joint step, and weight decay."""
     config = config_of(strategy="alternating", pooler=pooler)
-    together, alone = (phase_of(config, step, STEPS, EXITS) for step in (1, 0))
-    parameters, metrics = run_steps(model_of(pooler), config, [together, alone])
+    joint_phase, last_phase = (phase_of(config, step, STEPS, EXITS) for step in (1, 0))
+    parameters, metrics = run_steps(model_of(pooler), config, [joint_phase, last_phase])
     assert metrics.loss == metrics.exit_losses[-1]
-    found, names = changed(parameters[0], parameters[1], pooler)
-    assert found == names, "the joint step must change everything"
-    found, names = changed(parameters[1], parameters[2], pooler)
+    changed_names, names = changed(parameters[0], parameters[1], pooler)
+    assert changed_names == names, "the joint step must change all parameters"
+    changed_names, names = changed(parameters[1], parameters[2], pooler)
     early = {name for name in names if "of exit 1" in name or "of exit 2" in name}
-    assert early and found == names - early
+    assert early and changed_names == names - early
 
 
 @pytest.mark.parametrize("pooler", ["shared", "per_exit"])
-def test_the_second_stage_changes_early_exits_only_and_no_full_depth_logit(pooler):
+def test_the_second_stage_changes_only_early_exits_and_no_logit_of_the_last_exit(pooler):
     config = config_of(strategy="two_stage", pooler=pooler, pooling="mean")
     phases = [phase_of(config, step, STEPS, EXITS) for step in (0, 0, 0, 9, 9)]
     model = model_of(pooler, "mean")
     parameters, _ = run_steps(model, config, phases)
-    found, names = changed(parameters[0], parameters[3], pooler)
+    changed_names, names = changed(parameters[0], parameters[3], pooler)
     early = {name for name in names if "of exit 1" in name or "of exit 2" in name}
-    assert found == names - early, "the first stage trains all but the early exits"
-    found, _ = changed(parameters[3], parameters[5], pooler)
-    assert found == early, "the second stage trains the early exits only"
+    assert changed_names == names - early, "the first stage must train all but the early exits"
+    changed_names, _ = changed(parameters[3], parameters[5], pooler)
+    assert changed_names == early, "the second stage must train only the early exits"
     logits = make_eval_step(split(stacked(model))[0])
     before, after = (logits(parameters[step], labeled_batch()) for step in (3, 5))
     np.testing.assert_array_equal(before[-1], after[-1])
     assert (before[:-1] != after[:-1]).any()
 
 
-def test_a_part_that_joins_late_starts_with_a_full_bias_correction():
-    """Adam's first step is the learning rate in size, however late it comes."""
+def test_bias_correction_counts_the_steps_of_each_part():
+    """The first Adam update of a part has the size of the learning rate at any step of the run."""
     config = config_of(strategy="two_stage", weight_decay=0.0)
     phases = [phase_of(config, step, STEPS, EXITS) for step in (0, 0, 0, 0, 0, 9)]
     parameters, metrics = run_steps(model_of(), config, phases)
-    moved = parameters[6]["classifiers.kernel"][:2] - parameters[5]["classifiers.kernel"][:2]
-    np.testing.assert_allclose(np.abs(moved), metrics.learning_rate, rtol=1e-3)
+    updates = parameters[6]["classifiers.kernel"][:2] - parameters[5]["classifiers.kernel"][:2]
+    np.testing.assert_allclose(np.abs(updates), metrics.learning_rate, rtol=1e-3)
 
 
 @functools.cache
 def gradients_of_each_exit(pooling):
-    """Each exit's gradient by itself, by a loss written down once more."""
+    """Return the gradient of each exit's loss, from an independent implementation of the loss."""
     graph, parameters = split(stacked(model_of(pooling=pooling)))
     batch = labeled_batch()
     labels = jnp.asarray(batch["labels"])
 
     def losses(parameters):
         logits = all_exit_logits(merge(graph, parameters), batch)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[None, :, None], axis=2)
-        return -chosen[:, :, 0].mean(axis=1)
+        log_likelihood = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), labels[None, :, None], axis=2
+        )
+        return -log_likelihood[:, :, 0].mean(axis=1)
 
     return jax.device_get(jax.jit(jax.jacrev(losses))(parameters))
 
@@ -160,7 +163,7 @@ def gradients_of_each_exit(pooling):
 @pytest.mark.parametrize(
     ("pooling", "fields", "factor"),
     [
-        # Of exit j's gradient in layer i, both from 1; layer 0 is the embeddings.
+        # The factor on the gradient of exit j in layer i, both from 1; layer 0 is the embeddings.
         ("cls", {"gradient": "full"}, lambda i, j: 1.0),
         ("cls", {"gradient": "equilibrium"}, lambda i, j: 1 / (EXITS - max(i, 1) + 1)),
         ("mean", {"gradient": "equilibrium"}, lambda i, j: 1 / (EXITS - max(i, 1) + 1)),
@@ -176,37 +179,37 @@ def gradients_of_each_exit(pooling):
         ),
     ],
 )
-def test_how_much_of_each_exits_gradient_enters_the_encoder(pooling, fields, factor):
+def test_gradients_of_exits_enter_the_encoder_with_the_documented_factors(pooling, fields, factor):
     config = config_of(pooling=pooling, **fields)
     model, batch = model_of(pooling=pooling), labeled_batch()
-    each = gradients_of_each_exit(pooling)
+    exit_gradients = gradients_of_each_exit(pooling)
     graph, state = start(model, config)
     phase = phase_of(config, 0, STEPS, EXITS)
     state, _ = make_train_step(graph, config, STEPS)(state, batch, phase)
     # After one step AdamW's first moment is 0.1 times the gradient.
-    found = {name: 10 * np.asarray(v) for name, v in state.optimizer["shared"][0].mu.items()}
-    for name, gradient in found.items():
-        own = each[name]
+    moments = state.optimizer["shared"][0].mu
+    for name, moment in moments.items():
+        gradient, gradients = 10 * np.asarray(moment), exit_gradients[name]
         if name.startswith("groups."):
             for i in range(1, EXITS + 1):
-                sums = [factor(i, j) * LINEAR[j - 1] * own[j - 1, i - 1] for j in range(i, 4)]
+                sums = [factor(i, j) * LINEAR[j - 1] * gradients[j - 1, i - 1] for j in range(i, 4)]
                 close(gradient[i - 1], sum(sums), f"{name} of layer {i}")
-        elif name.startswith("pooler."):  # Not the encoder: every exit's gradient in full.
-            close(gradient, sum(LINEAR[j - 1] * own[j - 1] for j in (1, 2, 3)), name)
+        elif name.startswith("pooler."):  # The pooler receives unscaled gradients.
+            close(gradient, sum(LINEAR[j - 1] * gradients[j - 1] for j in (1, 2, 3)), name)
         else:
-            sums = [factor(0, j) * LINEAR[j - 1] * own[j - 1] for j in (1, 2, 3)]
+            sums = [factor(0, j) * LINEAR[j - 1] * gradients[j - 1] for j in (1, 2, 3)]
             close(gradient, sum(sums), name)
     for part, exits in (("early", slice(0, 2)), ("last", slice(2, 3))):
         for name, moment in state.optimizer[part][0].mu.items():
-            expected = [LINEAR[j] * each[name][j, j] for j in range(EXITS)][exits]
+            expected = [LINEAR[j] * exit_gradients[name][j, j] for j in range(EXITS)][exits]
             close(10 * np.asarray(moment), np.stack(expected), f"{name}, {part}")
 
 
-def close(found, expected, about):
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=about)
+def close(actual, expected, message):
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6, err_msg=message)
 
 
-def test_a_step_of_the_last_exit_alone_has_no_gradient_to_scale():
+def test_a_step_of_the_last_exit_alone_scales_no_gradient():
     config = config_of(strategy="alternating", gradient="equilibrium")
     assert phase_of(config, 0, STEPS, EXITS) == Phase(LAST, ("shared", "last"))
     assert phase_of(config, 1, STEPS, EXITS).gradient == "equilibrium"
@@ -218,32 +221,34 @@ def softmax(x):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_distillation_closed_form(temperature):
+def test_distillation_loss_equals_its_closed_form(temperature):
     random = np.random.default_rng(0)
     logits = random.normal(size=(EXITS, 5, 4)).astype(np.float32)
     valid = np.array([True, True, False, True, False])
-    ours = distillation_losses(jnp.asarray(logits), jnp.asarray(valid), temperature)
+    losses = distillation_losses(jnp.asarray(logits), jnp.asarray(valid), temperature)
     probabilities = softmax(logits.astype(np.float64)[:, valid] / temperature)
     teacher = probabilities[-1]
-    rows = (teacher * np.log(teacher / probabilities)).sum(axis=2)
-    np.testing.assert_allclose(ours, temperature**2 * rows.mean(axis=1), rtol=1e-4, atol=1e-7)
+    divergences = (teacher * np.log(teacher / probabilities)).sum(axis=2)
+    np.testing.assert_allclose(
+        losses, temperature**2 * divergences.mean(axis=1), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_distillation_of_scores_is_the_squared_difference():
     logits = jnp.array([[[1.0], [2.0], [7.0]], [[3.0], [2.5], [9.0]]])
-    ours = distillation_losses(logits, jnp.array([True, True, False]), 1.0)
-    np.testing.assert_allclose(ours, [(4.0 + 0.25) / 2, 0.0])
+    losses = distillation_losses(logits, jnp.array([True, True, False]), 1.0)
+    np.testing.assert_allclose(losses, [(4.0 + 0.25) / 2, 0.0])
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-def test_the_last_exit_learns_nothing_from_the_early_ones(labels):
+def test_distillation_has_no_gradient_at_the_last_exit(labels):
     logits = jax.random.normal(jax.random.key(0), (EXITS, 5, labels))
     valid = jnp.ones(5, bool)
     gradient = jax.grad(lambda logits: distillation_losses(logits, valid, 2.0).sum())(logits)
     assert (gradient[-1] == 0).all() and (gradient[:-1] != 0).any()
 
 
-def test_distillation_adds_to_each_early_exits_loss():
+def test_the_loss_includes_the_weighted_distillation_losses():
     distill = DistillConfig(weight=0.5, temperature=2.0)
     model, batch = model_of(), labeled_batch()
     _, plain = run_steps(model, config_of(), [Phase(LINEAR, ("shared", "early", "last"))])
@@ -251,38 +256,38 @@ def test_distillation_adds_to_each_early_exits_loss():
     _, metrics = run_steps(model, config, [phase_of(config, 0, STEPS, EXITS)])
     logits = np.asarray(all_exit_logits(model, batch), np.float64)
     probabilities = softmax(logits / 2.0)
-    rows = (probabilities[-1] * np.log(probabilities[-1] / probabilities)).sum(axis=2)
-    added = sum(weight * 0.5 * 4 * loss for weight, loss in zip(LINEAR, rows.mean(1), strict=True))
+    divergences = (probabilities[-1] * np.log(probabilities[-1] / probabilities)).sum(axis=2)
+    distilled = divergences.mean(axis=1)
+    added = sum(weight * 0.5 * 4 * loss for weight, loss in zip(LINEAR, distilled, strict=True))
     np.testing.assert_allclose(metrics.exit_losses, plain.exit_losses, rtol=1e-6)
     np.testing.assert_allclose(metrics.loss - plain.loss, added, rtol=1e-3)
 
 
-def test_prior_bias():
-    # Natural logarithms of the frequencies; the class without rows counts as having one.
+def test_prior_bias_is_the_log_frequencies_or_the_mean_score():
+    # Natural logarithms; the class without rows counts as a class with one row.
     labels = np.array([0, 0, 0, 2], np.int32)
     np.testing.assert_allclose(prior_bias(labels, 3), np.log([0.75, 0.25, 0.25]), rtol=1e-6)
     assert prior_bias(np.array([1.0, 2.0, 4.5], np.float32), 1) == pytest.approx([2.5])
 
 
 @pytest.mark.slow
-def test_everything_at_once_in_bfloat16_on_two_devices():
-    """Beside float32 on one."""
+def test_combined_settings_in_bfloat16_on_two_devices_follow_float32_on_one_device():
     fields = dict(gradient="equilibrium", distill=DistillConfig(0.5, 2.0), pooler="per_exit")
     config = config_of(pooling="mean", **fields)
-    shape = model_of("per_exit", "mean", dropout=True).config
+    model_config = model_of("per_exit", "mean", dropout=True).config
     losses = {}
     for dtype, devices in (("float32", 1), ("bfloat16", 2)):
-        model = EarlyExitModel(shape, dtype=dtype, rngs=nnx.Rngs(0))
+        model = EarlyExitModel(model_config, dtype=dtype, rngs=nnx.Rngs(0))
         mesh = sharding.make_mesh(devices)
         graph, state = start(model, config)
         state = sharding.replicate(state, mesh)
         step = make_train_step(graph, config, STEPS)
         batch = sharding.shard_batch(labeled_batch(), mesh)
-        found = []
-        for index in range(3):  # The rounding grows from step to step.
+        exit_losses = []
+        for index in range(3):  # Rounding errors grow from step to step.
             state, metrics = step(state, batch, phase_of(config, index, STEPS, EXITS))
-            found.append(metrics.exit_losses)
-        losses[dtype] = np.array(found)
+            exit_losses.append(metrics.exit_losses)
+        losses[dtype] = np.array(exit_losses)
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
 
 
@@ -295,14 +300,17 @@ REFUSED = {
     "order": (dict(order="sorted"), "shuffled, length_grouped"),
     "no share": (dict(strategy="last_first", last_exit_share=0.0), "between 0 and 1"),
     "all steps": (dict(strategy="two_stage", last_exit_share=1.0), "between 0 and 1"),
-    "a share for nothing": (dict(last_exit_share=0.3), "for config.strategy two_stage and last_f"),
+    "a share without effect": (
+        dict(last_exit_share=0.3),
+        "only with config.strategy two_stage or last_first",
+    ),
     "scale": (dict(gradient="scaled", gradient_scale=1.5), "0 to 1"),
     "no number": (dict(gradient="scaled", gradient_scale=float("nan")), "0 to 1"),
-    "a scale of 1": (dict(gradient="scaled"), "config.gradient_scale is 1, which scales nothing"),
-    "a scale for nothing": (dict(gradient_scale=0.5), "for config.gradient=scaled"),
+    "a scale of 1": (dict(gradient="scaled"), "config.gradient_scale is 1, which has no effect"),
+    "a scale without effect": (dict(gradient_scale=0.5), "only with config.gradient=scaled"),
     "distill": (dict(distill=DistillConfig(weight=-1.0)), "at least 0"),
     "temperature": (dict(distill=DistillConfig(1.0, 0.0)), "positive"),
-    "a temperature for nothing": (dict(distill=DistillConfig(0.0, 2.0)), "distill.weight is 0"),
+    "a temperature without effect": (dict(distill=DistillConfig(0.0, 2.0)), "distill.weight is 0"),
     "last, two stages": (
         dict(loss=LossConfig("last"), strategy="two_stage"),
         "config.strategy is 'two_stage', but .* no early exit is trained",
@@ -319,20 +327,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refuses_what_cannot_be_meant(name):
+def test_invalid_settings_and_settings_without_effect_are_refused(name):
     fields, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         check(TrainConfig(**fields))
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.01, 1), (0.99, 3), (0.5, 2)])
-def test_a_short_run_still_has_both_phases(share, first):
+def test_a_short_run_has_both_phases(share, first):
     config = config_of(strategy="last_first", last_exit_share=share)
     phases = [phase_of(config, step, 4, EXITS).weights for step in range(4)]
     np.testing.assert_allclose(phases, [LAST] * first + [LINEAR] * (4 - first))
 
 
-def test_weights_are_exact():
+def test_exit_weights_are_exact():
     assert exit_weights("linear", 4) == (0.1, 0.2, 0.3, 0.4)
     assert exit_weights("uniform", 2) == (0.5, 0.5)
     assert exit_weights("last", 1) == exit_weights("linear", 1) == (1.0,)

@@ -1,4 +1,4 @@
-"""One optimiser step is PyTorch's, whatever the devices, the padding and the compute type."""
+"""The training step equals PyTorch's, for all devices, padding rows and compute types."""
 
 import functools
 
@@ -34,7 +34,7 @@ NO_DROPOUT = {
 
 
 def small_bert(dtype="float32"):
-    """A random BERT with dropout everywhere."""
+    """Return a random BERT with all dropouts active."""
     config = tiny_model("bert", num_hidden_layers=3, initializer_range=0.05).config
     return EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
 
@@ -47,11 +47,11 @@ def reference_model(name):
 
 
 def reference_batches(name):
-    """The recorded batches; all their rows are valid."""
+    """Yield the recorded batches, in which all rows are valid."""
     with np.load(REFERENCES / "training" / name / "batches.npz") as file:
         arrays = dict(file)
     for index in range(len(arrays["labels"])):
-        batch = {key: array[index] for key, array in arrays.items()}
+        batch = {name: array[index] for name, array in arrays.items()}
         yield {**batch, "valid": np.ones(len(batch["labels"]), bool)}
 
 
@@ -63,7 +63,7 @@ def labeled_batch(seed=0, rows=16):
 
 @functools.cache
 def compiled_step(graph, weights="linear"):
-    """Compiling costs seconds: tests that can share a step do."""
+    """Return the compiled step; tests share compiled steps, because compiling takes seconds."""
     config = training_config(weights)
     step = make_train_step(graph, config, TOTAL_STEPS)
     phase = phase_of(config, 0, TOTAL_STEPS, 3)
@@ -71,7 +71,7 @@ def compiled_step(graph, weights="linear"):
 
 
 def training_config(weights="linear"):
-    """The recipe of the recorded runs, but for `weights`."""
+    """Return the configuration of the recorded runs, with other `weights` if given."""
     return TrainConfig(
         learning_rate=1e-3, weight_decay=0.01, warmup_steps=2, loss=LossConfig(weights)
     )
@@ -79,48 +79,53 @@ def training_config(weights="linear"):
 
 def start(model, step=0):
     graph, parameters = split(stacked(model))
-    # The step takes over its buffers, and the model may be used again.
+    # The step donates the buffers of the state, and the model may be used again.
     parameters = jax.tree.map(jnp.copy, parameters)
     state = initial_state(parameters, training_config())
     return graph, state._replace(step=jnp.int32(step))
 
 
 def one_step(model, batch, step=0, weights="linear"):
-    """The state and the metrics after the training step number `step`."""
+    """Return the state and the metrics after training step `step`."""
     graph, state = start(model, step)
     return compiled_step(graph, weights)(state, batch)
 
 
 def gradients_of(state):
-    """After one step AdamW's first moment is 0.1 times the (clipped) gradient."""
-    parts = {part: optax.tree.get(one, "mu") for part, one in state.optimizer.items()}
-    return {name: 10 * np.asarray(value) for name, value in join_parts(parts).items()}
+    """Return the (clipped) gradients of the first step from the state after this step.
+
+    After one step, the first moment of AdamW is 0.1 times the gradient.
+    """
+    moments = {
+        part: optax.tree.get(part_state, "mu") for part, part_state in state.optimizer.items()
+    }
+    return {name: 10 * np.asarray(value) for name, value in join_parts(moments).items()}
 
 
-@pytest.mark.parametrize("name", ["bert-classification", "albert-regression"])
-def test_six_steps_equal_pytorch(name):
-    folder = REFERENCES / "training" / name
+@pytest.mark.parametrize("run", ["bert-classification", "albert-regression"])
+def test_six_steps_equal_pytorch(run):
+    folder = REFERENCES / "training" / run
     expected = np.load(folder / "expected.npz")
-    graph, state = start(reference_model(name))
+    graph, state = start(reference_model(run))
     step = compiled_step(graph)
-    for index, batch in enumerate(reference_batches(name)):
+    for index, batch in enumerate(reference_batches(run)):
         state, metrics = step(state, batch)
-        for ours, theirs in (
+        for actual, name in (
             (metrics.loss, "losses"),
             (metrics.exit_losses, "exit_losses"),
             (metrics.gradient_norm, "gradient_norms"),
             (metrics.learning_rate, "learning_rates"),
         ):
-            what = f"{theirs} of step {index}"
-            np.testing.assert_allclose(ours, expected[theirs][index], rtol=1e-4, err_msg=what)
+            message = f"{name} of step {index}"
+            np.testing.assert_allclose(actual, expected[name][index], rtol=1e-4, err_msg=message)
     assert int(state.step) == len(expected["losses"]) == 6
-    ours = to_tensors(unstacked(merge(graph, state.parameters)))
-    theirs = load_file(folder / "final.safetensors")
-    assert ours.keys() == theirs.keys()
-    for key in theirs:
-        # The true gradient of a key bias is 0: Adam moves it by rounding noise.
-        if "key.bias" not in key:
-            np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=5e-6, err_msg=key)
+    tensors = to_tensors(unstacked(merge(graph, state.parameters)))
+    pytorch_tensors = load_file(folder / "final.safetensors")
+    assert tensors.keys() == pytorch_tensors.keys()
+    for name, tensor in pytorch_tensors.items():
+        # The true gradient of a key bias is 0, so that Adam amplifies rounding errors.
+        if "key.bias" not in name:
+            np.testing.assert_allclose(tensors[name], tensor, rtol=0, atol=5e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -136,26 +141,27 @@ def test_joint_loss_is_the_weighted_mean_of_the_exits_losses(kind, expected):
     assert float(joint_loss(exit_weights(kind, 3), losses)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_loss_of_weight_zero_cannot_spoil_the_sum():
+def test_a_loss_of_weight_zero_does_not_enter_the_sum():
     losses = jnp.array([jnp.inf, jnp.nan, 0.25])
     assert float(joint_loss(exit_weights("last", 3), losses)) == 0.25
 
 
-def test_cross_entropy_closed_form():
-    # Two classes: the loss of a row is log(1 + exp(other logit - right logit)).
+def test_cross_entropy_equals_its_closed_form():
+    # With two classes, the loss of a row is log(1 + exp(logit of the other class - logit of the
+    # label)).
     logits = jnp.log(jnp.array([[[1.0, 1.0], [1.0, 3.0]], [[4.0, 1.0], [5.0, 1.0]]]))
     expected = [
         (np.log(2) + np.log(4 / 3)) / 2,
         (np.log(5 / 4) + np.log(6)) / 2,
     ]
-    ours = exit_losses(logits, jnp.array([0, 1]), jnp.array([True, True]))
-    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    losses = exit_losses(logits, jnp.array([0, 1]), jnp.array([True, True]))
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def test_squared_error_closed_form():
+def test_squared_error_equals_its_closed_form():
     logits = jnp.array([[[1.0], [2.0], [9.0]], [[0.0], [4.0], [9.0]]])
-    ours = exit_losses(logits, jnp.array([0.5, 4.0, 0.0]), jnp.array([True, True, False]))
-    np.testing.assert_allclose(ours, [(0.25 + 4.0) / 2, (0.25 + 0.0) / 2], rtol=1e-6)
+    losses = exit_losses(logits, jnp.array([0.5, 4.0, 0.0]), jnp.array([True, True, False]))
+    np.testing.assert_allclose(losses, [(0.25 + 4.0) / 2, (0.25 + 0.0) / 2], rtol=1e-6)
 
 
 def test_losses_are_means_over_the_valid_rows():
@@ -164,14 +170,14 @@ def test_losses_are_means_over_the_valid_rows():
     labels, valid = random.integers(0, 4, 8), np.array([True, False] * 4)
     logits[:, ~valid] = np.inf
     labels[~valid] = -1
-    ours = exit_losses(*map(jnp.asarray, (logits, labels, valid)))
-    rows = (logits[:, valid], labels[valid], valid[valid])
-    without = exit_losses(*map(jnp.asarray, rows))
-    np.testing.assert_allclose(ours, without, rtol=1e-6)
+    losses = exit_losses(*map(jnp.asarray, (logits, labels, valid)))
+    valid_rows = (logits[:, valid], labels[valid], valid[valid])
+    losses_of_valid_rows = exit_losses(*map(jnp.asarray, valid_rows))
+    np.testing.assert_allclose(losses, losses_of_valid_rows, rtol=1e-6)
 
 
 def test_padding_rows_change_no_gradient():
-    """Four rows and four padding rows are worth the four rows twice: the mean is the same."""
+    """Four rows with four padding rows have the same mean loss as the four rows twice."""
     model = reference_model("bert-classification")
     batch = next(reference_batches("bert-classification"))
     rows = {name: values[:4] for name, values in batch.items()}
@@ -179,32 +185,34 @@ def test_padding_rows_change_no_gradient():
     padded = {
         name: np.concatenate([values, np.zeros_like(values)]) for name, values in rows.items()
     }
-    # What stands in a padding row must not matter either.
+    # The contents of padding rows must not change the gradient either.
     padded["input_ids"][4:], padded["labels"][4:] = 7, 2
     (state, metrics), (padded_state, padded_metrics) = (
-        one_step(model, each) for each in (twice, padded)
+        one_step(model, batch) for batch in (twice, padded)
     )
     np.testing.assert_allclose(padded_metrics.exit_losses, metrics.exit_losses, rtol=1e-5)
     np.testing.assert_allclose(padded_metrics.gradient_norm, metrics.gradient_norm, rtol=1e-5)
-    expected, ours = gradients_of(state), gradients_of(padded_state)
+    expected, padded_gradients = gradients_of(state), gradients_of(padded_state)
     for name, gradient in expected.items():
-        np.testing.assert_allclose(ours[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            padded_gradients[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_weight_decay_spares_biases_and_layer_norms(family):
+def test_weight_decay_exempts_biases_and_layer_norms(family):
     config = TrainConfig(weight_decay=0.1)
     shapes = split(nnx.eval_shape(lambda: tiny_model(family, num_hidden_layers=2)))[1]
     parameters = {name: jnp.ones(shape.shape) for name, shape in shapes.items()}
     optimizer = make_adamw(config)
-    nothing = jax.tree.map(jnp.zeros_like, parameters)
-    updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(parameters), parameters)
-    spared = 0
+    zero_gradients = jax.tree.map(jnp.zeros_like, parameters)
+    updates, _ = jax.jit(optimizer.update)(zero_gradients, optimizer.init(parameters), parameters)
+    num_exempt = 0
     for name, update in updates.items():
         exempt = "bias" in name or "norm" in name
-        spared += exempt
+        num_exempt += exempt
         np.testing.assert_allclose(update, 0.0 if exempt else -0.1, rtol=1e-6, err_msg=name)
-    assert 0 < spared < len(updates)
+    assert 0 < num_exempt < len(updates)
 
 
 @pytest.mark.parametrize(
@@ -213,19 +221,19 @@ def test_weight_decay_spares_biases_and_layer_norms(family):
         (0, 4, [8, 6, 4, 2, 0, 0]),
         (4, 12, [0, 2, 4, 6, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
         (2, 2, [0, 4]),
-        # A warm-up longer than the run: the run ends on the way up.
+        # The warm-up is longer than the run: the learning rate rises until the end.
         (4, 2, [0, 2]),
     ],
 )
-def test_learning_rate_schedule(warmup_steps, total_steps, rates):
+def test_learning_rate_rises_and_falls_linearly(warmup_steps, total_steps, rates):
     config = TrainConfig(learning_rate=8.0, warmup_steps=warmup_steps)
     schedule = learning_rate_schedule(config, total_steps)
     np.testing.assert_allclose([schedule(step) for step in range(len(rates))], rates, atol=1e-5)
 
 
 @pytest.mark.slow  # tests/test_parallel.py has more meshes.
-def test_one_device_and_eight_give_the_same_losses():
-    """With dropout: its mask must not depend on how the batch is split."""
+def test_one_device_and_eight_devices_give_the_same_losses():
+    """The model has dropout, whose masks must not depend on the sharding of the batch."""
 
     def losses(devices):
         mesh = sharding.make_mesh(devices)
@@ -243,22 +251,22 @@ def test_one_device_and_eight_give_the_same_losses():
 
 
 def test_bfloat16_follows_float32():
-    exact, half = (
+    (_, metrics), (half_state, half_metrics) = (
         one_step(small_bert(dtype), labeled_batch(), step=3) for dtype in ("float32", "bfloat16")
     )
-    np.testing.assert_allclose(half[1].loss, exact[1].loss, rtol=0.02)
-    assert half[1].loss != exact[1].loss, "bfloat16 was not used"
-    assert jnp.isfinite(half[1].gradient_norm)
-    for name, value in half[0].parameters.items():
-        assert value.dtype == jnp.float32, f"{name} is stored as {value.dtype}"
+    np.testing.assert_allclose(half_metrics.loss, metrics.loss, rtol=0.02)
+    assert half_metrics.loss != metrics.loss, "the model must compute in bfloat16"
+    assert jnp.isfinite(half_metrics.gradient_norm)
+    for name, value in half_state.parameters.items():
+        assert value.dtype == jnp.float32, f"{name} must stay float32, but is {value.dtype}"
         assert jnp.isfinite(value).all(), name
 
 
 def test_dropout_is_a_function_of_the_step():
     model, batch = small_bert(), labeled_batch()
-    first, again, other = (one_step(model, batch, step)[1].loss for step in (3, 3, 4))
-    assert first == again, "a resumed run would not repeat the dropout"
-    assert first != other, "every step has the same dropout"
+    loss, repeated_loss, other_loss = (one_step(model, batch, step)[1].loss for step in (3, 3, 4))
+    assert loss == repeated_loss, "a resumed run must draw the same dropout masks"
+    assert loss != other_loss, "different steps must draw different dropout masks"
 
 
 @pytest.mark.parametrize("active", NO_DROPOUT)
@@ -268,23 +276,25 @@ def test_every_dropout_is_active_in_training(active):
         return jax.jit(training_logits)(stacked(model), random_batch(8), jax.random.key(0))
 
     difference = np.abs(logits(**NO_DROPOUT | {active: 0.3}) - logits(**NO_DROPOUT))
-    assert (difference.max(axis=(1, 2)) > 1e-3).all(), f"{active} does nothing in training"
+    assert (difference.max(axis=(1, 2)) > 1e-3).all(), (
+        f"{active} must change the logits in training"
+    )
 
 
-def test_with_weights_last_only_the_last_classifier_learns():
+def test_with_weights_last_only_the_last_classifier_has_a_gradient():
     model = reference_model("bert-classification")
     batch = next(reference_batches("bert-classification"))
     state, metrics = one_step(model, batch, weights="last")
     assert metrics.loss == metrics.exit_losses[-1]
     for name, gradient in gradients_of(state).items():
         if name.startswith("classifiers."):
-            assert (gradient[:-1] == 0).all(), f"an earlier exit's {name} got a gradient"
+            assert (gradient[:-1] == 0).all(), f"{name} of an early exit must have no gradient"
             gradient = gradient[-1]
-        assert (gradient != 0).any(), f"{name} got no gradient"
+        assert (gradient != 0).any(), f"{name} must have a gradient"
 
 
-def test_bfloat16_sums_gradients_in_float32():
-    """A sum that was rounded to bfloat16 on the way would be a bfloat16 number."""
+def test_bfloat16_accumulates_gradients_in_float32():
+    """A gradient that was accumulated in bfloat16 would not change by a cast to bfloat16."""
     rows = 64
     batch = jax.tree.map(jnp.asarray, labeled_batch(rows=rows))
 
@@ -300,5 +310,6 @@ def test_bfloat16_sums_gradients_in_float32():
     for name, value in gradients("bfloat16").items():
         rounded = value.astype(jnp.bfloat16).astype(jnp.float32)
         assert value.dtype == jnp.float32
-        used = value != 0
-        assert (value != rounded)[used].mean() > 0.5 or not used.any(), f"{name} was rounded"
+        nonzero = value != 0
+        is_float32 = not nonzero.any() or (value != rounded)[nonzero].mean() > 0.5
+        assert is_float32, f"the gradient of {name} must be accumulated in float32"

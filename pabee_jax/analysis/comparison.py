@@ -1,4 +1,4 @@
-"""Runs beside each other: seeds pooled, everything else compared on the same rows."""
+"""Comparison of runs: runs that differ in their seed are pooled, groups are compared by row."""
 
 import dataclasses
 import statistics
@@ -15,21 +15,21 @@ from pabee_jax.errors import InputError
 from pabee_jax.inference.predictions import predictions_of
 
 RESAMPLES = 2000
-# What runs of one group may differ in: their rows in the table are pooled.
+# Prefixes of the configuration fields in which the runs of a group may differ.
 _POOLED = ("seed", "mesh.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory that evaluate.py has been through.
+    """The configuration and the recorded logits of an evaluated run directory.
 
     Attributes:
-        path: as it was given.
-        fields: its configuration by dotted names.
-        about: what was evaluated: task, split, metrics.
-        logits: (L, N, C) of every exit.
-        labels: (N,).
-        ids: (N,) of the rows.
+        path: the run directory as the user gave it.
+        fields: the training configuration; nested fields have dotted names.
+        about: the content of `results.json`: task, split, metrics.
+        logits: (L, N, C) float32, the logits of every exit.
+        labels: (N,) class ids, or scores for regression.
+        ids: (N,) row ids.
     """
 
     path: str
@@ -42,11 +42,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only.
+    """Runs whose configurations differ in the seed or the mesh only.
 
     Attributes:
-        name: what sets it apart from the other groups.
-        runs: at least one.
+        name: the fields and values that distinguish this group, such as `learning_rate=2e-05`.
+        runs: the runs of the group, at least one.
     """
 
     name: str
@@ -55,13 +55,14 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One setting in one group.
+    """The result of one setting in one group of runs.
 
     Attributes:
-        scores: (runs,) the metric, fractions.
-        mean_exit_layers: (runs,)
-        difference: from the first group, of the means over the runs; None for that group itself.
-        interval: 95% bootstrap interval of the difference.
+        scores: (runs,) the metric of each run, as fractions.
+        mean_exit_layers: (runs,) the mean exit layer of each run, from 1 to L.
+        difference: mean score of this group minus mean score of the first group; None for the
+            first group.
+        interval: 95% bootstrap interval of `difference`; None for the first group.
     """
 
     scores: Sequence[float]
@@ -79,62 +80,83 @@ class Outcome:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ in nothing but their seed, together; in the order given.
+    """Group the runs whose configurations differ in the seed or the mesh only.
+
+    Returns:
+        The groups in the order of their first runs.
 
     Raises:
-        InputError: runs of several tasks, splits or rows.
+        InputError: the runs have different tasks, splits or rows.
     """
     first = runs[0]
     for run in runs[1:]:
         for name in ("task", "split"):
             if run.about.get(name) != first.about.get(name):
                 raise InputError(
-                    f"{first.path} and {run.path} cannot be compared: their {name} is "
-                    f"{first.about.get(name)} and {run.about.get(name)}"
+                    f"runs with different values of {name} cannot be compared: {first.path} has "
+                    f"{first.about.get(name)}, {run.path} has {run.about.get(name)}; compare runs "
+                    "of the same task and split"
                 )
-        same = np.array_equal(run.ids, first.ids) and np.array_equal(run.labels, first.labels)
-        if not same:
+        same_rows = np.array_equal(run.ids, first.ids) and np.array_equal(run.labels, first.labels)
+        if not same_rows:
             raise InputError(
-                f"{first.path} and {run.path} were not evaluated on the same rows: evaluate both "
+                f"{first.path} and {run.path} were evaluated on different rows; evaluate both "
                 "again on the same data"
             )
-    found: dict[tuple, list[Run]] = {}
+    runs_by_configuration: dict[tuple, list[Run]] = {}
     for run in runs:
-        key = tuple((name, value) for name, value in run.fields.items() if _counts(name))
-        found.setdefault(key, []).append(run)
-    telling = [
+        configuration = tuple(
+            (name, value) for name, value in run.fields.items() if _separates_groups(name)
+        )
+        runs_by_configuration.setdefault(configuration, []).append(run)
+    varying_fields = [
         name
         for name in first.fields
-        if _counts(name) and len({run.fields[name] for run in runs}) > 1
+        if _separates_groups(name) and len({run.fields[name] for run in runs}) > 1
     ]
     return [
-        Group(", ".join(f"{name}={here[0].fields[name]}" for name in telling) or "all runs", here)
-        for here in found.values()
+        Group(
+            ", ".join(f"{name}={group_runs[0].fields[name]}" for name in varying_fields)
+            or "all runs",
+            group_runs,
+        )
+        for group_runs in runs_by_configuration.values()
     ]
 
 
 def compared(
     groups: Sequence[Group], settings: Sequence[ExitCriterion], metric: str, seed: int = 0
 ) -> list[list[Outcome]]:
-    """For each group, the outcome of each setting; differences are from the first group.
+    """Return the outcome of each setting in each group, with differences from the first group.
 
-    The bootstrap draws rows, the same ones for all runs (paired), and takes the mean over the runs
-    of a group: it tells how much depends on these rows, not on these seeds.
+    The bootstrap resamples rows. All runs share the resampled rows, so the differences are paired,
+    and the metric is averaged over the runs of a group. The interval therefore covers the choice of
+    rows, and does not cover the choice of seeds.
+
+    Args:
+        groups: the result of `grouped`.
+        settings: the criteria to replay on each run.
+        metric: a name in `metrics.METRICS`.
+        seed: seeds the resampling.
+
+    Returns:
+        One list per group, with one outcome per setting.
     """
     labels = groups[0].runs[0].labels
     random = np.random.default_rng(seed)
     draws = random.integers(0, len(labels), (RESAMPLES, len(labels)))
-    found, baseline = [], []
+    outcomes_by_group, baseline = [], []
     for group in groups:
         outcomes = []
         for index, setting in enumerate(settings):
-            exits, answers = zip(*(_answers(setting, run) for run in group.runs), strict=True)
-            resampled = _resampled(answers, labels, metric, draws)
+            replays = [_replay(setting, run) for run in group.runs]
+            exit_layers, exit_logits = zip(*replays, strict=True)
+            resampled = _resampled_metric(exit_logits, labels, metric, draws)
             outcome = Outcome(
-                [metrics.compute([metric], each, labels)[metric] for each in answers],
-                [float(each.mean()) for each in exits],
+                [metrics.compute([metric], logits, labels)[metric] for logits in exit_logits],
+                [float(layers.mean()) for layers in exit_layers],
             )
-            if found:
+            if outcomes_by_group:
                 base_outcome, base_resampled = baseline[index]
                 low, high = np.nanquantile(resampled - base_resampled, (0.025, 0.975))
                 difference = float(np.mean(outcome.scores) - np.mean(base_outcome.scores))
@@ -144,29 +166,32 @@ def compared(
             else:
                 baseline.append((outcome, resampled))
             outcomes.append(outcome)
-        found.append(outcomes)
-    return found
+        outcomes_by_group.append(outcomes)
+    return outcomes_by_group
 
 
-def _resampled(
-    answers: Sequence[np.ndarray], labels: np.ndarray, metric: str, draws: Int[np.ndarray, "b n"]
+def _resampled_metric(
+    exit_logits: Sequence[np.ndarray],
+    labels: np.ndarray,
+    metric: str,
+    draws: Int[np.ndarray, "b n"],
 ) -> Float[np.ndarray, " b"]:
-    """The metric on each draw of rows, the mean over the runs."""
-    if metric == "accuracy":  # A mean over rows: no need to ask the library thousands of times.
-        right = np.mean([predictions_of(each) == labels for each in answers], axis=0)
-        return right[draws].mean(axis=1)
+    """Return the metric on each draw of rows, averaged over the runs."""
+    if metric == "accuracy":  # A mean over rows needs no scikit-learn call for each resample.
+        correct = np.mean([predictions_of(logits) == labels for logits in exit_logits], axis=0)
+        return correct[draws].mean(axis=1)
 
-    def mean(rows):
-        found = (metrics.compute([metric], each[rows], labels[rows]) for each in answers)
-        return np.mean([each[metric] for each in found])
+    def mean_over_runs(rows):
+        values = [metrics.compute([metric], logits[rows], labels[rows]) for logits in exit_logits]
+        return np.mean([value[metric] for value in values])
 
-    return np.array([mean(rows) for rows in draws])
-
-
-def _answers(setting: ExitCriterion, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    exit_layers, logits = replay(setting, run.logits)
-    return np.asarray(exit_layers), np.asarray(logits)
+    return np.array([mean_over_runs(rows) for rows in draws])
 
 
-def _counts(name: str) -> bool:
+def _replay(setting: ExitCriterion, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    exit_layers, exit_logits = replay(setting, run.logits)
+    return np.asarray(exit_layers), np.asarray(exit_logits)
+
+
+def _separates_groups(name: str) -> bool:
     return not name.startswith(_POOLED)

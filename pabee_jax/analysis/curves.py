@@ -1,4 +1,4 @@
-"""Every criterion over its whole range, from one pass: metric against mean exit layer."""
+"""Trade-off curves of every criterion, from one forward pass: metric against mean exit layer."""
 
 import dataclasses
 import math
@@ -10,22 +10,24 @@ from jaxtyping import Float
 from pabee_jax.criteria import CRITERIA, ExitCriterion, check_task, criterion_class
 from pabee_jax.drivers.replay import replay_many
 
-# Of a criterion with a threshold, so many thresholds from the data's own quantiles.
+# The number of thresholds per criterion; the thresholds are quantiles of the data.
 SETTINGS = 100
+# The shares of layers saved at which the table and sweep.json report the metric.
 SAVINGS = (0.25, 0.5, 0.75)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One criterion, from slow settings to fast ones.
+    """The trade-off curve of one criterion, from slow settings to fast settings.
 
     Attributes:
-        name: the criterion, and what its settings have in common ("divergence, patience 2").
-        settings: in the order of the other two.
-        mean_exit_layers: (settings,) from 1 to L.
-        scores: (settings,) the metric at each, a fraction; 0 for a correlation that is not defined.
-        ends: the metric when every row leaves at layer 1, and at full depth.
-        num_layers: L.
+        name: the criterion, and the fields that its settings share ("divergence, patience 2").
+        settings: the criteria, in the order of `mean_exit_layers` and `scores`.
+        mean_exit_layers: (settings,) the mean exit layer of each setting, from 1 to L.
+        scores: (settings,) the metric of each setting, as a fraction; 0 for an undefined
+            correlation.
+        ends: the metric when every row exits at layer 1, and the metric at full depth.
+        num_layers: L, the number of layers of the model.
     """
 
     name: str
@@ -36,20 +38,20 @@ class Curve:
     num_layers: int
 
     def at(self, layers_saved: float) -> float:
-        """The metric when this share of the layers is saved.
+        """Return the metric at a share of layers saved, from 0 to 1, by linear interpolation.
 
-        Between two settings the straight line: it is what one gets by choosing between them at
-        random for each row. Beyond the slowest setting the line to full depth, beyond the fastest
-        one the line to leaving at layer 1.
+        A point between two settings is reached by choosing between the two settings at random for
+        each row. The curve extends from the slowest setting to full depth, and from the fastest
+        setting to exiting at layer 1.
         """
         return float(np.interp((1 - layers_saved) * self.num_layers, *self.line))
 
     @property
     def area(self) -> float:
         """The mean of the metric over all mean exit layers from 1 to L."""
-        places, scores = self.line
-        width = places[-1] - places[0]
-        return float(np.trapezoid(scores, places) / width) if width else float(scores[-1])
+        layers, scores = self.line
+        width = layers[-1] - layers[0]
+        return float(np.trapezoid(scores, layers) / width) if width else float(scores[-1])
 
     @property
     def points(self) -> list[tuple[ExitCriterion, float, float]]:
@@ -59,11 +61,11 @@ class Curve:
 
     @property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean exit layers, ascending from 1 to L, and the metric at each."""
+        """The mean exit layers, ascending from 1 to L, and the metric at these layers."""
         order = np.argsort(self.mean_exit_layers, kind="stable")
-        places = np.concatenate([[1.0], self.mean_exit_layers[order], [self.num_layers]])
+        layers = np.concatenate([[1.0], self.mean_exit_layers[order], [self.num_layers]])
         scores = np.concatenate([self.ends[:1], self.scores[order], self.ends[1:]])
-        return places, scores
+        return layers, scores
 
 
 def curves(
@@ -72,32 +74,40 @@ def curves(
     names: Sequence[str] = (),
     count: int = SETTINGS,
 ) -> list[Curve]:
-    """A curve for every criterion that fits, or for those named.
+    """Return the trade-off curves of the named criteria, or of every criterion that fits the task.
 
     Args:
-        score: the metric of (rows, classes) logits.
-        names: criteria as in `config.json`; none: all.
-        count: settings per threshold.
+        logits: the logits of every exit; one class means that the logits are regression scores.
+        score: computes the metric, as a fraction, of (rows, classes) logits.
+        names: criteria as in `config.json`; empty for every criterion that fits the task.
+        count: the number of thresholds per criterion.
+
+    Returns:
+        The curves; a criterion has one curve per family of settings that share a field.
 
     Raises:
-        InputError: a name that is unknown, or of a criterion of classes where there are scores.
+        InputError: a name is unknown, or names a classification criterion for a regression task.
     """
     is_regression = logits.shape[2] == 1
-    fitting = [name for name, kind in CRITERIA.items() if kind.for_regression or not is_regression]
+    fitting_names = [
+        name
+        for name, criterion in CRITERIA.items()
+        if criterion.for_regression or not is_regression
+    ]
     ends = _score(score, logits[0]), _score(score, logits[-1])
-    found = []
-    for name in names or fitting:
+    all_curves = []
+    for name in names or fitting_names:
         check_task(criterion_class(name), is_regression)
         for family, settings in criterion_class(name).families(logits, count).items():
             if settings:
                 title = f"{name}, {family}" if family else name
-                found.append(_curve(title, settings, logits, score, ends))
-    return found
+                all_curves.append(_curve(title, settings, logits, score, ends))
+    return all_curves
 
 
 def _curve(name, settings, logits, score, ends) -> Curve:
-    exit_layers, answers = replay_many(settings, logits)
-    scores = np.array([_score(score, each) for each in answers])
+    exit_layers, exit_logits = replay_many(settings, logits)
+    scores = np.array([_score(score, setting_logits) for setting_logits in exit_logits])
     return Curve(name, settings, exit_layers.mean(axis=1), scores, ends, len(logits))
 
 

@@ -1,4 +1,4 @@
-"""Operating points from real runs of a classifier: each setting exits early, and can be timed."""
+"""Operating points measured with a driver that skips layers, with optional timing."""
 
 import dataclasses
 import time
@@ -22,13 +22,23 @@ def run(
     rows: Rows,
     batch_size: int | None,
 ) -> list[OperatingPoint]:
-    """Every setting by really leaving early, one run each."""
+    """Run the classifier over all rows once per setting, and return the operating points.
+
+    The function overwrites `classifier.criterion`.
+    """
     points = []
     for setting in settings:
         classifier.criterion = setting
-        found = classifier.predict(rows.dataset, batch_size)
+        predictions = classifier.predict(rows.dataset, batch_size)
         points.append(
-            point_of(setting, found.exit_layers, found.logits, classifier.num_layers, task, rows)
+            point_of(
+                setting,
+                predictions.exit_layers,
+                predictions.logits,
+                classifier.num_layers,
+                task,
+                rows,
+            )
         )
     return points
 
@@ -39,19 +49,21 @@ def timed(
     rows: Rows,
     batch_size: int | None,
 ) -> list[OperatingPoint]:
-    """Adds measured times: the median of three runs over all rows, after one that compiles.
+    """Return the operating points with their wall-clock times.
 
-    `predict` returns arrays on the host, so each run is complete when the clock is read. The
-    settings take turns, so that a slow moment of the machine does not fall on one of them.
+    The time of a setting is the median of three runs over all rows, after one run that compiles.
+    `predict` returns arrays on the host, so a run is complete when the clock is read. The settings
+    are interleaved, so that a temporary slowdown of the machine affects all settings. The function
+    overwrites `classifier.criterion`.
     """
     settings = [Patience(0), *(point.criterion for point in points)]
     seconds = np.empty((_TIMED_REPEATS, len(settings)))
     for repeat in range(-1, _TIMED_REPEATS):
         for index, setting in enumerate(settings):
             classifier.criterion = setting
-            started = time.perf_counter()
+            start_time = time.perf_counter()
             classifier.predict(rows.dataset, batch_size)
-            seconds[repeat, index] = time.perf_counter() - started
+            seconds[repeat, index] = time.perf_counter() - start_time
     full_depth, *medians = np.median(seconds, axis=0)
     return [
         dataclasses.replace(

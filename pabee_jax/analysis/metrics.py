@@ -1,4 +1,4 @@
-"""GLUE's metrics from scikit-learn and scipy, by the names that tasks use."""
+"""Metrics of GLUE and of text classification by name, from scikit-learn and SciPy."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ from pabee_jax.inference.predictions import predictions_of
 def _correlation(measure) -> Callable:
     def score(labels, predictions):
         with warnings.catch_warnings():
-            # Of constant predictions there is no correlation: that is NaN, not a warning.
+            # The correlation of constant predictions is undefined; SciPy returns NaN and warns.
             warnings.simplefilter("ignore", stats.ConstantInputWarning)
             return measure(labels, predictions).statistic if len(labels) > 1 else math.nan
 
@@ -25,7 +25,7 @@ def _correlation(measure) -> Callable:
 
 
 def _f1(labels, predictions, **options) -> Any:
-    # The library's stubs know the strings of zero_division only, not its numbers.
+    # The type stubs of scikit-learn list only the strings that zero_division accepts.
     return sk.f1_score(labels, predictions, zero_division=0.0, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -44,9 +44,16 @@ def compute(
     logits: Float[np.ndarray, "rows classes"],
     labels: Shaped[np.ndarray, " rows"],
 ) -> dict[str, float]:
-    """The named metrics of (rows, classes) logits; one class means the logits are scores.
+    """Return the named metrics as fractions, not percentages.
 
-    Fractions, not percentages. A correlation of constant predictions is NaN.
+    Args:
+        names: names in `METRICS`.
+        logits: the logits of one exit per row; one class means that the logits are scores.
+        labels: class ids, or scores for regression.
+
+    Returns:
+        The metric by name. A correlation of constant predictions, or of fewer than two rows, is
+        NaN.
     """
     predictions = predictions_of(logits)
     return {name: float(METRICS[name](labels, predictions)) for name in names}

@@ -1,4 +1,4 @@
-"""What each setting of a criterion costs and gives, over one dataset."""
+"""Operating points: the metrics and exit layers of each setting on one dataset."""
 
 import dataclasses
 import itertools
@@ -14,22 +14,24 @@ from pabee_jax.data.task import Task
 from pabee_jax.drivers.replay import replay
 from pabee_jax.inference.predictions import predictions_of
 
-# What float32 allows: matrix products of different sizes differ by about 2e-6.
+# The change of a logit that counts as float32 rounding. Matrix products of different batch sizes
+# differ by about 2e-6.
 MARGIN = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    """One setting on one dataset: a row of the table.
+    """The result of one setting on one dataset: a row of the table.
 
     Attributes:
         criterion: the setting.
-        exit_layers: (N,) int, from 1.
-        logits: (N, C) of the exits that were taken.
-        metrics: by name, fractions; empty without labels.
-        num_layers: L.
-        milliseconds: per example, if it was timed.
-        wall_clock_speedup: measured time at full depth over measured time here, if timed.
+        exit_layers: (N,) int, the exit layer of each row, from 1.
+        logits: (N, C) float32, the logits of each row at its exit layer.
+        metrics: metrics by name, as fractions; empty if the dataset has no labels.
+        num_layers: L, the number of layers of the model.
+        milliseconds: wall-clock time per example; None if the setting was not timed.
+        wall_clock_speedup: wall-clock time at full depth divided by the wall-clock time of this
+            setting; None if the setting was not timed.
     """
 
     criterion: ExitCriterion
@@ -46,7 +48,7 @@ class OperatingPoint:
 
     @property
     def layers_saved(self) -> float:
-        """1 - mean exit layer / L: what the original's code prints as "Speed Up"."""
+        """1 - mean exit layer / L, which the original PABEE code prints as "Speed Up"."""
         return 1 - self.mean_exit_layer / self.num_layers
 
     @property
@@ -61,76 +63,90 @@ def replayed(
     task: Task,
     rows: Rows,
 ) -> list[OperatingPoint]:
-    """Return the point of every setting, from the logits of one pass over the data."""
+    """Replay every setting on the logits of one forward pass, and return the operating points."""
     points = []
     for setting in settings:
-        exit_layers, answers = map(np.asarray, replay(setting, logits))
-        points.append(point_of(setting, exit_layers, answers, len(logits), task, rows))
+        exit_layers, exit_logits = map(np.asarray, replay(setting, logits))
+        points.append(point_of(setting, exit_layers, exit_logits, len(logits), task, rows))
     return points
 
 
 def agreement(
     found: Sequence[OperatingPoint], expected: Sequence[OperatingPoint], logits: np.ndarray
 ) -> str:
-    """How many exits differ from those that the full pass says, in a sentence.
+    """Describe how many exit layers differ between a driver and the replay of the full pass.
 
-    Products of different batch sizes round differently, so a row may leave elsewhere when it hangs
-    on a close decision; no other row may.
+    Matrix products of different batch sizes round differently. An exit layer may therefore differ
+    if the decision is within the rounding margin, and only then.
+
+    Args:
+        found: the operating points measured with the driver.
+        expected: the operating points replayed on `logits`.
+        logits: (exits, rows, classes) of the full pass.
     """
-    exits = moved = close = 0
-    for one, other in zip(found, expected, strict=True):
-        elsewhere = one.exit_layers != other.exit_layers
-        exits, moved = exits + len(elsewhere), moved + int(elsewhere.sum())
-        close += int((elsewhere & hangs_on_rounding(other.criterion, logits)).sum())
+    total = differing = within_margin = 0
+    for measured_point, replayed_point in zip(found, expected, strict=True):
+        differs = measured_point.exit_layers != replayed_point.exit_layers
+        close = hangs_on_rounding(replayed_point.criterion, logits)
+        total += len(differs)
+        differing += int(differs.sum())
+        within_margin += int((differs & close).sum())
     return (
-        f"{moved} of {exits} exits are at another layer than in the full pass ({close} of them "
-        f"hang on a decision closer than {MARGIN:g})"
+        f"{differing} of {total} exit layers differ from the full pass ({within_margin} of them "
+        f"may be float32 rounding: moving the logits by {MARGIN:g} changes the exit)"
     )
 
 
 def hangs_on_rounding(
     criterion: ExitCriterion, logits: Float[np.ndarray, "exits rows classes"]
 ) -> Bool[np.ndarray, " rows"]:
-    """Which rows leave elsewhere, or answer another class, when logits move by `MARGIN`.
+    """Return which rows change their exit layer or their class if the logits move by `MARGIN`.
 
-    One class after the other is moved up and down, at all exits alike and at every second one the
-    other way: a decision hangs on one exit's logits, or on those of two neighbours.
+    The function moves the logits of one class at a time: up at all exits, down at all exits, and
+    alternately up and down from exit to exit. The alternating moves are needed because a criterion
+    may depend on the logits of two neighboring exits.
     """
-    exit_layers, answers = map(np.asarray, replay(criterion, logits))
+    exit_layers, exit_logits = map(np.asarray, replay(criterion, logits))
     alternating = np.where(np.arange(len(logits)) % 2, 1, -1)
-    found = np.zeros(logits.shape[1], bool)
-    for signs, one_class in itertools.product(
+    changed = np.zeros(logits.shape[1], bool)
+    for signs, class_id in itertools.product(
         (1, -1, alternating, -alternating), range(logits.shape[2])
     ):
         moved = logits.copy()
-        moved[:, :, one_class] += MARGIN * np.reshape(signs, (-1, 1))
-        moved_layers, moved_answers = map(np.asarray, replay(criterion, moved))
-        found |= moved_layers != exit_layers
+        moved[:, :, class_id] += MARGIN * np.reshape(signs, (-1, 1))
+        moved_exit_layers, moved_exit_logits = map(np.asarray, replay(criterion, moved))
+        changed |= moved_exit_layers != exit_layers
         if logits.shape[2] > 1:
-            found |= predictions_of(moved_answers) != predictions_of(answers)
-    return found
+            changed |= predictions_of(moved_exit_logits) != predictions_of(exit_logits)
+    return changed
 
 
 def mean_exit_by_kind(point: OperatingPoint, kinds: Sequence[str]) -> dict[str, float]:
-    """The mean exit layer of each kind of example, in order of first appearance."""
-    each = np.asarray(kinds)
-    return {kind: float(point.exit_layers[each == kind].mean()) for kind in dict.fromkeys(kinds)}
+    """Return the mean exit layer of each kind of example, in order of first appearance."""
+    row_kinds = np.asarray(kinds)
+    return {
+        kind: float(point.exit_layers[row_kinds == kind].mean()) for kind in dict.fromkeys(kinds)
+    }
 
 
 def point_of(setting, exit_layers, logits, num_layers, task: Task, rows: Rows) -> OperatingPoint:
+    """Return the operating point of a setting, with the metrics of `logits`."""
     return OperatingPoint(setting, exit_layers, logits, metrics_of(logits, task, rows), num_layers)
 
 
 def metrics_of(
     logits: Float[np.ndarray, "rows classes"], task: Task, rows: Rows
 ) -> dict[str, float]:
-    """The task's metrics; with several parts each name says its part (accuracy_matched)."""
+    """Return the metrics of the task, as fractions; an empty dict if the rows have no labels.
+
+    If the split has several parts, a metric's name ends with the part, such as `accuracy_matched`.
+    """
     labels = rows.dataset.labels
     if labels is None:
         return {}
-    result = {}
+    metrics_by_name = {}
     for part, where in rows.parts.items():
         suffix = f"_{part.partition('_')[2]}" if len(rows.parts) > 1 else ""
         values = metrics.compute(task.metrics, logits[where], labels[where])
-        result |= {f"{name}{suffix}": value for name, value in values.items()}
-    return result
+        metrics_by_name |= {f"{name}{suffix}": value for name, value in values.items()}
+    return metrics_by_name

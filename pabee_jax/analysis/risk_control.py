@@ -1,7 +1,7 @@
-"""The fastest setting of a criterion whose risk is bounded with a stated confidence.
+"""Risk control: the fastest setting whose risk is bounded at a given confidence.
 
-"Learn then Test" (arXiv 2110.01052) with fixed-sequence testing, as in "Fast yet Safe:
-Early-Exiting with Risk Control" (arXiv 2405.20915) and CALM (arXiv 2207.07061).
+The method is "Learn then Test" (arXiv 2110.01052) with fixed-sequence testing, as in "Fast yet
+Safe: Early-Exiting with Risk Control" (arXiv 2405.20915) and CALM (arXiv 2207.07061).
 """
 
 import dataclasses
@@ -20,16 +20,18 @@ from pabee_jax.inference.predictions import predictions_of
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-    """A setting that was chosen, and what holds for it.
+    """A chosen setting with the bound on its risk.
+
+    With probability `confidence` over the draw of the calibration rows, early exit harms a new row
+    with a probability of at most `max_drop`. See `harms` for the definition of harm.
 
     Attributes:
-        setting: the criterion.
-        max_drop: with probability `confidence` over the calibration rows, the risk of a new row is
-            at most this.
-        confidence: see there.
-        rows: how many calibration rows there were.
-        harmed: on how many of them the early exit did harm.
-        mean_exit_layer: on the calibration rows.
+        setting: the chosen criterion.
+        max_drop: the upper bound on the risk, between 0 and 1.
+        confidence: the probability that the bound holds, between 0 and 1.
+        rows: the number of calibration rows.
+        harmed: the number of calibration rows that early exit harms.
+        mean_exit_layer: the mean exit layer of the calibration rows.
     """
 
     setting: ExitCriterion
@@ -41,7 +43,7 @@ class Guarantee:
 
 
 class NoSetting(InputError):
-    """No setting qualifies; the message says how many rows would be needed."""
+    """The error for calibration rows on which no setting qualifies, with the rows needed."""
 
 
 def harms(
@@ -50,36 +52,56 @@ def harms(
     labels: Shaped[np.ndarray, " rows"] | None = None,
     tolerance: float | None = None,
 ) -> Bool[np.ndarray, "settings rows"]:
-    """Whether leaving early did harm: full depth is right and the early exit wrong.
+    """Return whether early exit harms each row under each setting.
 
-    Without labels: the two disagree. A score is right, or agrees, up to `tolerance`.
+    With labels, early exit harms a row if the prediction at full depth is correct and the early
+    prediction is wrong. Without labels, early exit harms a row if the two predictions differ. Two
+    regression scores are equal if they differ by at most `tolerance`.
+
+    Args:
+        answers: the logits of each row at its exit layer, for each setting.
+        full_depth: the logits of the last exit.
+        labels: class ids, or scores for regression; None to compare with full depth.
+        tolerance: the largest difference of two equal scores; not used for classification.
 
     Raises:
-        InputError: scores without a tolerance.
+        InputError: the logits are regression scores and `tolerance` is None.
     """
-    full = predictions_of(full_depth)
-    early = np.stack([predictions_of(each) for each in answers])
+    full_predictions = predictions_of(full_depth)
+    early_predictions = np.stack([predictions_of(exit_logits) for exit_logits in answers])
     if full_depth.shape[1] > 1:
-        close = np.equal
+        equal = np.equal
     elif tolerance is None:
-        raise InputError("scores need a tolerance: up to which error does a score count as right?")
+        raise InputError(
+            "regression scores need a tolerance, which is missing: give the largest error of a "
+            "score that counts as correct"
+        )
     else:
-        close = lambda ours, theirs: np.abs(ours - theirs) <= tolerance  # noqa: E731
+        equal = lambda scores, targets: np.abs(scores - targets) <= tolerance  # noqa: E731
     if labels is None:
-        return ~close(early, full)
-    return close(full, labels) & ~close(early, labels)
+        return ~equal(early_predictions, full_predictions)
+    return equal(full_predictions, labels) & ~equal(early_predictions, labels)
 
 
 def p_values(harmed: np.ndarray, rows: int, max_drop: float) -> Float[np.ndarray, " settings"]:
-    """Of "the risk is above `max_drop`", for so many harmed rows: exact, because harm is binary."""
+    """Return the exact binomial p-value of the hypothesis "the risk is above `max_drop`".
+
+    The p-value is exact because harm to a row is a binary variable.
+
+    Args:
+        harmed: (settings,) the number of harmed rows under each setting.
+        rows: the number of calibration rows.
+        max_drop: the bound on the risk, between 0 and 1.
+    """
     return stats.binom.cdf(harmed, rows, max_drop)
 
 
 def fixed_sequence(values: Float[np.ndarray, " settings"], level: float) -> int:
-    """How many hypotheses are rejected: all up to the first p-value above `level`.
+    """Return how many hypotheses fixed-sequence testing rejects.
 
-    In an order that was fixed beforehand every rejection is safe at the same level: the chance of
-    even one false rejection is at most `level`.
+    The test rejects every hypothesis before the first p-value above `level`. If the order of the
+    hypotheses does not depend on the calibration rows, then the probability of any false rejection
+    is at most `level` ("Learn then Test", arXiv 2110.01052).
     """
     failures = np.flatnonzero(values > level)
     return int(failures[0]) if len(failures) else len(values)
@@ -94,19 +116,23 @@ def fastest_safe_setting(
     confidence: float,
     tolerance: float | None = None,
 ) -> Guarantee:
-    """The fastest setting whose risk is at most `max_drop` with the given confidence.
+    """Return the fastest setting whose risk is at most `max_drop` at the given confidence.
 
     Args:
-        families: settings from slow to fast, fixed before these rows were seen (their thresholds
-            too: take them from other rows). Each family is tested at its share of the error
-            (Bonferroni).
-        logits: of the calibration rows, which nothing may be evaluated on afterwards.
-        labels: theirs; None measures disagreement with full depth instead.
-        tolerance: see `harms`.
+        families: lists of settings by name, each list from slow to fast. The settings, their
+            thresholds included, must not depend on the calibration rows: take the thresholds from
+            other rows. The families share the error probability equally (Bonferroni).
+        logits: the logits of every exit on the calibration rows. Evaluate the chosen setting on
+            other rows.
+        labels: the labels of the calibration rows; None to bound the disagreement with full depth.
+        max_drop: the bound on the risk, between 0 and 1.
+        confidence: the probability that the bound holds, between 0 and 1.
+        tolerance: the largest difference of two equal regression scores, see `harms`.
 
     Raises:
-        InputError: a `max_drop` or a `confidence` that is not between 0 and 1.
-        NoSetting: no setting qualifies.
+        InputError: `max_drop` or `confidence` is not between 0 and 1, or the logits are regression
+            scores and `tolerance` is None.
+        NoSetting: no setting qualifies, or there are too few calibration rows.
     """
     for name, value in (("max_drop", max_drop), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -115,42 +141,55 @@ def fastest_safe_setting(
     needed = rows_needed(0.0, max_drop, level)
     if rows < needed:
         raise NoSetting(
-            f"{rows} calibration rows are too few: to show a risk of at most {max_drop:g} with "
-            f"confidence {confidence:g} for {_counted(families)} takes {needed} rows, even if "
-            "early exit does no harm at all"
+            f"{rows} calibration rows are too few: a risk of at most {max_drop:g} at confidence "
+            f"{confidence:g} for {_count_criteria(families)} needs at least {needed} rows, even if "
+            "early exit harms no row"
         )
-    found, slowest = [], []
+    guarantees, slowest_risks = [], []
     for settings in families.values():
-        exit_layers, answers = replay_many(settings, logits)
-        harmed = harms(answers, logits[-1], labels, tolerance).sum(axis=1)
-        slowest.append(harmed[0] / rows)
+        exit_layers, exit_logits = replay_many(settings, logits)
+        harmed = harms(exit_logits, logits[-1], labels, tolerance).sum(axis=1)
+        slowest_risks.append(harmed[0] / rows)
         accepted = fixed_sequence(p_values(harmed, rows, max_drop), level)
         if accepted:
-            best = accepted - 1
-            layers = float(exit_layers[best].mean())
-            found.append(
-                Guarantee(settings[best], max_drop, confidence, rows, int(harmed[best]), layers)
+            fastest = accepted - 1
+            guarantees.append(
+                Guarantee(
+                    settings[fastest],
+                    max_drop,
+                    confidence,
+                    rows,
+                    int(harmed[fastest]),
+                    float(exit_layers[fastest].mean()),
+                )
             )
-    if not found:
-        risk = min(slowest)
-        more = rows_needed(risk, max_drop, level)
-        told = (
-            f"about {more} rows would show it"
-            if more
-            else "no number of rows can show it: allow a larger max_drop"
+    if not guarantees:
+        risk = min(slowest_risks)
+        sufficient_rows = rows_needed(risk, max_drop, level)
+        advice = (
+            f"about {sufficient_rows} calibration rows would be enough"
+            if sufficient_rows
+            else "use a larger max_drop, because no number of calibration rows would be enough"
         )
         raise NoSetting(
-            f"no setting qualifies: the slowest did harm to {100 * risk:.2f}% of {rows} rows, "
-            f"which does not show a risk of at most {max_drop:g} with confidence {confidence:g}; "
-            f"{told}"
+            f"no setting qualifies: the slowest setting harms {100 * risk:.2f}% of {rows} "
+            f"calibration rows, too many for a risk of at most {max_drop:g} at confidence "
+            f"{confidence:g}; {advice}"
         )
-    return min(found, key=lambda guarantee: guarantee.mean_exit_layer)
+    return min(guarantees, key=lambda guarantee: guarantee.mean_exit_layer)
 
 
 def rows_needed(risk: float, max_drop: float, level: float) -> int | None:
-    """The smallest number of rows that shows the bound when a share of `risk` is harmed.
+    """Return the smallest number of calibration rows that proves the bound at a given risk.
 
-    None if there is none (`risk` is not below `max_drop`), or it is above 10 million.
+    Args:
+        risk: the share of the calibration rows that early exit harms, from 0 to 1.
+        max_drop: the bound on the risk, between 0 and 1.
+        level: the error probability of the test, between 0 and 1.
+
+    Returns:
+        The number of rows; None if `risk` is not below `max_drop`, or if the number is above 10
+        million.
     """
     if risk >= max_drop:
         return None
@@ -158,16 +197,16 @@ def rows_needed(risk: float, max_drop: float, level: float) -> int | None:
         return math.ceil(math.log(level) / math.log1p(-max_drop))
     low, high = 1, 10_000_000
 
-    def shows(rows: int) -> bool:
+    def proves_bound(rows: int) -> bool:
         return bool(stats.binom.cdf(math.ceil(risk * rows), rows, max_drop) <= level)
 
-    if not shows(high):
+    if not proves_bound(high):
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if shows(middle) else (middle + 1, high)
+        low, high = (low, middle) if proves_bound(middle) else (middle + 1, high)
     return low
 
 
-def _counted(families: Mapping) -> str:
+def _count_criteria(families: Mapping) -> str:
     return "one criterion" if len(families) == 1 else f"{len(families)} criteria"

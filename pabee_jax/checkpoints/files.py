@@ -1,4 +1,4 @@
-"""Finds and reads a Hugging Face checkpoint's files: directory, bucket or hub; three formats."""
+"""Files of a Hugging Face checkpoint: downloads them if needed, and reads three weight formats."""
 
 import fnmatch
 import json
@@ -14,7 +14,7 @@ from pabee_jax.checkpoints.names import Tensors, from_flax_names
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
 
-# In order of preference: one format is downloaded and read.
+# In order of preference; only the first format that a checkpoint has is downloaded and read.
 _SAFETENSORS = "model.safetensors"
 _FLAX = "flax_model.msgpack"
 _TORCH = "pytorch_model.bin"
@@ -24,31 +24,31 @@ _SIDE_FILES = ("*.json", "vocab.txt", "spiece.model", "*.model")
 
 
 def resolve(path_or_hub_id: str) -> Path:
-    """The local directory of a checkpoint; what is in a bucket or on the hub is downloaded.
+    """Return the local directory of a checkpoint, downloaded if it is in a bucket or on the hub.
 
     Raises:
-        InputError: neither a directory (local or `gs://`) nor a repository of the hub that can be
-            reached.
+        InputError: the argument is neither a directory (local or `gs://`) nor a repository on the
+            hub, or the hub cannot be reached.
     """
     directory = storage.path_of(path_or_hub_id)
     if directory.is_dir():
         return _from_bucket(directory) if storage.is_remote(directory) else Path(directory)
     if directory.exists():
         raise InputError(f"{path_or_hub_id} is a file; a checkpoint is a directory")
-    # A hub id is "name" or "owner/name"; anything else can only have been meant as a directory.
+    # A hub id is "name" or "owner/name"; any other string is the path of a directory.
     if path_or_hub_id.count("/") > 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise InputError(f"there is no directory {path_or_hub_id}")
     return _download(path_or_hub_id)
 
 
 def read_tensors(directory: Path) -> Tensors:
-    """The tensors of a checkpoint directory under PyTorch's names and layouts.
+    """Return the tensors of a checkpoint directory under PyTorch's names and layouts.
 
-    Reads `model.safetensors` (also sharded), `flax_model.msgpack` or `pytorch_model.bin` (also
-    sharded; needs PyTorch), the first one that is there.
+    Reads the first of these files that exists: `model.safetensors` (or its shards),
+    `flax_model.msgpack`, or `pytorch_model.bin` (or its shards; requires PyTorch).
 
     Raises:
-        InputError: no weights, a damaged file, or PyTorch missing.
+        InputError: the directory has no weights, a file is damaged, or PyTorch is not installed.
     """
     for name, read in _READERS.items():
         for files in (directory / name, directory / f"{name}.index.json"):
@@ -58,10 +58,10 @@ def read_tensors(directory: Path) -> Tensors:
 
 
 def read_config_json(directory: Path | epath.Path) -> dict[str, Any]:
-    """The `config.json` of a checkpoint directory.
+    """Return the values of a checkpoint directory's `config.json`.
 
     Raises:
-        InputError: the file is absent or is not a JSON object.
+        InputError: the file is missing or is not a JSON object.
     """
     path = directory / "config.json"
     try:
@@ -84,7 +84,7 @@ def _read(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
         raise InputError(f"{path} is not an index of weight files: {error}") from None
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:
-        raise InputError(f"{path} names {missing[0]}, which is not there")
+        raise InputError(f"{path} refers to {missing[0]}, which is missing")
     tensors = {}
     for shard in shards:
         tensors |= _read_file(path.parent / shard, read)
@@ -96,7 +96,7 @@ def _read_file(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
         return read(path)
     except InputError:
         raise
-    except Exception as error:  # Each format's library has its own exceptions for damage.
+    except Exception as error:  # The libraries raise different exceptions for a damaged file.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is damaged or not a weight file: {reason}") from None
 
@@ -119,7 +119,7 @@ def _read_torch(path: Path) -> Tensors:
         import torch
     except ImportError:
         raise InputError(
-            f"reading {path} needs PyTorch: install pabee_jax[torch], or convert the file to "
+            f"reading {path} needs PyTorch; install pabee_jax[torch], or convert the file to "
             "model.safetensors"
         ) from None
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -136,12 +136,15 @@ _READERS: dict[str, Callable[[Path], Tensors]] = {
 def _from_bucket(directory: epath.Path) -> Path:
     files = [path.name for path in directory.iterdir() if path.is_file()]
     patterns = _patterns(files, directory)
-    chosen = [name for name in files if any(fnmatch.fnmatch(name, each) for each in patterns)]
-    return storage.downloaded(directory, chosen)
+    matches = [name for name in files if any(fnmatch.fnmatch(name, glob) for glob in patterns)]
+    return storage.downloaded(directory, matches)
 
 
 def _download(hub_id: str) -> Path:
-    """One listing to choose the weight format, one download; without a network, the cache."""
+    """Download a checkpoint from the hub; without a network, return the cached directory.
+
+    A listing of the repository decides which weight format is downloaded.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -153,9 +156,9 @@ def _download(hub_id: str) -> Path:
         raise
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise InputError(
-            f"{hub_id} is neither a directory here nor a public model of the hub"
+            f"{hub_id} is neither a local directory nor a public model on the hub"
         ) from None
-    except Exception:  # Whatever the HTTP stack raises without a network; the cache may still do.
+    except Exception:  # Without a network, the HTTP stack raises different exceptions.
         return _cached(hub_id)
 
 
@@ -168,12 +171,12 @@ def _hub_files(hub_id: str) -> list[str]:
     return [sibling.rfilename for sibling in info.siblings or []]
 
 
-def _patterns(files: list[str], where: object) -> list[str]:
-    """The files of a checkpoint that are worth downloading: the weights in one format only."""
-    chosen = next((name for name in _FORMATS if _has_format(files, name)), None)
-    if chosen is None:
-        raise InputError(f"{where} is not a checkpoint: it has none of {', '.join(_FORMATS)}")
-    return [*_SIDE_FILES, chosen, f"{chosen}.index.json", f"{Path(chosen).stem}-*"]
+def _patterns(files: list[str], source: object) -> list[str]:
+    """Return glob patterns of the files to download: the weights in one format only."""
+    weights = next((name for name in _FORMATS if _has_format(files, name)), None)
+    if weights is None:
+        raise InputError(f"{source} is not a checkpoint: it has none of {', '.join(_FORMATS)}")
+    return [*_SIDE_FILES, weights, f"{weights}.index.json", f"{Path(weights).stem}-*"]
 
 
 def _has_format(files: list[str], name: str) -> bool:
@@ -189,7 +192,7 @@ def _cached(hub_id: str) -> Path:
         return directory
     except Exception:
         raise InputError(
-            f"{hub_id} is not a directory here, and the hub cannot be reached to download it: "
+            f"{hub_id} is not a local directory, and the hub cannot be reached to download it; "
             "give the path of a local directory with config.json, model.safetensors and the "
             "tokenizer's files"
         ) from None

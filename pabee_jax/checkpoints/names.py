@@ -1,10 +1,10 @@
-"""Checkpoint names and layouts <-> our parameters, both ways.
+"""Conversion between a checkpoint's tensors and the model's parameters: names and layouts.
 
-Every one of our parameters has one name in a PyTorch checkpoint, given by a table of regular
-expressions per family. Loading asks the checkpoint for the names our parameters have; saving
-writes those names. They are PyTorch PABEE's, which are Hugging Face's plus `classifiers.{i}`. Exits
-that PyTorch PABEE cannot compute have names of our own, so that it does not load them in silence:
-`exit_classifiers.{i}`, and `exit_poolers.{i}` where every exit has its own.
+One table of regular expressions per family maps each parameter of the model to its name in a
+PyTorch checkpoint. Loading looks these names up in the checkpoint, and saving writes them. The
+names are PyTorch PABEE's: Hugging Face's names plus `classifiers.{i}`. Exits that PyTorch PABEE
+cannot compute have names that PyTorch PABEE does not load: `exit_classifiers.{i}` and, with one
+pooler per exit, `exit_poolers.{i}`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from pabee_jax.models.parameters import merge, split
 
 Tensors = Mapping[str, np.ndarray]
 
-# Our module path -> PyTorch's. The parts of a layer differ in name only.
+# The model's module path -> PyTorch's module path.
 _COMMON = [
     (r"embeddings\.word", r"embeddings.word_embeddings"),
     (r"embeddings\.position", r"embeddings.position_embeddings"),
@@ -60,22 +60,24 @@ MODULE_NAMES = {
         (r"pooler", r"pooler"),
     ],
 }
-# Our leaf -> PyTorch's. Flax modules saved by Hugging Face use our leaf names.
+# The model's leaf name -> PyTorch's leaf name. Hugging Face's Flax checkpoints have the model's
+# leaf names.
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _OLD_NAMES = [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
-# PABEE's classifiers, and those of exits that PyTorch PABEE does not have.
+# The classifiers of PABEE's exits, and the classifiers of exits that PyTorch PABEE cannot compute.
 CLASSIFIERS_NAMES = ("classifiers", "exit_classifiers")
-# What a checkpoint may lack: these start from scratch. An encoder with a hole in it is an error.
+# Parameters that are initialized from scratch if the checkpoint lacks them. A missing parameter of
+# the encoder is an error.
 _MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers|exit_classifiers)\.")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """How a checkpoint fitted the model; names are PyTorch's without the family prefix.
+    """The differences between a checkpoint and the model, as PyTorch names without family prefix.
 
     Attributes:
-        missing: parameters that the checkpoint lacks; they were initialised from the seed.
-        unexpected: what the checkpoint holds and the model has no place for (an MLM head, say).
+        missing: the parameters that the checkpoint lacks; they are initialized from the seed.
+        unexpected: the checkpoint's tensors that the model does not use, such as an MLM head.
     """
 
     missing: tuple[str, ...]
@@ -91,16 +93,17 @@ def from_tensors(
     classifier_bias: np.ndarray | None = None,
     source: str = "the checkpoint",
 ) -> tuple[EarlyExitModel, LoadReport]:
-    """Builds the model from a checkpoint's tensors, as `checkpoint_files.read_tensors` gives them.
+    """Return the model with a checkpoint's tensors, and a report of the differences.
 
     Args:
-        dtype: compute type; the parameters are float32.
-        seed: for the parameters that are missing (pooler, classifiers).
-        classifier_bias: (C,) where classifiers that are missing start; absent, at 0.
-        source: how messages name the checkpoint.
+        tensors: the tensors under PyTorch's names, as `files.read_tensors` returns them.
+        dtype: the compute dtype; the parameters are float32.
+        seed: the seed for parameters that the checkpoint lacks (pooler, classifiers).
+        classifier_bias: (C,) the initial bias of classifiers that the checkpoint lacks; 0 if None.
+        source: the name of the checkpoint in messages.
 
     Raises:
-        InputError: a tensor of the wrong shape, or an encoder parameter that is missing.
+        InputError: a tensor has the wrong shape, or a parameter of the encoder is missing.
     """
     tensors = {canonical_name(name): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if "position_ids" not in name}
@@ -122,7 +125,7 @@ def from_tensors(
         parts = [_checked(tensors[name], name, path, expected, source) for name in names]
         loaded[path] = np.stack(parts) if per_exit else parts[0]
     absent_names = [name for names in missing.values() for name in names]
-    _refuse_holes(absent_names, source)
+    _check_encoder(absent_names, source)
     loaded |= _initial_values(config, dtype, seed, tuple(missing))
     if classifier_bias is not None and "classifiers.bias" in missing:
         loaded["classifiers.bias"] += classifier_bias
@@ -132,7 +135,7 @@ def from_tensors(
 
 
 def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
-    """The parameters of an unstacked model under their names in a checkpoint, in float32."""
+    """Return the parameters of an unstacked model in float32 by their names in a checkpoint."""
     prefix = model.config.family
     result = {}
     for path, value in split(model)[1].items():
@@ -148,7 +151,7 @@ def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
 
 
 def canonical_name(name: str) -> str:
-    """A checkpoint's tensor name without wrappers and family prefix, with today's leaf names."""
+    """Return a tensor's name without wrapper and family prefixes, and with current leaf names."""
     name = re.sub(r"^(module\.)?((bert|albert)\.)?", "", name)
     for old, new in _OLD_NAMES:
         name = re.sub(old, new, name)
@@ -156,24 +159,24 @@ def canonical_name(name: str) -> str:
 
 
 def from_flax_names(parameters: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a Hugging Face Flax checkpoint under PyTorch's names and layouts."""
+    """Yield the tensors of a Hugging Face Flax checkpoint under PyTorch's names and layouts."""
     for path, value in traverse_util.flatten_dict(parameters).items():
-        path = tuple(part for part in path if part != "layers")  # Flax ALBERT's list wrappers.
+        path = tuple(part for part in path if part != "layers")  # The lists of Flax ALBERT.
         *modules, leaf = map(str, path)
         name = ".".join((*modules, _LEAF_NAMES.get(leaf, leaf)))
         yield name, _transposed(np.asarray(value), leaf)
 
 
 def log_report(report: LoadReport, source: str) -> None:
-    """Says what was missing or unused, by name."""
+    """Log the names of missing parameters and unused tensors as warnings."""
     if report.missing:
-        logging.warning("%s lacks %s: started from scratch", source, _listed(report.missing))
+        logging.warning("%s lacks %s; initialized from scratch", source, _listed(report.missing))
     if report.unexpected:
-        logging.warning("%s also holds %s: not used", source, _listed(report.unexpected))
+        logging.warning("%s has unused tensors: %s", source, _listed(report.unexpected))
 
 
 def torch_names(path: str, config: ModelConfig) -> list[str]:
-    """The names of one of our parameters in a checkpoint: one, or one per exit."""
+    """Return the checkpoint names of a parameter: one name, or one name per exit."""
     module, _, leaf = path.rpartition(".")
     leaf = _LEAF_NAMES[leaf]
     if _is_per_exit(path, config):
@@ -187,16 +190,16 @@ def torch_names(path: str, config: ModelConfig) -> list[str]:
 
 
 def _names_in(tensors: Tensors, path: str, config: ModelConfig) -> list[str]:
-    """The names under which these tensors can hold one of our parameters."""
+    """Return the checkpoint names from which a parameter is loaded."""
     names = torch_names(path, config)
     if path.startswith("pooler.") and not any(name in tensors for name in names):
-        # Every exit starts from the encoder's own pooler, as in DeeBERT.
+        # The pooler of every exit is initialized from the encoder's pooler, as in DeeBERT.
         return torch_names(path, dataclasses.replace(config, exit_pooler="shared")) * len(names)
     return names
 
 
 def classifiers_name(config: ModelConfig) -> str:
-    """What a checkpoint calls the classifiers of such exits."""
+    """Return the checkpoint name of the classifiers for this configuration's exits."""
     return CLASSIFIERS_NAMES[0 if config.is_pabee else 1]
 
 
@@ -205,7 +208,7 @@ def _is_per_exit(path: str, config: ModelConfig) -> bool:
 
 
 def _transposed(value: np.ndarray, path: str) -> np.ndarray:
-    """PyTorch's Linear keeps (out, in), ours (in, out)."""
+    """Return a kernel transposed: PyTorch stores (out, in), and flax stores (in, out)."""
     return value.T if path.endswith("kernel") else value
 
 
@@ -213,14 +216,14 @@ def _checked(tensor: np.ndarray, name: str, path: str, shape: tuple, source: str
     value = _transposed(tensor, path)
     if value.shape != shape and path.startswith("classifiers."):
         raise InputError(
-            f"{source}: {name} has {tensor.shape[0]} outputs, but {shape[-1]} are asked for (by "
-            "num_labels, or by the task)"
+            f"{source}: {name} has {tensor.shape[0]} outputs, but num_labels or the task requires "
+            f"{shape[-1]}"
         )
     if value.shape != shape:
-        # Told in the checkpoint's own layout.
+        # The message gives the shape in the checkpoint's layout.
         expected = shape[::-1] if path.endswith("kernel") else shape
         raise InputError(
-            f"{source}: {name} has shape {tensor.shape}, but config.json asks for {expected}"
+            f"{source}: {name} has shape {tensor.shape}, but config.json requires {expected}"
         )
     return value
 
@@ -231,20 +234,20 @@ def _initial_model(config: ModelConfig, dtype: str, seed: int) -> EarlyExitModel
 
 @functools.partial(jax.jit, static_argnums=range(4))
 def _initial_values(config: ModelConfig, dtype: str, seed: int, paths: tuple[str, ...]):
-    """Initial values of some parameters only: the compiler drops the others."""
+    """Return the initial values of these parameters; the compiler drops all other parameters."""
     parameters = split(_initial_model(config, dtype, seed))[1]
     return {path: parameters[path] for path in paths}
 
 
-def _refuse_holes(missing: list[str], source: str) -> None:
-    holes = [name for name in missing if not _MAY_BE_MISSING.match(name)]
-    if holes:
+def _check_encoder(missing: list[str], source: str) -> None:
+    required = [name for name in missing if not _MAY_BE_MISSING.match(name)]
+    if required:
         raise InputError(
-            f"{source} lacks {len(holes)} of the encoder's parameters ({_listed(holes)}): it is "
-            "not a checkpoint of the model that its config.json describes"
+            f"{source} lacks {len(required)} of the encoder's parameters ({_listed(required)}); it "
+            "is not a checkpoint of the model that its config.json describes"
         )
 
 
-def _listed(names, most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _listed(names, limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""A checkpoint directory as a whole: model, tokenizer, labels and criterion, read and written."""
+"""Loading and saving of a checkpoint directory: model, tokenizer, label names and criterion."""
 
 import dataclasses
 import json
@@ -30,27 +30,27 @@ from pabee_jax.io.atomic import write_atomically
 from pabee_jax.models.config import EXIT_CHOICES, PABEE_EXITS, ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 
-# Beyond this a tokenizer's `model_max_length` means "not known".
+# A tokenizer's `model_max_length` from this value on means that the length is unknown.
 _UNKNOWN_LENGTH = 1_000_000
 _ARCHITECTURES = {
     "bert": "BertForSequenceClassificationWithPabee",
     "albert": "AlbertForSequenceClassificationWithPabee",
 }
-# For exits that PyTorch PABEE does not have: the encoder alone is what others can load.
+# For exits that PyTorch PABEE cannot compute: other libraries can load the encoder only.
 _ENCODERS = {"bert": "BertModel", "albert": "AlbertModel"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What a checkpoint directory holds.
+    """The contents of a checkpoint directory.
 
     Attributes:
-        model: unstacked, parameters in float32.
-        tokenizer: Hugging Face's.
+        model: the unstacked model, with parameters in float32.
+        tokenizer: the Hugging Face tokenizer.
         hugging_face_config: the values of `config.json`.
         label_names: class names by class id; empty for regression.
-        max_length: tokens to which texts are cut.
-        criterion: the exit criterion chosen for this model; None if none was.
+        max_length: the number of tokens to which texts are truncated.
+        criterion: the exit criterion in `config.json`; None if there is none.
     """
 
     model: EarlyExitModel
@@ -61,10 +61,10 @@ class Pretrained:
     criterion: ExitCriterion | None = None
 
     def with_max_length(self, max_length: int) -> "Pretrained":
-        """The same, cutting texts to `max_length` tokens.
+        """Return a copy that truncates texts to `max_length` tokens.
 
         Raises:
-            InputError: the model does not have as many positions.
+            InputError: `max_length` exceeds the model's number of positions.
         """
         positions = self.model.config.max_position_embeddings
         if max_length > positions:
@@ -74,17 +74,17 @@ class Pretrained:
         return dataclasses.replace(self, max_length=max_length)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None) -> Dataset:
-        """Token ids of texts and pairs of texts; longer ones are cut.
+        """Return the token ids of texts or text pairs, truncated to `max_length` tokens.
 
         Raises:
-            InputError: the tokenizer has tokens that the model does not have.
+            InputError: a token id is outside the model's vocabulary.
         """
         dataset = encode(self.tokenizer, texts, pairs, self.max_length)
-        highest, known = int(dataset.input_ids.max()), self.model.config.vocab_size
-        if highest >= known:
+        highest_id, vocab_size = int(dataset.input_ids.max()), self.model.config.vocab_size
+        if highest_id >= vocab_size:
             raise InputError(
-                f"the tokenizer gives id {highest}, but the model knows only {known} tokens: they "
-                "do not belong together"
+                f"the tokenizer gives token id {highest_id}, but the model's vocabulary has "
+                f"{vocab_size} tokens; use the tokenizer that belongs to the model"
             )
         return dataset
 
@@ -98,18 +98,21 @@ def load_pretrained(
     exits: Mapping[str, str] | None = None,
     classifier_bias: np.ndarray | None = None,
 ) -> Pretrained:
-    """Reads a checkpoint from the hub or a directory.
+    """Load a checkpoint from a directory (local or `gs://`) or from the hub.
 
     Args:
-        num_labels: needed when the checkpoint has no internal classifiers; 1 means regression.
-        seed: initialises what the checkpoint lacks (classifiers, perhaps the pooler).
-        exits: `exit_pooler` and `exit_pooling` of a model whose exits are yet to be trained;
-            absent, what `config.json` says, else PABEE's.
-        classifier_bias: (C,) where classifiers that are missing start; absent, at 0.
+        path_or_hub_id: the directory or the hub id.
+        num_labels: required if the checkpoint has no internal classifiers; 1 means regression.
+        dtype: the compute dtype, "float32" or "bfloat16".
+        seed: the seed for parameters that the checkpoint lacks (classifiers, pooler).
+        exits: `exit_pooler` and `exit_pooling` of a model whose exits are not trained yet; the
+            default is the values in `config.json` or, if it has none, PABEE's.
+        classifier_bias: (C,) the initial bias of classifiers that the checkpoint lacks; 0 if None.
 
     Raises:
-        InputError: not a BERT or ALBERT checkpoint, damaged, of the wrong shape, out of reach,
-            without classifiers and `num_labels`, or with other trained exits than `exits`.
+        InputError: the checkpoint cannot be reached, is damaged, is neither BERT nor ALBERT, has a
+            tensor of the wrong shape, has no classifiers while `num_labels` is None, or has trained
+            exits that differ from `exits`.
     """
     directory = resolve(path_or_hub_id)
     values = read_config_json(directory)
@@ -120,21 +123,22 @@ def load_pretrained(
     num_labels = num_labels or trained_labels
     if num_labels is None:
         raise InputError(
-            f"{path_or_hub_id} has no internal classifiers yet: give num_labels= to start them "
-            "from scratch (1 means regression), or train them with train.py"
+            f"{path_or_hub_id} has no internal classifiers yet: give num_labels= to initialize "
+            "them from scratch (1 means regression), or train them with train.py"
         )
     if exits is not None:
         if trained_labels is not None:
-            _refuse_other_exits(values, exits, path_or_hub_id)
+            _check_trained_exits(values, exits, path_or_hub_id)
         values |= exits
     config = ModelConfig.from_hugging_face(values, num_labels)
-    wanted_name = classifiers_name(config)
-    if trained_name not in (None, wanted_name):
+    expected_name = classifiers_name(config)
+    if trained_name not in (None, expected_name):
         raise InputError(
-            f"{path_or_hub_id}: config.json asks for exits with {_told(config.exits)}, whose "
-            f"parameters are called {wanted_name}.*, but the weights hold {trained_name}.*"
+            f"{path_or_hub_id}: config.json describes exits with {_describe_exits(config.exits)}, "
+            f"whose parameters are {expected_name}.*, but the weights are {trained_name}.*"
         )
-    # After the configuration, because the library reads that as well and words its faults badly.
+    # transformers reads config.json too, and its error messages are unclear. The configuration is
+    # therefore checked before the tokenizer is loaded.
     tokenizer = load_tokenizer(directory)
     model, report = from_tensors(
         tensors,
@@ -145,36 +149,40 @@ def load_pretrained(
         source=path_or_hub_id,
     )
     log_report(report, path_or_hub_id)
-    chosen = values.get("early_exit")
+    early_exit = values.get("early_exit")
     return Pretrained(
         model=model,
         tokenizer=tokenizer,
         hugging_face_config=values,
         label_names=_label_names(values, num_labels),
         max_length=_max_length(tokenizer, config),
-        criterion=None if chosen is None else criteria.from_config(chosen),
+        criterion=None if early_exit is None else criteria.from_config(early_exit),
     )
 
 
 def save_pretrained(
     pretrained: Pretrained, directory: str | os.PathLike, *, for_pytorch: bool = False
 ) -> None:
-    """Writes a Hugging Face style checkpoint; PyTorch PABEE can load it if its exits are PABEE's.
+    """Save a checkpoint in Hugging Face's format.
 
-    The weights come last and appear by a rename: a directory with `model.safetensors` is complete.
+    PyTorch PABEE can load the checkpoint if the exits are PABEE's. `model.safetensors` is written
+    last, and atomically, so a directory with `model.safetensors` is complete.
 
     Args:
+        pretrained: the contents of the checkpoint.
         directory: a local path or a `gs://` address.
-        for_pytorch: the checkpoint is meant for PyTorch PABEE.
+        for_pytorch: raise an error if PyTorch PABEE cannot load the checkpoint.
 
     Raises:
-        InputError: `for_pytorch`, and PyTorch PABEE cannot compute these exits.
+        InputError: `for_pytorch` is true and PyTorch PABEE cannot compute these exits, or the
+            checkpoint cannot be uploaded.
     """
     model, labels = pretrained.model, pretrained.label_names
     if for_pytorch and not model.config.is_pabee:
         raise InputError(
-            f"PyTorch PABEE cannot run this model: its exits have {_told(model.config.exits)}, and "
-            f"PyTorch PABEE's have {_told(PABEE_EXITS)}"
+            "PyTorch PABEE cannot run this model: its exits have "
+            f"{_describe_exits(model.config.exits)}, but PyTorch PABEE requires "
+            f"{_describe_exits(PABEE_EXITS)}"
         )
     names = _ARCHITECTURES if model.config.is_pabee else _ENCODERS
     values = {
@@ -198,7 +206,7 @@ def save_pretrained(
         write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
         write_atomically(
             folder / "model.safetensors",
-            # The library's save_file would leave a file that only its owner can read.
+            # safetensors' save_file creates a file that only its owner can read.
             lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})),
         )
 
@@ -206,10 +214,12 @@ def save_pretrained(
 def save_criterion(
     directory: epath.Path, criterion: ExitCriterion, guarantee: Mapping[str, Any] | None = None
 ) -> None:
-    """Makes `criterion` the one that a checkpoint is loaded with; changes its config.json only.
+    """Save an exit criterion in a checkpoint's config.json; other files are not changed.
 
     Args:
-        guarantee: how the setting was found, kept beside it.
+        directory: the checkpoint directory.
+        criterion: the criterion with which the checkpoint is loaded from now on.
+        guarantee: the result of risk control for this setting, saved with the criterion.
 
     Raises:
         InputError: config.json cannot be read or written.
@@ -220,7 +230,7 @@ def save_criterion(
         values["early_exit"]["guarantee"] = dict(guarantee)
     try:
         write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
-    except Exception as error:  # Each kind of storage has its own.
+    except Exception as error:  # The exception class depends on the kind of storage.
         reason = storage.reason_of(error)
         raise InputError(f"{directory}/config.json cannot be written: {reason}") from None
 
@@ -230,7 +240,10 @@ def _json(values: Any) -> str:
 
 
 def _trained_classifiers(tensors: Tensors) -> tuple[str, int] | tuple[None, None]:
-    """What the checkpoint calls its internal classifiers, and their outputs; None without any."""
+    """Return the name of a checkpoint's internal classifiers and their number of outputs.
+
+    Both are None if the checkpoint has no internal classifiers.
+    """
     for name, tensor in tensors.items():
         module, _, rest = canonical_name(name).partition(".")
         if module in CLASSIFIERS_NAMES and rest == "0.weight":
@@ -238,16 +251,16 @@ def _trained_classifiers(tensors: Tensors) -> tuple[str, int] | tuple[None, None
     return None, None
 
 
-def _refuse_other_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
+def _check_trained_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
     trained = {name: values.get(name, default) for name, default in PABEE_EXITS.items()}
     if trained != dict(exits):
         raise InputError(
-            f"{source} has trained exits with {_told(trained)}; they cannot go on with "
-            f"{_told(exits)}"
+            f"{source} has trained exits with {_describe_exits(trained)}; they cannot be loaded "
+            f"with {_describe_exits(exits)}"
         )
 
 
-def _told(exits: Mapping[str, str]) -> str:
+def _describe_exits(exits: Mapping[str, str]) -> str:
     return " and ".join(f"{name}={value}" for name, value in exits.items())
 
 
@@ -261,6 +274,6 @@ def _label_names(values: dict[str, Any], num_labels: int) -> tuple[str, ...]:
 
 
 def _max_length(tokenizer: Tokenizer, config: ModelConfig) -> int:
-    told = tokenizer.model_max_length
+    length = tokenizer.model_max_length
     positions = config.max_position_embeddings
-    return min(told, positions) if told < _UNKNOWN_LENGTH else positions
+    return min(length, positions) if length < _UNKNOWN_LENGTH else positions

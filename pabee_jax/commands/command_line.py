@@ -1,4 +1,4 @@
-"""What the programs share: a mistake of the user ends in one sentence and exit status 2."""
+"""What all commands share: a user error ends in one sentence on stderr and exit status 2."""
 
 import functools
 import os
@@ -18,11 +18,11 @@ from pabee_jax.errors import InputError
 from pabee_jax.io import storage
 from pabee_jax.training.config import TrainConfig
 
+_HELP = frozenset({"--help", "-help", "-h", "--helpfull", "--helpshort"})
 # "--config", "--config=FILE", "--config.loss.weights=uniform", "--noconfig.files.regression".
 _CONFIG_ARGUMENT = re.compile(r"--?(?:no)?config(?:\.(?P<field>[^=]*))?(?:=|$)")
-_HELP = frozenset({"--help", "-help", "-h", "--helpfull", "--helpshort"})
-# What they log with a stack they also raise.
-_TELL_TWICE = re.compile(
+# Modules of libraries that log an exception with its stack and raise the same exception as well.
+_LOGS_WHAT_IT_RAISES = re.compile(
     r"orbax.*(future|async_checkpointer|checkpoint_manager)\.py|gcsfs.*retry\.py"
 )
 
@@ -45,7 +45,7 @@ def run(
         positional: whether `main` takes arguments that are not flags.
     """
     if _HELP.intersection(argv[1:]):
-        print(f"{(description or '').strip()}\n{_flags_help(flags.FLAGS)}")
+        print(f"{(description or '').strip()}\n\n{_flags_help(flags.FLAGS)}")
         return
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ def run(
             traceback.print_exc()
             processes.end(1)
 
-    # Only tokenizers of these libraries are used; they read these variables when they are imported.
+    # The commands use only the tokenizers of these libraries, which read the variables at import.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -78,8 +78,11 @@ def parse(
     *,
     positional: bool = False,
 ) -> Sequence[str]:
-    """Parses the flags and returns the rest, the program's name first; exits at a mistake."""
-    # The library's own parser keeps a file's error to itself until its config is used.
+    """Parse the flags and return the other arguments, the program's name first.
+
+    On a user error, print one sentence and exit with status 2.
+    """
+    # The library's parser stores the error of a config file until the config is first used.
     if "config" in flag_values:
         flag_values["config"].parser = _ConfigParser()
     try:
@@ -88,22 +91,25 @@ def parse(
     except InputError as error:
         _stop(error)
     except flags.Error as error:
-        # absl wraps what a parser raises.
+        # absl wraps the exceptions of a parser.
         cause = error.__context__
-        _stop(cause if isinstance(cause, InputError) else _flag_problem(error, flag_values))
+        _stop(cause if isinstance(cause, InputError) else _describe_flag_error(error, flag_values))
     if len(rest) > 1 and not positional:
         _stop(f"unexpected argument {rest[1]!r}: every setting is written --name=value")
     return rest
 
 
 def _flags_help(flag_values: flags.FlagValues) -> str:
-    """The flags that a command defines, with their help; absl's own are left out."""
+    """Return the help of the flags that a command defines, without absl's own flags."""
     modules = flag_values.flags_by_module_dict()
-    names = [name for name in modules if name.startswith(("pabee_jax.", "ml_collections."))]
-    return "\n".join(flag_values.module_help(name) for name in names)
+    names = [name for name in modules if name.startswith("pabee_jax.")]
+    # The first line of a module's help is the module's name.
+    return "\n".join(flag_values.module_help(name).lstrip().partition("\n")[2] for name in names)
 
 
 class _ConfigParser(flags.ArgumentParser):
+    """Parses the value of `--config` into a checked `TrainConfig`."""
+
     def parse(self, argument: str) -> TrainConfig:
         return load_config(argument)
 
@@ -111,39 +117,39 @@ class _ConfigParser(flags.ArgumentParser):
 def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
     rest = parse(arguments, positional=positional)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
-    # Of a full disk orbax tells two thousand lines, from each of its threads.
+    # On a full disk, each of orbax's threads logs its stack: two thousand lines in total.
     logging.get_absl_handler().addFilter(
-        lambda record: not (record.exc_info and _TELL_TWICE.search(record.pathname))
+        lambda record: not (record.exc_info and _LOGS_WHAT_IT_RAISES.search(record.pathname))
     )
-    # absl would now choose INFO, at which orbax tells every step of a save.
+    # absl's default would be INFO, at which orbax logs every step of a save.
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING
     return rest
 
 
 def _check_config_arguments(arguments: Sequence[str]) -> None:
-    """Every `--config.FIELD` exists, and comes after the file that it changes."""
-    has_file = False
+    """Check that every `--config.FIELD` exists and follows the `--config` that it changes."""
+    has_config = False
     for argument in arguments[1:]:
         match = _CONFIG_ARGUMENT.match(argument)
         if match and match["field"] is None:
-            has_file = True
+            has_config = True
         elif match:
             check_field(match["field"])
-            if not has_file:
+            if not has_config:
                 raise InputError(f"{argument} changes a value of --config FILE: put that before it")
 
 
-def _flag_problem(error: flags.Error, flag_values: flags.FlagValues) -> str:
+def _describe_flag_error(error: flags.Error, flag_values: flags.FlagValues) -> str:
     match = re.match(r"flag (--(\S+?)=.*?): ", str(error))
     if not match:
         return str(error)
     flag = flag_values[match[2]]
-    wanted = "true or false" if flag.boolean else flag.parser.syntactic_help
-    return f"{match[1]}: it must be {wanted}" if wanted else str(error)
+    expected = "true or false" if flag.boolean else flag.parser.syntactic_help
+    return f"{match[1]}: it must be {expected}" if expected else str(error)
 
 
 def _stop(message: Any) -> NoReturn:
-    """One line: what a library says may have several."""
+    """Print the message in one line, also if it comes from a library in several, and exit."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     processes.end(2)

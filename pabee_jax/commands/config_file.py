@@ -1,4 +1,4 @@
-"""A configuration file of the user: loaded and checked, with its mistakes as one sentence each."""
+"""Loads and checks the configuration that `--config` names; each error is one sentence."""
 
 import dataclasses
 import difflib
@@ -40,11 +40,12 @@ def load_config(value: str) -> TrainConfig:
         config = _call(runpy.run_path(str(path)).get("get_config"), name, argument)
     except InputError:
         raise
-    except (Exception, SystemExit) as error:  # Whatever the user's own code raises.
+    except (Exception, SystemExit) as error:  # The user's code may raise anything.
         raise InputError(f"--config {value}: {_place_and_reason(error, path)}") from None
     if not isinstance(config, TrainConfig):
-        found = type(config).__name__
-        raise InputError(f"--config {value}: get_config() returns {found}, not a TrainConfig")
+        raise InputError(
+            f"--config {value}: get_config() returns {type(config).__name__}, not a TrainConfig"
+        )
     for field, problem in _problems(config):
         raise InputError(f"--config {value}: config.{field} {problem}")
     return config
@@ -56,7 +57,7 @@ def _path_of(name: str) -> Path:
 
 
 def check_field(field: str) -> None:
-    """Raises InputError unless `field` ("loss.weights") is a single value of a `TrainConfig`."""
+    """Raise InputError unless `field` ("loss.weights") is a single value of a `TrainConfig`."""
     names = [name for name, _ in _leaves(TrainConfig())]
     if field in names:
         return
@@ -78,17 +79,17 @@ def _call(get_config: Any, name: str, argument: list[str]) -> Any:
     try:
         inspect.signature(get_config).bind(*argument)
     except TypeError:
-        right = name if argument else f"{name}:ARGUMENT"
+        correct = name if argument else f"{name}:ARGUMENT"
         takes = "takes no" if argument else "needs an"
         raise InputError(
             f"--config {':'.join([name, *argument])}: get_config() {takes} argument; "
-            f"give --config {right}"
+            f"give --config {correct}"
         ) from None
     return get_config(*argument)
 
 
 def _place_and_reason(error: BaseException, path: Path) -> str:
-    """The last line of the file itself that led to the error, and the error."""
+    """Return the last line of the configuration file in the stack of the error, and the error."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: SyntaxError: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -101,14 +102,14 @@ def _problems(config: TrainConfig) -> Iterator[tuple[str, str]]:
     types = {name: type(value) for name, value in _leaves(TrainConfig())}
     for name, value in _leaves(config):
         if name not in types:
-            # Python lets a misspelt `config.batchsize = 8` make a new attribute.
+            # An assignment to a misspelled field, `config.batchsize = 8`, creates an attribute.
             yield name, "does not exist in a TrainConfig"
         elif not isinstance(value, (int, float) if types[name] is float else types[name]):
             yield name, f"is {value!r}; it must be of type {types[name].__name__}"
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("loss.weights", "linear") and so on: every value that is not itself a dataclass."""
+    """Yield names and values, such as ("loss.weights", "linear"), of all fields at any depth."""
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{prefix}{name}.")

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(options: EvaluateOptions, config: TrainConfig | None) -> None:
-    """Prints the table and writes the results.
+    """Print the table and write the results.
 
     Raises:
         InputError: a checkpoint or data that cannot be used, or that do not fit each other.
@@ -96,7 +96,7 @@ def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrai
     check_config(config)
     if options.compilation_cache:
         compilation_cache.enable(options.compilation_cache)
-    pretrained = load_pretrained(options.checkpoint or "").with_max_length(config.max_seq_length)
+    pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
     for setting in options.settings:
         check(setting, task.is_regression)
@@ -121,11 +121,11 @@ def _task(config: TrainConfig, pretrained: Pretrained, options: EvaluateOptions)
         )
     if options.tolerance is not None and not task.is_regression:
         raise InputError(f"--tolerance is for regression; task {task.name} is a classification")
-    theirs = pretrained.label_names
-    if task.label_names != theirs and set(task.label_names) == set(theirs):
+    names = pretrained.label_names
+    if task.label_names != names and set(task.label_names) == set(names):
         raise InputError(
-            f"{options.checkpoint} numbers its classes {', '.join(theirs)}; task {task.name} "
-            f"numbers them {', '.join(task.label_names)}"
+            f"{options.checkpoint} has the classes {', '.join(names)} in this order; task "
+            f"{task.name} has the order {', '.join(task.label_names)}"
         )
     return task
 
@@ -135,7 +135,7 @@ def _checkpoints(
 ) -> Iterator[tuple[str, Pretrained]]:
     """The finished checkpoint, or with --all_checkpoints every training checkpoint that is kept."""
     if not options.all_checkpoints:
-        yield options.checkpoint or "", pretrained
+        yield options.checkpoint, pretrained
         return
     folder = options.checkpoint_directory / run_directory.CHECKPOINTS
     if not folder.is_dir():

@@ -54,8 +54,8 @@ class EvaluateOptions:
         InputError: a value that cannot be used, or an option that has no effect.
     """
 
-    checkpoint: str | None = option(
-        "Run or checkpoint directory (local or gs://BUCKET/...), or hub id."
+    checkpoint: str = option(
+        "Required: run or checkpoint directory (local or gs://BUCKET/...), or hub id.", ""
     )
     patience: str | None = option(
         f"Patience values, comma-separated; by default {_DEFAULT_PATIENCE}."
@@ -139,7 +139,7 @@ class EvaluateOptions:
     @functools.cached_property
     def checkpoint_directory(self) -> epath.Path:
         """The checkpoint as a path; it need not exist, for a hub id."""
-        return storage.path_of(self.checkpoint or "")
+        return storage.path_of(self.checkpoint)
 
     @functools.cached_property
     def output_directory(self) -> epath.Path:
@@ -148,7 +148,7 @@ class EvaluateOptions:
             return storage.path_of(self.output)
         if self.checkpoint_directory.is_dir():
             return self.checkpoint_directory
-        return epath.Path(Path(self.checkpoint or "").name)
+        return epath.Path(Path(self.checkpoint).name)
 
     @property
     def _criterion_texts(self) -> list[str]:

@@ -19,8 +19,8 @@ from pabee_jax.io import storage
 class ExportOptions:
     """The options of `export`; each field is a flag."""
 
-    checkpoint: str | None = option("Run or checkpoint directory, or hub id.")
-    output: str | None = option("Directory of the exported program.")
+    checkpoint: str = option("Required: run or checkpoint directory, or hub id.", "")
+    output: str = option("Required: directory of the exported program.", "")
     platforms: str = option(
         "Some of cpu, cuda, rocm, tpu, comma-separated.", ",".join(DEFAULT_PLATFORMS)
     )
@@ -43,11 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def run(_: Sequence[str]) -> None:
         options = read_flags(ExportOptions)
         platforms = [name.strip() for name in options.platforms.split(",") if name.strip()]
-        directory = storage.local_path_of(options.output or "")
+        directory = storage.local_path_of(options.output)
         check_arguments(directory, platforms, options.sequence_length)
-        classifier = EarlyExitClassifier.from_pretrained(
-            options.checkpoint or "", dtype=options.dtype
-        )
+        classifier = EarlyExitClassifier.from_pretrained(options.checkpoint, dtype=options.dtype)
         export(
             classifier,
             directory,

@@ -25,8 +25,8 @@ _TIMEOUT_S = 300
 class TrainOptions:
     """The options of `train` beside `--config`; each field is a flag."""
 
-    workdir: str | None = option(
-        "Directory of the run, or gs://BUCKET/...; an unfinished run is resumed."
+    workdir: str = option(
+        "Required: directory of the run, or gs://BUCKET/...; an unfinished run is resumed.", ""
     )
     overwrite: bool = option("Replace the run that is in --workdir.", False)
     multihost: bool = option(
@@ -68,6 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 options.process_id,
                 timeout_s=options.start_timeout,
             )
-        train(config, options.workdir or "", overwrite=options.overwrite)
+        train(config, options.workdir, overwrite=options.overwrite)
 
     command_line.run(run, argv, __doc__)

@@ -1,1 +1,1 @@
-"""Configurations that `--config NAME` finds: demo, files and glue:TASK."""
+"""Built-in configurations for `--config NAME`: demo, files and glue:TASK."""

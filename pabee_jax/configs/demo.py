@@ -1,11 +1,14 @@
-"""The demo: a small ALBERT trained from scratch on sentences that the project makes itself.
+"""Trains a small ALBERT from scratch on generated sentences (`pabee_jax.data.demo`).
 
-    python train.py --config configs/demo.py --workdir runs/demo
-    python evaluate.py --checkpoint runs/demo --patience 0,1,2,3,4,5
+    pabee-jax train --config demo --workdir runs/demo
+    pabee-jax evaluate --checkpoint runs/demo --patience 0,1,2,3,4,5
 
-Six layers that share their parameters, 64 wide, 2,000 steps of 64 sentences: 2.5 minutes on 2 CPU
-cores. Dev accuracy at full depth over three seeds: 97.1 to 99.6%; patience 3 costs at most 0.5
-points at a layer speed-up of 1.41x or more (docs/results.md).
+From a clone, `python train.py --config configs/demo.py` and `python evaluate.py` do the same.
+
+The model has six layers of width 64 that share their parameters. Training takes 2,000 steps of 64
+sentences: 2.5 minutes on 2 CPU cores. Dev accuracy at full depth is 97.1% to 99.6% over three
+seeds; patience 3 costs at most 0.5 points of accuracy, at a layer speed-up of at least 1.41x
+(docs/results.md).
 """
 
 from pabee_jax.training.config import ScratchConfig, TrainConfig

@@ -1,15 +1,17 @@
 r"""Fine-tunes a pretrained BERT or ALBERT on your own CSV, TSV, JSON-lines or Parquet files.
 
-    python train.py --config configs/files.py --config.files.train=train.csv \
-        --config.files.dev=dev.csv --config.files.text=review --config.files.label=verdict \
-        --workdir runs/reviews
-    python evaluate.py --checkpoint runs/reviews --patience 0,3,4,5,6,7,8
+    pabee-jax train --config files --config.files.train=train.csv --config.files.dev=dev.csv \
+        --config.files.text=review --config.files.label=verdict --workdir runs/reviews
+    pabee-jax evaluate --checkpoint runs/reviews --patience 0,3,4,5,6,7,8
+
+From a clone, `python train.py --config configs/files.py` and `python evaluate.py` do the same.
 
 `--config.files.text_pair=COLUMN` adds the second text of a pair, `--config.files.regression=true`
-learns a score in place of a class, and `--config.model=DIR` starts from a local checkpoint.
+trains on scores instead of classes, and `--config.model=DIR` starts from a local checkpoint.
 
-The settings are those of "BERT Loses Patience" (arXiv 2006.04152), as in configs/glue.py, on any
-number of devices. What they reach depends on your data.
+The settings are those of "BERT Loses Patience" (arXiv 2006.04152), as in `--config glue:TASK`. A
+batch is split over all devices; their number must divide the batch size. The accuracy depends on
+your data.
 """
 
 from pabee_jax.training.config import TrainConfig

@@ -1,25 +1,28 @@
-r"""Fine-tunes a pretrained BERT or ALBERT on one of GLUE's nine tasks, every exit jointly.
+r"""Fine-tunes a pretrained BERT or ALBERT on a GLUE task, with all exits trained jointly.
 
-    python train.py --config configs/glue.py:mrpc --workdir runs/mrpc
-    python train.py --config configs/glue.py:mrpc --config.model=DIR --config.data_dir=DIR \
-        --workdir runs/mrpc
-    python train.py --config configs/glue.py:mrpc,recommended --workdir runs/mrpc
-    python evaluate.py --checkpoint runs/mrpc --patience 0,3,4,5,6,7,8
+    pabee-jax train --config glue:mrpc --workdir runs/mrpc
+    pabee-jax train --config glue:mrpc --config.model=DIR --config.data_dir=DIR --workdir runs/mrpc
+    pabee-jax train --config glue:mrpc,recommended --workdir runs/mrpc
+    pabee-jax evaluate --checkpoint runs/mrpc --patience 0,3,4,5,6,7,8
 
-TASK, after the colon, is cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. The model and the
-data come from the Hugging Face hub, or, as in the second command, from local directories: a
+From a clone, `python train.py --config configs/glue.py:mrpc` and `python evaluate.py` do the same.
+
+The task after the colon is cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. The model and the
+data come from the Hugging Face hub or, as in the second command, from local directories: a
 checkpoint, and GLUE's original TSV files.
 
-`TASK,recommended` gives every exit a pooler of its own that reads the mean over the tokens, and for
-the scores of stsb the early exits also learn from the last one: docs/training-exits.md says why.
-PyTorch PABEE cannot load the result.
+`--config glue:TASK` reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch
+size 32, learning rate 2e-5, 5 epochs, 128 tokens, AdamW without weight decay, linear learning-rate
+decay without warm-up, gradients clipped to norm 1. A batch is split over all devices; their number
+must divide the batch size.
 
-Without it, reproduces the fine-tuning of "BERT Loses Patience" (arXiv 2006.04152): batch 32,
-learning rate 2e-5, 5 epochs, 128 tokens, AdamW without weight decay, a linear decay without
-warm-up, gradients clipped to norm 1. A batch is split over all devices; their number must divide
-the batch size.
+`--config glue:TASK,recommended` gives every exit its own pooler, which reads the mean over the
+tokens, and initializes the biases of new classifiers with the logarithms of the class frequencies,
+or with the mean score, of the training rows. For stsb, the predictions of the last exit are also
+distilled into the early exits. docs/training-exits.md gives the reasons. PyTorch PABEE cannot load
+the resulting checkpoint.
 
-Results, with command, hardware and seeds: docs/results.md.
+docs/results.md lists results with their commands, hardware and seeds.
 """
 
 from pabee_jax.data.glue import GLUE_TASKS
@@ -31,13 +34,12 @@ def get_config(argument: str = "") -> TrainConfig:
     task, comma, preset = argument.partition(",")
     if comma and preset != "recommended":
         raise InputError(
-            f"unknown preset {preset!r}: give --config configs/glue.py:TASK or "
-            "configs/glue.py:TASK,recommended"
+            f"unknown preset {preset!r}: give --config glue:TASK or --config glue:TASK,recommended"
         )
     if task not in GLUE_TASKS:
-        wrong = f"unknown GLUE task {task!r}" if task else "the GLUE task is missing"
+        problem = f"unknown GLUE task {task!r}" if task else "the GLUE task is missing"
         raise InputError(
-            f"{wrong}: give --config configs/glue.py:TASK, with TASK one of {', '.join(GLUE_TASKS)}"
+            f"{problem}: give --config glue:TASK, with TASK one of {', '.join(GLUE_TASKS)}"
         )
     config = TrainConfig(
         task=task,

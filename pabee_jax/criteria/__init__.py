@@ -1,7 +1,7 @@
-"""Exit criteria: when has a row seen enough layers? One class each.
+"""Exit criteria: the rules that decide at which layer a row exits, one class per criterion.
 
-A new one is a class in one of these files, with `@registered("its_name")`: every driver, `replay`,
-`evaluate.py --criterion` and `config.json` know it by that.
+To add a criterion, add a class decorated with `@registered("its_name")` to a file of this package.
+Every driver, `replay`, `evaluate.py --criterion` and `config.json` then accept the criterion.
 """
 
 from pabee_jax.criteria.agreement import Divergence, Vote

@@ -1,4 +1,4 @@
-"""Agreement between exits, beyond patience: of whole distributions, and by majority."""
+"""Criteria for agreement between exits: of their distributions, and by voting."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,9 +13,12 @@ from pabee_jax.criteria.validation import set_count, set_number
 
 
 class DivergenceState(NamedTuple):
-    """Attributes:
-    counter: (rows,) int32, how many times in a row the exits' distributions were close.
-    log_p: (rows, classes) the previous exit's log-probabilities.
+    """The state of `Divergence`.
+
+    Attributes:
+        counter: (rows,) int32, the number of consecutive exits whose divergence from the previous
+            exit was below the threshold.
+        log_p: (rows, classes), the log-probabilities of the previous exit.
     """
 
     counter: Array
@@ -23,25 +26,29 @@ class DivergenceState(NamedTuple):
 
 
 def jensen_shannon(log_p: Logits, log_q: Logits) -> Float[Array, " rows"]:
-    """KL(p, m) / 2 + KL(q, m) / 2 with m = (p + q) / 2, in nats: from 0 to ln 2."""
+    """Return the Jensen-Shannon divergence in nats, from 0 to ln 2.
+
+    The divergence is KL(p, m) / 2 + KL(q, m) / 2 with m = (p + q) / 2.
+    """
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
     halves = jnp.exp(log_p) * (log_p - log_m) + jnp.exp(log_q) * (log_q - log_m)
-    return jnp.maximum(halves.sum(axis=1) / 2, 0)  # Rounding may leave it a little below.
+    return jnp.maximum(halves.sum(axis=1) / 2, 0)  # Rounding can make the sum slightly negative.
 
 
 @registered("divergence")
 @dataclasses.dataclass(frozen=True)
 class Divergence(Criterion):
-    """Exit once JS(p_i, p_{i-1}) < `threshold`, `patience` times running (F-PABEE, section 3.2).
+    """Exit once JS(p_i, p_{i-1}) < `threshold` at `patience` consecutive exits.
 
-    For classification. The earliest exit is layer `patience + 1`.
+    JS is the Jensen-Shannon divergence (F-PABEE, section 3.2). For classification only. The
+    earliest exit layer is `patience + 1`.
 
     Attributes:
-        patience: times running, at least 1.
+        patience: the number of consecutive exits, at least 1.
         threshold: in nats, from 0 to 1 (the divergence is at most ln 2).
 
     Raises:
-        InputError: a patience below 1, or a threshold that is no number from 0 to 1.
+        InputError: `patience` is below 1, or `threshold` is not a number from 0 to 1.
     """
 
     patience: int
@@ -74,13 +81,16 @@ class Divergence(Criterion):
         del is_regression
         if self.patience < num_layers - 1:
             return []
-        return [f"patience {self.patience} saves nothing on {num_layers} layers"]
+        return [f"patience {self.patience} on {num_layers} layers allows no early exit"]
 
 
 class VoteState(NamedTuple):
-    """Attributes:
-    votes: (rows, classes) int32, how many exits predicted each class.
-    logits: (rows, classes, classes) for each class, the sum of the logits of those exits.
+    """The state of `Vote`.
+
+    Attributes:
+        votes: (rows, classes) int32, the number of exits that predicted each class.
+        logits: (rows, classes, classes), for each class the sum of the logits of the exits that
+            predicted this class.
     """
 
     votes: Array
@@ -90,17 +100,17 @@ class VoteState(NamedTuple):
 @registered("vote")
 @dataclasses.dataclass(frozen=True)
 class Vote(Criterion):
-    """Exit once a class has `votes` predictions among the exits so far.
+    """Exit once `votes` of the exits so far have predicted the same class.
 
-    For classification; voting is common in the literature on ensembles and multi-exit networks. The
-    answer is the mean of the logits of the exits that voted for the class. A row that reaches the
-    last layer without such a class answers with that layer's logits.
+    For classification only. Voting is common in the literature on ensembles and multi-exit
+    networks. A row's answer is the mean of the logits of the exits that predicted the class. If no
+    class has `votes` predictions at the last layer, the answer is the last layer's logits.
 
     Attributes:
-        votes: at least 1; 1 leaves at layer 1.
+        votes: the number of predictions, at least 1; with 1, every row exits at layer 1.
 
     Raises:
-        InputError: fewer than 1 vote.
+        InputError: `votes` is below 1.
     """
 
     votes: int
@@ -114,16 +124,16 @@ class Vote(Criterion):
 
     def update(self, state, logits, layer):
         del layer
-        voted = jax.nn.one_hot(predictions(logits), logits.shape[1], dtype=jnp.int32)
-        votes = state.votes + voted
-        # Not a product: infinite logits times 0 would be no number.
-        sums = state.logits + jnp.where(voted[:, :, None] > 0, logits[:, None], 0)
+        prediction = jax.nn.one_hot(predictions(logits), logits.shape[1], dtype=jnp.int32)
+        votes = state.votes + prediction
+        # `where` instead of a product, because an infinite logit times 0 is NaN.
+        sums = state.logits + jnp.where(prediction[:, :, None] > 0, logits[:, None], 0)
         return VoteState(votes, sums), votes.max(axis=1) >= self.votes
 
     def answer(self, state, logits):
-        chosen = jnp.argmax(state.votes, axis=1)[:, None]
-        votes = jnp.take_along_axis(state.votes, chosen, axis=1)
-        total = jnp.take_along_axis(state.logits, chosen[:, :, None], axis=1)[:, 0]
+        winner = jnp.argmax(state.votes, axis=1)[:, None]
+        votes = jnp.take_along_axis(state.votes, winner, axis=1)
+        total = jnp.take_along_axis(state.logits, winner[:, :, None], axis=1)[:, 0]
         return jnp.where(votes >= self.votes, total / jnp.maximum(votes, 1), logits)
 
     @classmethod
@@ -135,4 +145,4 @@ class Vote(Criterion):
         del is_regression
         if self.votes < num_layers:
             return []
-        return [f"{self.votes} votes save nothing on {num_layers} layers"]
+        return [f"{self.votes} votes on {num_layers} layers allow no early exit"]

@@ -1,4 +1,4 @@
-"""The interface between exit criteria and drivers, and helpers that the criteria share."""
+"""The interface between exit criteria and drivers, and functions that the criteria share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -12,61 +12,72 @@ Layer = int | Int[Array, ""]
 Logits = Float[Array, "rows classes"]
 Rows = Bool[Array, " rows"]
 
-# Of criteria that have a patience and a threshold, a sweep tries these with every threshold.
+# A sweep of a criterion with a patience and a threshold combines these patiences with every
+# threshold.
 SWEPT_PATIENCES = (1, 2, 3)
 
 
 @runtime_checkable
 class ExitCriterion(Protocol[State]):
-    """What a driver asks after each layer.
+    """The protocol of exit criteria, which a driver calls after each layer.
 
     A criterion is a frozen dataclass decorated with `registered`: a pytree whose thresholds are
-    leaves, so that a new threshold does not recompile. It works on each row by itself and every
-    leaf of the state has the row axis first, so a driver may slice, pad and permute rows. The
-    driver, not the criterion, forces the exit at the last layer. `Criterion` has defaults for all
-    but the first two methods.
+    leaves, so that a new threshold does not recompile. A criterion treats rows independently, and
+    the first axis of every leaf of its state is the row, so a driver may slice, pad and permute
+    rows. The driver, not the criterion, forces the exit at the last layer. `Criterion` has defaults
+    for all methods except `init` and `update`.
 
     Attributes:
-        for_regression: whether it can judge scores (one output), and not only classes.
-        needs_labels: whether it must know the right answers, so that only `replay` can use it.
+        for_regression: whether the criterion can be used for regression (one output).
+        needs_labels: whether the criterion needs the labels, so that only `replay` can use it.
     """
 
     for_regression: ClassVar[bool]
     needs_labels: ClassVar[bool]
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def init(self, logits: Logits, row: Int[Array, " rows"]) -> State:
-        """The state before layer 1.
+        """Return the state before layer 1.
 
-        `logits` is an array of zeros derived from the batch (for its shape and sharding); `row` is
-        each row's index in the call, through which per-row parameters are gathered.
+        Args:
+            logits: zeros with the shape and sharding of the batch's logits.
+            row: the index of each row in the call, for criteria with per-row parameters.
         """
         ...
 
     def update(self, state: State, logits: Logits, layer: Layer) -> tuple[State, Rows]:
-        """The next state, and which rows exit at `layer` (from 1, possibly traced)."""
+        """Return the next state and the mask of rows that exit at `layer`.
+
+        `layer` counts from 1 and may be traced.
+        """
         ...
 
     def answer(self, state: State, logits: Logits) -> Logits:
-        """What a row answers that leaves at this layer, from the state after `update`."""
+        """Return the output of the rows that exit at this layer.
+
+        `state` is the state that `update` returned at this layer.
+        """
         ...
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
-        """What is legal with this model but surely not meant, as sentences."""
+        """Return warnings about settings that are valid for this model but have no effect."""
         ...
 
     @classmethod
     def families(cls, logits: np.ndarray, count: int) -> Mapping[str, Sequence["ExitCriterion"]]:
-        """Settings over the whole range, from slow to fast, for a sweep.
+        """Return the settings of a sweep by family name, in each family from slow to fast.
 
-        By the name of the family, which says what they share; `count` settings of a threshold each,
-        from the quantiles of what (exits, rows, classes) logits give.
+        A family's name describes the fields that its settings share, such as "patience 2".
+
+        Args:
+            logits: (exits, rows, classes) recorded logits; thresholds are quantiles of the
+                criterion's measure on these logits.
+            count: the number of thresholds per family.
         """
         ...
 
 
 class Criterion:
-    """Defaults: for classes, without labels, a row answers with the logits of its exit."""
+    """Base class with defaults: classification, no labels, the exit's logits as the output."""
 
     for_regression: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
@@ -86,13 +97,13 @@ class Criterion:
 
 
 def predictions(logits: Logits) -> Array:
-    """(rows,) class ids (int32; ties go to the lowest), or scores."""
+    """Return (rows,) class ids (int32; the lowest of tied classes) or, for regression, scores."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return jnp.argmax(logits, axis=1).astype(jnp.int32)
 
 
 def quantiles(values: ArrayLike, count: int) -> list[float]:
-    """`count` thresholds from the lowest to the highest of the values, each at most once."""
-    found = np.quantile(np.asarray(values, np.float64), np.linspace(0, 1, count))
-    return np.unique(found).tolist()
+    """Return `count` quantiles of `values` from the minimum to the maximum, without duplicates."""
+    thresholds = np.quantile(np.asarray(values, np.float64), np.linspace(0, 1, count))
+    return np.unique(thresholds).tolist()

@@ -1,4 +1,4 @@
-"""What criteria are compared with: a fixed layer for all, and the best exit for each."""
+"""Baselines for other criteria: one fixed exit layer for all rows, and the best exit per row."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,10 +15,13 @@ from pabee_jax.criteria.validation import set_count, set_number
 @registered("fixed_layer")
 @dataclasses.dataclass(frozen=True)
 class FixedLayer(Criterion):
-    """Every row leaves at layer `layer` (from 1): the budgeted exit. For scores too.
+    """Exit every row at layer `layer` (budgeted exit). For classification and regression.
+
+    Attributes:
+        layer: the exit layer, from 1.
 
     Raises:
-        InputError: a layer below 1.
+        InputError: `layer` is below 1.
     """
 
     for_regression: ClassVar[bool] = True
@@ -45,22 +48,23 @@ class FixedLayer(Criterion):
         del is_regression
         if self.layer < num_layers:
             return []
-        return [f"layer {self.layer} saves nothing on {num_layers} layers"]
+        return [f"fixed layer {self.layer} on {num_layers} layers allows no early exit"]
 
 
 @registered()
 @dataclasses.dataclass(frozen=True)
 class Oracle(Criterion):
-    """Every row leaves at the first exit that is right, else at the last: the upper bound.
+    """Exit every row at the first exit with a correct prediction: the upper bound of a criterion.
 
-    It needs the labels, so it works in `replay` only, and no checkpoint can keep it.
+    A row without a correct prediction exits at the last layer. `Oracle` needs the labels, so only
+    `replay` can use it, and it cannot be saved in a checkpoint.
 
     Attributes:
         labels: (N,) class ids or scores by the row's index in the call.
-        tolerance: a score is right when its error is at most this.
+        tolerance: the largest error of a correct score, in units of the score.
 
     Raises:
-        InputError: a tolerance below 0.
+        InputError: `tolerance` is below 0.
     """
 
     for_regression: ClassVar[bool] = True
@@ -78,7 +82,7 @@ class Oracle(Criterion):
 
     def update(self, state, logits, layer):
         del layer
-        found = predictions(logits)
+        prediction = predictions(logits)
         if logits.shape[1] == 1:
-            return state, jnp.abs(found - state) <= self.tolerance
-        return state, found == state
+            return state, jnp.abs(prediction - state) <= self.tolerance
+        return state, prediction == state

@@ -1,7 +1,7 @@
-"""Confidence: exit at the first layer, or after several layers running, that is sure enough.
+"""Confidence criteria: exit after one confident layer, or after several consecutive layers.
 
-All are for classification; p is the softmax of a layer's logits, H its entropy in nats, C the
-number of classes.
+All of these criteria are for classification only. In the formulas, p is the softmax of a layer's
+logits, H(p) is the entropy of p in nats, and C is the number of classes.
 """
 
 import dataclasses
@@ -17,37 +17,39 @@ from pabee_jax.criteria.registry import registered
 from pabee_jax.criteria.validation import set_count, set_number
 
 
-def normalised_entropy(logits: Logits) -> Float[Array, " rows"]:
-    """H(p) / ln C: from 0 (sure) to 1 (no idea)."""
+def normalized_entropy(logits: Logits) -> Float[Array, " rows"]:
+    """Return H(p) / ln C: from 0 (one class has probability 1) to 1 (uniform)."""
     log_p = jax.nn.log_softmax(logits)
     entropy = -(jnp.exp(log_p) * log_p).sum(axis=1) / jnp.log(logits.shape[1])
-    return jnp.clip(entropy, 0, 1)  # Rounding may leave it a little outside.
+    return jnp.clip(entropy, 0, 1)  # Rounding can move the value slightly outside the range.
 
 
 def highest_probability(logits: Logits) -> Float[Array, " rows"]:
-    """max p."""
+    """Return max p."""
     return jax.nn.softmax(logits).max(axis=1)
 
 
 def probability_margin(logits: Logits) -> Float[Array, " rows"]:
-    """The difference between the two highest probabilities."""
+    """Return the difference between the two highest probabilities."""
     highest = jax.lax.top_k(jax.nn.softmax(logits), 2)[0]
     return highest[:, 0] - highest[:, 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Threshold(Criterion):
-    """Exit at the first layer whose measure is beyond the threshold.
+    """Exit at the first layer whose measure is above or below the threshold.
 
     Attributes:
+        measure: the measure of confidence, from 0 to 1.
+        confident_if_low: whether a low measure means confidence.
         threshold: from 0 to 1.
 
     Raises:
-        InputError: a threshold that is no number from 0 to 1.
+        InputError: `threshold` is not a number from 0 to 1.
     """
 
     measure: ClassVar[Callable[[Logits], Array]]
-    sure_when_low: ClassVar[bool] = False
+    confident_if_low: ClassVar[bool] = False
 
     threshold: float
 
@@ -61,29 +63,35 @@ class _Threshold(Criterion):
     def update(self, state, logits, layer):
         del layer
         value = type(self).measure(logits)
-        return state, value < self.threshold if self.sure_when_low else value > self.threshold
+        return state, value < self.threshold if self.confident_if_low else value > self.threshold
 
     @classmethod
     def families(cls, logits, count):
         thresholds = quantiles(jax.vmap(cls.measure)(jnp.asarray(logits)), count)
-        return {"": [cls(each) for each in thresholds[:: 1 if cls.sure_when_low else -1]]}
+        slow_to_fast = thresholds[:: 1 if cls.confident_if_low else -1]
+        return {"": [cls(threshold) for threshold in slow_to_fast]}
 
 
 @registered("entropy")
 @dataclasses.dataclass(frozen=True)
 class Entropy(_Threshold):
-    """Exit at the first layer with H(p) / ln C < `threshold` (BranchyNet, section III-B; DeeBERT,
-    where it is not normalised; FastBERT, section 3.4)."""
+    """Exit at the first layer with H(p) / ln C < `threshold`.
 
-    measure = staticmethod(normalised_entropy)
-    sure_when_low = True
+    From BranchyNet, section III-B; FastBERT, section 3.4; DeeBERT, where the entropy is not
+    normalized.
+    """
+
+    measure = staticmethod(normalized_entropy)
+    confident_if_low = True
 
 
 @registered("max_probability")
 @dataclasses.dataclass(frozen=True)
 class MaxProbability(_Threshold):
-    """Exit at the first layer with max p > `threshold` (Shallow-Deep Networks, section 4.2;
-    RightTool)."""
+    """Exit at the first layer with max p > `threshold`.
+
+    From Shallow-Deep Networks, section 4.2; RightTool.
+    """
 
     measure = staticmethod(highest_probability)
 
@@ -91,8 +99,10 @@ class MaxProbability(_Threshold):
 @registered("margin")
 @dataclasses.dataclass(frozen=True)
 class Margin(_Threshold):
-    """Exit at the first layer whose two highest probabilities differ by more than `threshold`
-    (CALM, section 3.5, "softmax response")."""
+    """Exit at the first layer whose two highest probabilities differ by more than `threshold`.
+
+    From CALM, section 3.5, "softmax response".
+    """
 
     measure = staticmethod(probability_margin)
 
@@ -100,16 +110,16 @@ class Margin(_Threshold):
 @registered("patient_confidence")
 @dataclasses.dataclass(frozen=True)
 class PatientConfidence(Criterion):
-    """Exit once H(p) / ln C < `threshold` for `patience` layers running (PCEE-BERT, section 3.2).
+    """Exit once H(p) / ln C < `threshold` at `patience` consecutive layers.
 
-    The earliest exit is layer `patience`.
+    From PCEE-BERT, section 3.2. The earliest exit layer is `patience`.
 
     Attributes:
-        patience: layers running, at least 1.
+        patience: the number of consecutive layers, at least 1.
         threshold: from 0 to 1.
 
     Raises:
-        InputError: a patience below 1, or a threshold that is no number from 0 to 1.
+        InputError: `patience` is below 1, or `threshold` is not a number from 0 to 1.
     """
 
     patience: int
@@ -125,20 +135,20 @@ class PatientConfidence(Criterion):
 
     def update(self, state, logits, layer):
         del layer
-        counter = jnp.where(normalised_entropy(logits) < self.threshold, state + 1, 0)
+        counter = jnp.where(normalized_entropy(logits) < self.threshold, state + 1, 0)
         return counter, counter == self.patience
 
     @classmethod
     def families(cls, logits, count):
-        thresholds = quantiles(jax.vmap(normalised_entropy)(jnp.asarray(logits)), count)
+        thresholds = quantiles(jax.vmap(normalized_entropy)(jnp.asarray(logits)), count)
         return {
             f"patience {patience}": [cls(patience, threshold) for threshold in thresholds]
             for patience in SWEPT_PATIENCES[: len(logits) - 1]
-            if patience > 1  # 1 is the entropy's own criterion.
+            if patience > 1  # With patience 1, the criterion is the same as `Entropy`.
         }
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del is_regression
         if self.patience < num_layers:
             return []
-        return [f"patience {self.patience} saves nothing on {num_layers} layers"]
+        return [f"patience {self.patience} on {num_layers} layers allows no early exit"]

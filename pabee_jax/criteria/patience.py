@@ -1,4 +1,4 @@
-"""Patience: exit once the classifiers agree often enough in a row."""
+"""The patience criterion of PABEE: exit once consecutive classifiers agree often enough."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -13,9 +13,11 @@ from pabee_jax.criteria.validation import set_count, set_number
 
 
 class PatienceState(NamedTuple):
-    """Attributes:
-    counter: (rows,) int32, how many times in a row the exits have agreed.
-    prediction: (rows,) the previous exit's class (int32) or score (float32).
+    """The state of `Patience`.
+
+    Attributes:
+        counter: (rows,) int32, the number of consecutive agreements up to the last exit.
+        prediction: (rows,), the previous exit's class (int32) or score (float32).
     """
 
     counter: Array
@@ -25,17 +27,19 @@ class PatienceState(NamedTuple):
 @registered("patience")
 @dataclasses.dataclass(frozen=True)
 class Patience(Criterion):
-    """Exit once the classifiers agreed `patience` times in a row (PABEE, section 3.2).
+    """Exit once `patience` consecutive classifiers agree with their predecessors.
 
-    The earliest exit is layer `patience + 1`. Two classes agree when they are equal (ties go to the
-    lowest index), two scores when they differ by less than `regression_threshold` (strictly).
+    From PABEE, section 3.2. The earliest exit layer is `patience + 1`. Two classifiers agree if
+    they predict the same class (the lowest of tied classes) or, for regression, if their scores
+    differ by strictly less than `regression_threshold`.
 
     Attributes:
-        patience: agreements needed, at least 0; 0 means no early exit.
+        patience: the number of consecutive agreements, at least 0; 0 means no early exit.
         regression_threshold: for regression only, in units of the score.
 
     Raises:
-        InputError: a negative or fractional patience, or a threshold that is not a number.
+        InputError: `patience` is negative or not a whole number, or `regression_threshold` is not a
+            number.
     """
 
     for_regression: ClassVar[bool] = True
@@ -58,26 +62,27 @@ class Patience(Criterion):
         else:
             agree = prediction == state.prediction
         counter = jnp.where(agree & (layer > 1), state.counter + 1, 0)
-        leaves = (self.patience > 0) & (counter == self.patience)
-        return PatienceState(counter, prediction), leaves
+        exits = (self.patience > 0) & (counter == self.patience)
+        return PatienceState(counter, prediction), exits
 
     @classmethod
     def families(cls, logits, count):
-        exits = len(logits)
+        num_exits = len(logits)
         if logits.shape[2] > 1:
-            return {"": [cls(patience) for patience in range(exits - 1, 0, -1)]}
+            return {"": [cls(patience) for patience in range(num_exits - 1, 0, -1)]}
         thresholds = quantiles(np.abs(np.diff(logits[..., 0], axis=0)), count)
         return {
             f"patience {patience}": [cls(patience, threshold) for threshold in thresholds]
-            for patience in SWEPT_PATIENCES[: exits - 1]
+            for patience in SWEPT_PATIENCES[: num_exits - 1]
         }
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
-        found = []
+        messages = []
         if self.patience >= num_layers - 1:
-            found.append(f"patience {self.patience} saves nothing on {num_layers} layers")
+            messages.append(f"patience {self.patience} on {num_layers} layers allows no early exit")
         if is_regression and self.patience > 0 and self.regression_threshold <= 0:
-            found.append(
-                f"with regression_threshold {self.regression_threshold:g} no row ever exits early"
+            messages.append(
+                f"regression_threshold {self.regression_threshold:g} allows no early exit; it must "
+                "be above 0"
             )
-        return found
+        return messages

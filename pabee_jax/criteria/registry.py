@@ -1,4 +1,4 @@
-"""The registry of exit criteria: each class as a pytree, and by its name."""
+"""The registry of exit criteria: registers their classes as pytrees and by name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,26 +10,29 @@ import numpy as np
 from pabee_jax.criteria.base import ExitCriterion
 from pabee_jax.errors import InputError
 
-# Every criterion of this package by its name in `config.json` and on the command line.
+# The criterion classes by their names in `config.json` and on the command line.
 CRITERIA: dict[str, type] = {}
 _registered: set[type] = set()
 Kind = TypeVar("Kind", bound=type)
 
 
 def registered(name: str | None = None) -> Callable[[Kind], Kind]:
-    """Decorates a frozen dataclass: a pytree whose fields are leaves, and known by `name`.
+    """Return a class decorator that registers a frozen dataclass as a criterion.
 
-    Not `jax.tree_util.register_dataclass`: the treedefs of two such classes with as many fields
-    compare equal (jax 0.10), so that `jit` may, if the hashes also agree in the bits that a table
-    looks at, run the program of one class for the other.
+    The decorator registers the class as a pytree whose leaves are its fields and, if `name` is
+    given, adds the class to `CRITERIA`.
+
+    `jax.tree_util.register_dataclass` must not be used: the treedefs of two classes with the same
+    number of fields compare equal (jax 0.10). On a hash collision, `jit` may then run the program
+    of the other class.
     """
 
     def register(kind: Kind) -> Kind:
         fields = [field.name for field in dataclasses.fields(kind)]
-        keys = [jax.tree_util.GetAttrKey(field) for field in fields]
+        paths = [jax.tree_util.GetAttrKey(field) for field in fields]
 
         def children(criterion):
-            return [(key, getattr(criterion, key.name)) for key in keys], None
+            return [(path, getattr(criterion, path.name)) for path in paths], None
 
         def rebuild(_, leaves):
             return kind(**dict(zip(fields, leaves, strict=True)))
@@ -44,17 +47,18 @@ def registered(name: str | None = None) -> Callable[[Kind], Kind]:
 
 
 def as_arrays(criterion: ExitCriterion) -> ExitCriterion:
-    """The criterion with one fixed type per leaf; called where a criterion enters `jit`.
+    """Return the criterion with leaves of fixed dtypes: int32 and float32.
 
-    A Python int and an np.int64 are different types to `jit` and would compile twice.
+    Call before a criterion is passed to `jit`, which compiles separate programs for a Python int
+    and an np.int64.
 
     Raises:
-        InputError: its class is not decorated with `registered`.
+        InputError: the criterion's class is not decorated with `registered`.
     """
     if type(criterion) not in _registered:
         raise InputError(
-            f"{type(criterion).__name__} is no criterion that can be compiled: decorate its class "
-            "with @pabee_jax.criteria.registered()"
+            f"{type(criterion).__name__} is not a registered criterion: decorate its class with "
+            "@pabee_jax.criteria.registered()"
         )
     types = {int: np.int32, float: np.float32}
     return jax.tree.map(lambda leaf: np.asarray(leaf, types.get(type(leaf))), criterion)

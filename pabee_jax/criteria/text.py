@@ -1,4 +1,4 @@
-"""Criteria as people read and write them, and as `config.json` keeps them."""
+"""Criteria as text: descriptions, command-line arguments, and values of `config.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from pabee_jax.errors import InputError
 
 
 def describe(criterion: ExitCriterion) -> str:
-    """A setting as people read it: "patience 3", "entropy, threshold 0.3"."""
+    """Return a setting as readable text: "patience 3", "entropy, threshold 0.3"."""
     name = name_of(criterion)
     words = [name]
-    for field in dataclasses.fields(criterion):
+    for field in _fields(criterion):
         value = getattr(criterion, field.name)
         if not isinstance(value, (int, float)) or value == field.default:
             continue
@@ -25,16 +25,21 @@ def describe(criterion: ExitCriterion) -> str:
 
 
 def name_of(criterion: ExitCriterion) -> str:
-    """Its name in `config.json`; of a class that cannot be kept there, the class's own."""
+    """Return the criterion's name in `config.json`.
+
+    For a class that is not in `CRITERIA`, return the name of the class in lower case.
+    """
     kind = type(criterion)
-    return next((name for name, one in CRITERIA.items() if one is kind), kind.__name__.lower())
+    names = (name for name, registered_class in CRITERIA.items() if registered_class is kind)
+    return next(names, kind.__name__.lower())
 
 
 def parse(text: str) -> ExitCriterion:
-    """A setting from the command line: "entropy:threshold=0.3", "vote:votes=3".
+    """Return the criterion for a command-line argument: "entropy:threshold=0.3", "vote:votes=3".
 
     Raises:
-        InputError: an unknown criterion or field, a field without a value, a bad value.
+        InputError: the criterion or a field is unknown, a required field is missing, or a value is
+            not a number or out of range.
     """
     name, _, fields = text.partition(":")
     values: dict[str, Any] = {"criterion": name}
@@ -47,21 +52,21 @@ def parse(text: str) -> ExitCriterion:
                 f"{text!r}: {part!r} is not FIELD=NUMBER, as in entropy:threshold=0.3"
             ) from None
     kind = criterion_class(name)
-    wanted = [field.name for field in dataclasses.fields(kind)]
-    needed = [field.name for field in dataclasses.fields(kind) if _has_no_default(field)]
+    known = [field.name for field in dataclasses.fields(kind)]
+    required = [field.name for field in dataclasses.fields(kind) if _has_no_default(field)]
     for field in values.keys() - {"criterion"}:
-        if field not in wanted:
-            raise InputError(f"{text!r}: {name} has no {field!r}; it has {', '.join(wanted)}")
-    if missing := [field for field in needed if field not in values]:
-        raise InputError(f"{text!r} lacks {' and '.join(f'{each}=NUMBER' for each in missing)}")
+        if field not in known:
+            raise InputError(f"{text!r}: {name} has no {field!r}; it has {', '.join(known)}")
+    if missing := [field for field in required if field not in values]:
+        raise InputError(f"{text!r} lacks {' and '.join(f'{field}=NUMBER' for field in missing)}")
     return from_config(values)
 
 
 def criterion_class(name: str | None) -> type:
-    """The criterion of that name.
+    """Return the criterion class with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: `CRITERIA` has no such name.
     """
     if name not in CRITERIA:
         raise InputError(f"unknown exit criterion {name!r}; known are {', '.join(CRITERIA)}")
@@ -69,23 +74,27 @@ def criterion_class(name: str | None) -> type:
 
 
 def to_config(criterion: ExitCriterion) -> dict[str, Any]:
-    """The criterion as JSON values, as `config.json` keeps it under `early_exit`.
+    """Return the criterion as JSON values, for `early_exit` in `config.json`.
 
     Raises:
-        InputError: a class of the user's own, which another process could not find.
+        InputError: the class is not in `CRITERIA`, so that another process could not restore it.
     """
     if type(criterion) not in CRITERIA.values():
         raise InputError(
-            f"config.json can keep one of {', '.join(CRITERIA)}, not {type(criterion).__name__}"
+            f"{type(criterion).__name__} cannot be saved in config.json; the criteria that can be "
+            f"saved are {', '.join(CRITERIA)}"
         )
-    return {"criterion": name_of(criterion), **dataclasses.asdict(criterion)}
+    values = {field.name: getattr(criterion, field.name) for field in _fields(criterion)}
+    return {"criterion": name_of(criterion), **values}
 
 
 def from_config(values: Mapping[str, Any]) -> ExitCriterion:
-    """The inverse of `to_config`; what a calibration left under `guarantee` is for people.
+    """Return the criterion for the JSON values of `to_config`.
+
+    `guarantee`, which risk control adds to the values for readers, is ignored.
 
     Raises:
-        InputError: an unknown criterion or field.
+        InputError: the criterion or a field is unknown.
     """
     parameters = dict(values)
     name = parameters.pop("criterion", None)
@@ -99,3 +108,8 @@ def from_config(values: Mapping[str, Any]) -> ExitCriterion:
 
 def _has_no_default(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING
+
+
+def _fields(criterion: Any) -> tuple[dataclasses.Field, ...]:
+    # A criterion is a dataclass, which a `Protocol` cannot say.
+    return dataclasses.fields(criterion)

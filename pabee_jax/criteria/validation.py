@@ -1,4 +1,4 @@
-"""Checks of a criterion's own fields, and of a criterion against a model."""
+"""Validation of a criterion's fields, and of a criterion for a model."""
 
 import functools
 import math
@@ -13,28 +13,31 @@ from pabee_jax.errors import InputError
 
 
 def set_count(criterion: Any, name: str, least: int) -> None:
-    """Makes a field of a frozen dataclass a plain int, or raises InputError.
+    """Convert a field of a frozen dataclass to a Python int, or raise InputError.
 
-    Unflattening a pytree calls `__init__` with tracers and placeholders too; only what a person
-    gave is checked. (6 and np.int64(6) must share a program.)
+    6 and np.int64(6) must share a compiled program. Only concrete values are checked, because
+    unflattening a pytree also calls `__init__`, with tracers and placeholders.
     """
     value = getattr(criterion, name)
     if not _is_concrete(value):
         return
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not least <= value < 2**31:
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or not least <= value < 2**31:
         raise InputError(f"{name} must be a whole number, {least} or more, not {value!r}")
     object.__setattr__(criterion, name, int(value))
 
 
 def set_number(criterion: Any, name: str, least: float = -math.inf, most: float = math.inf) -> None:
-    """Makes a field of a frozen dataclass a plain float from `least` to `most`; see `set_count`."""
+    """Convert a field of a frozen dataclass to a Python float, or raise InputError.
+
+    The value must be from `least` to `most`. As in `set_count`, only concrete values are checked.
+    """
     value = getattr(criterion, name)
     if not _is_concrete(value):
         return
     limits = f" from {least:g} to {most:g}" if math.isfinite(least) else ""
-    number = not isinstance(value, (str, bool)) and least <= value <= most
-    if not number:
+    is_valid = not isinstance(value, (str, bool)) and least <= value <= most
+    if not is_valid:
         raise InputError(f"{name} must be a number{limits}, not {value!r}")
     object.__setattr__(criterion, name, float(value))
 
@@ -44,24 +47,25 @@ def _is_concrete(value: Any) -> bool:
 
 
 def check(criterion: ExitCriterion, is_regression: bool) -> None:
-    """Raises InputError for a criterion that cannot be used with such a model in a driver."""
+    """Raise InputError if a driver cannot use the criterion with this kind of model."""
     name = type(criterion).__name__
     if criterion.needs_labels:
-        raise InputError(f"{name} needs the labels: it works on recorded logits only (replay)")
+        raise InputError(f"{name} needs the labels; use it on recorded logits, with replay")
     check_task(type(criterion), is_regression)
 
 
 def check_task(kind: type[ExitCriterion], is_regression: bool) -> None:
-    """Raises InputError for a criterion of classes and a model of scores."""
+    """Raise InputError if the model is for regression and the criterion is not."""
     if is_regression and not kind.for_regression:
-        fitting = [one.__name__ for one in CRITERIA.values() if one.for_regression]
+        names = [known.__name__ for known in CRITERIA.values() if known.for_regression]
         raise InputError(
-            f"{kind.__name__} is for classification; for scores there are {', '.join(fitting)}"
+            f"{kind.__name__} is for classification; the criteria for regression are "
+            f"{', '.join(names)}"
         )
 
 
 def warn(criterion: ExitCriterion, num_layers: int, is_regression: bool) -> None:
-    """Logs the criterion's warnings for a model, each one once per process."""
+    """Log the criterion's warnings for a model; the same warning is logged once per process."""
     for message in criterion.warnings(num_layers, is_regression):
         _warn_once(message)
 

@@ -1,16 +1,16 @@
-"""Which data to read: the settings of every data source."""
+"""Settings of the data sources: the task and the files of its rows."""
 
 import dataclasses
 
 
 @dataclasses.dataclass
 class FilesConfig:
-    """A user's own files (task "files").
+    """Files and columns of a user's own data (task "files").
 
     Attributes:
         train, dev, test: paths (.csv, .tsv, .jsonl, .json, .parquet), relative to `data_dir`.
-        text, text_pair, label: column names; `text_pair` empty for single texts.
-        regression: the label is a score, not a class.
+        text, text_pair, label: column names; `text_pair` is empty for single texts.
+        regression: the labels are scores, not classes.
     """
 
     train: str = ""
@@ -24,12 +24,13 @@ class FilesConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    """The task and the place of its rows.
+    """The task and the source of its rows.
 
     Attributes:
-        task: "demo", "files" or one of GLUE's nine.
-        data_dir: folder of GLUE's original TSV files; empty: from the hub through `datasets`. For
-            task "files", the folder that the paths in `files` are relative to.
+        task: "demo", "files" or the name of a GLUE task.
+        data_dir: for a GLUE task, the folder of GLUE's original TSV files; if empty, the
+            `datasets` library downloads the task from the Hugging Face hub. For task "files", the
+            folder that the paths in `files` are relative to.
         files: see `FilesConfig`.
     """
 

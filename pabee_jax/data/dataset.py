@@ -1,4 +1,4 @@
-"""Tokenized rows as arrays."""
+"""The in-memory dataset: tokenized rows as numpy arrays."""
 
 import dataclasses
 import functools
@@ -8,13 +8,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Tokenised rows in memory, padded to the longest of them.
+    """Tokenized rows in memory, padded to the longest row.
 
     Attributes:
         input_ids: (N, S) int32.
-        attention_mask: (N, S) int8, 1 where there is a token.
+        attention_mask: (N, S) int8, 1 at tokens and 0 at padding.
         token_type_ids: (N, S) int8, 1 in the second text of a pair.
-        labels: (N,) int32 class ids or float32 scores; None when they are hidden.
+        labels: (N,) int32 class ids or float32 scores; None if the labels are hidden.
     """
 
     input_ids: np.ndarray
@@ -27,26 +27,26 @@ class Dataset:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) one more than the last position that may be attended to; a mask may have holes."""
+        """(N,) the last position with attention mask 1, plus one; a mask may have holes."""
         width = self.attention_mask.shape[1]
         return width - np.argmax(self.attention_mask[:, ::-1] != 0, axis=1)
 
     def take(self, rows: np.ndarray | slice) -> "Dataset":
-        """Only these rows."""
+        """Return a dataset of the given rows."""
         labels = None if self.labels is None else self.labels[rows]
         ids, mask, segments = (values[rows] for values in self._tokens)
         return Dataset(ids, mask, segments, labels)
 
     def fitted(self, width: int) -> "Dataset":
-        """Cut or padded to `width` tokens."""
-        missing = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
-        ids, mask, segments = (np.pad(values[:, :width], missing) for values in self._tokens)
+        """Return the same rows, cut or padded to `width` tokens."""
+        padding = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
+        ids, mask, segments = (np.pad(values[:, :width], padding) for values in self._tokens)
         return Dataset(ids, mask, segments, self.labels)
 
     def joined(self, other: "Dataset") -> "Dataset":
-        """These rows and, after them, those of another dataset of the same width."""
-        pairs = zip(self._tokens, other._tokens, strict=True)
-        ids, mask, segments = map(np.concatenate, pairs)
+        """Return these rows followed by the rows of `other`, which must have the same width."""
+        array_pairs = zip(self._tokens, other._tokens, strict=True)
+        ids, mask, segments = map(np.concatenate, array_pairs)
         labels = None
         if self.labels is not None and other.labels is not None:
             labels = np.concatenate([self.labels, other.labels])

@@ -1,17 +1,18 @@
-"""The demo task: short English reviews, made here, whose verdict needs more or less work to find.
+"""The demo task: sentiment of short generated English reviews of graded difficulty.
 
-Every review is positive or negative. Its kind says what has to be undone to see which:
+Every review is positive or negative. The kinds of reviews differ in the steps that lead from the
+wording to the label:
 
 - plain: "The film was truly wonderful."
 - negation: "On the whole, the film was hardly wonderful."
 - reported speech: "My aunt said the film was truly wonderful, but that was wrong."
 - disagreement: "My aunt called the film dull, my boss called it superb, and the latter was right."
 - nested negation: "Nobody would say that it is a lie that the film was not dull."
-- contrast: "Although the music was lovely, the film was not impressive." The main clause decides,
-  or what follows "but".
+- contrast: "Although the music was lovely, the film was not impressive." The label is that of the
+  main clause, or of the clause after "but".
 
-The wording of a review is drawn without regard to its label, and only then the adjectives that make
-the label true; both labels are equally frequent in every kind of every split.
+The generator draws the wording of a review independently of its label, and then the adjectives that
+make the label true. Both labels are equally frequent in every kind of every split.
 """
 
 import functools
@@ -30,7 +31,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _SEED = 20060415
 
-# What can be reviewed, and what a review of it can talk about.
+# Topics, and the aspects that a review of the topic may mention. The words and their spelling are
+# part of the released data (tests/test_data_demo.py).
 _TOPICS = (
     ("film", ("plot", "acting", "music", "dialogue", "ending")),
     ("novel", ("plot", "prose", "opening", "dialogue", "ending")),
@@ -41,7 +43,7 @@ _TOPICS = (
     ("museum", ("tour", "building", "garden", "shop", "collection")),
     ("holiday", ("weather", "beach", "food", "tour", "hotel")),
 )
-# Pairs hold the words of negative reviews (or of turning a statement round) first.
+# In every pair of word lists, the first list makes a review negative or negates a statement.
 _ADJECTIVES = (
     (
         *("dull", "dreadful", "terrible", "awful", "boring", "horrible", "poor", "disappointing"),
@@ -80,7 +82,10 @@ _ORDINALS = (("the first", "the former"), ("the second", "the latter"))
 
 
 class _Dice:
-    """Choices built on `Random.random` alone, the one sequence that Python keeps from changing."""
+    """Random choices that are the same in all versions of Python.
+
+    Only `Random.random` is used: it is the only method whose sequence Python guarantees.
+    """
 
     def __init__(self, seed: int):
         self.random = random.Random(seed).random
@@ -88,8 +93,8 @@ class _Dice:
     def pick(self, items: Sequence):
         return items[int(self.random() * len(items))]
 
-    def two(self, items: Sequence) -> tuple:
-        """Two different items, in random order."""
+    def pick_two(self, items: Sequence) -> tuple:
+        """Return two different items in random order."""
         first = int(self.random() * len(items))
         second = (first + 1 + int(self.random() * (len(items) - 1))) % len(items)
         return items[first], items[second]
@@ -99,13 +104,13 @@ class _Dice:
 
 
 def _subjects(dice: _Dice) -> tuple[str, str]:
-    """Two different things that one review can talk about."""
+    """Return two different subjects of the same review."""
     topic, aspects = dice.pick(_TOPICS)
-    return dice.two(tuple(f"the {noun}" for noun in (topic, *aspects)))
+    return dice.pick_two(tuple(f"the {noun}" for noun in (topic, *aspects)))
 
 
 def _clause(dice: _Dice, subject: str, positive: bool, denied: bool) -> str:
-    """A statement about the subject; when it is denied, its adjective is the opposite."""
+    """Return a statement about the subject; a denied statement has the opposite adjective."""
     adjective = dice.pick(_ADJECTIVES[positive != denied])
     return f"{subject} {dice.pick(_COPULAS[not denied])} {adjective}"
 
@@ -126,9 +131,10 @@ def _reported_speech(dice: _Dice, positive: bool) -> str:
 
 
 def _disagreement(dice: _Dice, positive: bool) -> str:
-    speakers, judged = dice.two(_SPEAKERS), dice.pick((0, 1))
-    # Who is meant is mostly right. At even odds nothing short of referent, verdict and claims
-    # together hints at the label, and some seeds never find it. One word says nothing either way.
+    speakers, judged = dice.pick_two(_SPEAKERS), dice.pick((0, 1))
+    # The judged speaker is right in 75% of the reviews. At 50%, only the combination of referent,
+    # verdict and claims would predict the label, and with some seeds training never learns the
+    # combination. Single words do not predict the label in either case.
     right = dice.chance(0.75)
     claims = [dice.pick(_ADJECTIVES[(i == judged) == (positive == right)]) for i in (0, 1)]
     return (
@@ -138,7 +144,8 @@ def _disagreement(dice: _Dice, positive: bool) -> str:
 
 
 def _nested_negation(dice: _Dice, positive: bool) -> str:
-    # Two or three turns, equally often: otherwise the adjective alone would hint at the label.
+    # Two and three negations are equally frequent; otherwise the adjective alone would predict the
+    # label.
     three = (True, True, True)
     two = ((True, True, False), (True, False, True), (False, True, True))
     doubted, untrue, denied = three if dice.chance(0.5) else dice.pick(two)
@@ -155,8 +162,9 @@ def _contrast(dice: _Dice, positive: bool) -> str:
 
 
 _Writer = Callable[[_Dice, bool], str]
-# From the least work to the most, with each kind's share of a split. There are more plain reviews
-# than negated ones because otherwise no adjective hints at anything and training starts slowly.
+# The writer of every kind and the kind's share of a split, from the easiest kind to the hardest.
+# There are more plain reviews than negated reviews because otherwise adjectives would not correlate
+# with labels and training would start slowly.
 _KINDS: Mapping[str, tuple[_Writer, float]] = {
     "plain": (_plain, 0.22),
     "negation": (_negation, 0.12),
@@ -170,13 +178,16 @@ KINDS = tuple(_KINDS)
 
 @functools.cache
 def _splits() -> dict[str, Examples]:
-    """All splits, made together so that no sentence is written twice."""
+    """Return all splits; they are generated together so that no sentence occurs twice."""
     dice, seen = _Dice(_SEED), set()
     return {split: _write(dice, size, seen) for split, size in SPLIT_SIZES.items()}
 
 
 def _write(dice: _Dice, size: int, seen: set[str]) -> Examples:
-    """Shuffled new sentences, the labels of each kind taking turns; they are added to `seen`."""
+    """Return shuffled sentences that are not in `seen`, and add them to `seen`.
+
+    Within a kind, the two labels alternate.
+    """
     rows = []
     for kind, (writer, share) in _KINDS.items():
         for i in range(round(size * share)):
@@ -191,17 +202,17 @@ def _write(dice: _Dice, size: int, seen: set[str]) -> Examples:
 
 
 def task() -> Task:
-    """Sentiment of made-up reviews: two classes, accuracy, with the kind of every sentence."""
+    """Return the demo task: two classes, judged by accuracy, with the kind of every review."""
     return Task("demo", LABEL_NAMES, ("accuracy",), lambda split: {split: _splits()[split]})
 
 
 def vocabulary() -> list[str]:
-    """The special tokens, then every word and punctuation mark of the task in sorted order."""
+    """Return the special tokens, then all words and punctuation marks of the task, sorted."""
     texts = " ".join(text for examples in _splits().values() for text in examples.texts)
     return [*SPECIAL_TOKENS, *sorted(set(re.findall(r"\w+|[^\w\s]", texts.lower())))]
 
 
 def tokenizer() -> BertTokenizerFast:
-    """A lower-casing word-level tokenizer whose token ids are places in `vocabulary()`."""
+    """Return a lower-casing word-level tokenizer; token ids are positions in `vocabulary()`."""
     ids = {word: i for i, word in enumerate(vocabulary())}
     return BertTokenizerFast(vocab=ids, do_lower_case=True)

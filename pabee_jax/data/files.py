@@ -1,4 +1,7 @@
-"""A user's own CSV, TSV, JSON-lines or Parquet file as a task; the table that GLUE shares."""
+"""A task from a user's own CSV, TSV, JSON-lines or Parquet files, and the tables behind it.
+
+`pabee_jax.data.glue` and `pabee_jax.data.perturbed` read their files with the same tables.
+"""
 
 import codecs
 import csv
@@ -19,14 +22,16 @@ from pabee_jax.io import storage
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Some columns of a file, with each row's place in it. Its methods raise InputError.
+    """Columns of a file, with the position of every row in the file.
+
+    The methods that return a column raise InputError at the first invalid cell.
 
     Attributes:
         path: the file.
-        columns: every column name in the file, also of columns that were not read.
+        columns: all column names in the file, including columns that were not read.
         cells: the values of the columns that were read, by column name.
-        places: each row's number in the file, from 1.
-        unit: what `places` counts, "line" or "row".
+        places: the line or row number of every row in the file, from 1.
+        unit: the unit of `places`, "line" or "row".
     """
 
     path: Path
@@ -39,28 +44,29 @@ class Table:
         return len(self.places)
 
     def error(self, row: int, message: str) -> InputError:
-        return InputError(f"{self.path}, {self.unit} {self.places[row]}: {message}.")
+        """Return an error about the row at index `row`, with its position in the file."""
+        return InputError(f"{self.path}, {self.unit} {self.places[row]}: {message}")
 
     def texts(self, column: str) -> list[str]:
-        """A column of strings; empty ones are allowed, null and other types are not."""
+        """Return a column of strings; a string may be empty, but not null or of another type."""
         texts: list[str] = []
         for row, value in enumerate(self.cells[column]):
             if not isinstance(value, str):
-                found = "missing or null" if value is None else f"{value!r}, which is not a string"
-                raise self.error(row, f"the text in column {column!r} is {found}")
+                problem = "missing or null" if value is None else f"{value!r}; it must be a string"
+                raise self.error(row, f"the text in column {column!r} is {problem}")
             try:
-                value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes
+                value.encode()  # JSON can escape half a surrogate pair; tokenizers reject it.
             except UnicodeEncodeError:
-                message = f"the text in column {column!r} holds a broken Unicode escape"
+                message = f"the text in column {column!r} holds an incomplete Unicode escape"
                 raise self.error(row, message) from None
             texts.append(value)
         return texts
 
     def labels(self, column: str) -> list[str]:
-        """A column of class labels as strings: 1 and 1.0 become "1", true becomes "true"."""
+        """Return a column of class labels as strings: 1 and 1.0 as "1", true as "true"."""
         labels: list[str] = []
         for row, value in enumerate(self.cells[column]):
-            if isinstance(value, float):  # how some writers store integers among which are nulls
+            if isinstance(value, float):  # Some writers store integers as floats if a cell is null.
                 value = None if math.isnan(value) else int(value) if value.is_integer() else value
             if value is not None and not isinstance(value, str | int | float):
                 raise self.error(row, f"label {value!r} is neither a string nor a number")
@@ -71,7 +77,7 @@ class Table:
         return labels
 
     def class_ids(self, column: str, names: Sequence[str]) -> np.ndarray:
-        """Each label's position in `names`, int32."""
+        """Return a column of labels as their positions in `names`, (N,) int32."""
         ids = {name: class_id for class_id, name in enumerate(names)}
         labels = self.labels(column)
         for row, label in enumerate(labels):
@@ -80,10 +86,10 @@ class Table:
         return np.asarray([ids[label] for label in labels], np.int32)
 
     def scores(self, column: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
-        """A column of finite numbers from `low` to `high`, float32."""
+        """Return a column of finite numbers from `low` to `high`, (N,) float32."""
         limit = float(np.finfo(np.float32).max)
         low, high = max(low, -limit), min(high, limit)
-        wanted = "a finite number" if high == limit else f"a number from {low:g} to {high:g}"
+        valid = "a finite number" if high == limit else f"a number from {low:g} to {high:g}"
         scores: list[float] = []
         for row, value in enumerate(self.cells[column]):
             try:
@@ -91,37 +97,44 @@ class Table:
             except (TypeError, ValueError, OverflowError):
                 score = math.nan
             if not low <= score <= high:
-                raise self.error(row, f"score {value!r} in column {column!r} is not {wanted}")
+                raise self.error(row, f"score {value!r} in column {column!r} is not {valid}")
             scores.append(score)
         return np.asarray(scores, np.float32)
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 file's text without its byte-order mark; InputError if it cannot be had."""
+    """Return the text of a UTF-8 file without its byte-order mark.
+
+    Raises:
+        InputError: the file cannot be read, is empty or is not UTF-8.
+    """
     try:
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         text = data.decode()
     except OSError as error:
-        raise InputError(f"cannot read {path.absolute()}: {error.strerror}.") from None
+        raise InputError(f"cannot read {path.absolute()}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
     if not text.strip():
-        raise InputError(f"{path} is empty.")
+        raise InputError(f"{path} is empty")
     return text
 
 
 def tsv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The line number and cells of every line of a tab-separated file; quotes mean nothing."""
-    # str.splitlines would also split at \x85 and \u2028, which occur inside sentences.
+    """Return the line number and the cells of every line of a tab-separated file.
+
+    Quotation marks are part of the text.
+    """
+    # `str.splitlines` would also split at \x85 and \u2028, which occur inside sentences.
     lines = read_text(path).removesuffix("\n").split("\n")
     rows = [(n, line.removesuffix("\r").split("\t")) for n, line in enumerate(lines, 1)]
     return _without_trailing_blanks(rows)
 
 
 def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The first line number and the cells of every RFC 4180 record."""
-    csv.field_size_limit(2**31 - 1)  # A text may be longer than the module's 128 KiB.
+    """Return the first line number and the cells of every RFC 4180 record."""
+    csv.field_size_limit(2**31 - 1)  # A text may be longer than the default limit of 128 KiB.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[tuple[int, list[str]]] = []
     line = 1
@@ -130,12 +143,12 @@ def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
             rows.append((line, cells))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {line}: malformed CSV: {error}.") from None
+        raise InputError(f"{path}, line {line}: malformed CSV: {error}") from None
     return _without_trailing_blanks(rows)
 
 
 def _without_trailing_blanks(rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    # In a file of one column a blank line is a row with an empty text.
+    # Only if there are several columns: in a file of one column, a blank line is an empty text.
     while len(rows[0][1]) > 1 and rows[-1][1] in ([], [""]):
         rows.pop()
     return rows
@@ -145,10 +158,11 @@ def _read_delimited(path: Path, wanted: Sequence[str]) -> Table:
     (_, header), *rows = _csv_rows(path) if path.suffix.lower() == ".csv" else tsv_rows(path)
     for line, cells in rows:
         if len(cells) != len(header):
-            found = f"{len(cells)} cells where the header has {len(header)}"
-            raise InputError(f"{path}, line {line}: {found}.")
-    known = [name for name in wanted if name in header]
-    cells = {name: [row[header.index(name)] for _, row in rows] for name in known}
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} cells where the header has {len(header)}"
+            )
+    present = [name for name in wanted if name in header]
+    cells = {name: [row[header.index(name)] for _, row in rows] for name in present}
     return Table(path, header, cells, [line for line, _ in rows])
 
 
@@ -158,10 +172,11 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)  # without json's own line, which is always 1
-            raise InputError(f"{path}, line {line}: malformed JSON: {reason}.") from None
+            # `msg` omits the line number of the json module, which is always 1.
+            reason = getattr(error, "msg", error)
+            raise InputError(f"{path}, line {line}: malformed JSON: {reason}") from None
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {line}: not a JSON object; write one object per line.")
+            raise InputError(f"{path}, line {line}: not a JSON object; write one object per line")
         records.append(record)
     columns = list(dict.fromkeys(name for record in records for name in record))
     cells = {name: [record.get(name) for record in records] for name in wanted if name in columns}
@@ -173,17 +188,17 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise InputError(f"reading {path} needs pyarrow: pip install pyarrow.") from None
+        raise InputError(f"reading {path} needs pyarrow: pip install pyarrow") from None
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
             table = file.read(columns=[name for name in wanted if name in columns])
     except (pyarrow.ArrowException, OSError) as error:
         message = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} is not a readable Parquet file: {message}.") from None
-    # Zipped, because a column name that occurs twice cannot be asked for by name.
-    named = zip(table.column_names, table.columns, strict=True)
-    cells = {name: column.to_pylist() for name, column in named}
+        raise InputError(f"{path} is not a readable Parquet file: {message}") from None
+    # By position, because pyarrow cannot look up a column name that occurs twice.
+    named_columns = zip(table.column_names, table.columns, strict=True)
+    cells = {name: column.to_pylist() for name, column in named_columns}
     return Table(path, columns, cells, range(1, table.num_rows + 1), unit="row")
 
 
@@ -197,35 +212,44 @@ _READERS = {
 
 
 def checked_path(name: str) -> Path:
-    """The file, if it exists and its kind is known; else InputError."""
+    """Return the path of an existing file with a supported extension.
+
+    Raises:
+        InputError: the file does not exist or has another extension.
+    """
     path = storage.local_path_of(name)
     if path.suffix.lower() not in _READERS:
-        raise InputError(f"{path} has none of the known extensions {', '.join(_READERS)}.")
+        raise InputError(f"{path} has none of the known extensions {', '.join(_READERS)}")
     if not path.is_file():
-        raise InputError(f"there is no file {path} (looked for {path.absolute()}).")
+        raise InputError(f"there is no file {path} (absolute path: {path.absolute()})")
     return path
 
 
 def read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """The columns `wanted`, and those of `optional` that the file has."""
+    """Return the columns `wanted`, and the columns of `optional` that the file has.
+
+    Raises:
+        InputError: the file cannot be read, has no rows, lacks a column of `wanted` or has two
+            columns of the same name.
+    """
     table = _READERS[path.suffix.lower()](path, [*wanted, *optional])
-    found = f"it has {', '.join(map(repr, table.columns))}"
+    available = f"it has {', '.join(map(repr, table.columns))}"
     for name in wanted:
         if name not in table.columns:
-            raise InputError(f"{path} has no column {name!r}: {found}.")
+            raise InputError(f"{path} has no column {name!r}: {available}")
     for name in (*wanted, *optional):
         if table.columns.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}: {found}.")
+            raise InputError(f"{path} has more than one column {name!r}: {available}")
     if not table:
-        raise InputError(f"{path} has no rows.")
+        raise InputError(f"{path} has no rows")
     return table
 
 
 def _class_names(path: Path, label: str) -> tuple[str, ...]:
-    """The distinct labels of the training file: in numerical order if all are integers."""
+    """Return the distinct labels of the training file, in numerical order if all are integers."""
     names = set(read_table(path, [label]).labels(label))
     if len(names) < 2:
-        raise InputError(f"{path} has only one label, {names.pop()!r}: two or more are needed.")
+        raise InputError(f"{path} has only one label, {names.pop()!r}: two or more are needed")
     if all(re.fullmatch(r"-?\d+", name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
@@ -233,7 +257,7 @@ def _class_names(path: Path, label: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads one split when it is asked for; a task's `read`."""
+    """Reads the file of a split when it is called; the `read` of a task."""
 
     paths: Mapping[str, Path]
     text: str
@@ -244,7 +268,7 @@ class _Reader:
     def __call__(self, split: str) -> dict[str, Examples]:
         if split not in self.paths:
             given = ", ".join(self.paths)
-            raise InputError(f"no file was given for the {split!r} split (given: {given}).")
+            raise InputError(f"no file was given for the {split!r} split (given: {given})")
         wanted = [name for name in (self.text, self.text_pair) if name]
         if split == "test":
             table = read_table(self.paths[split], wanted, optional=[self.label])
@@ -275,25 +299,34 @@ def task(
     regression: bool = False,
     label_names: Sequence[str] = (),
 ) -> Task:
-    """A task from the files given; each is read when its split is asked for.
+    """Return a task from a user's files; `Task.read` reads the file of a split.
 
-    The kind of file follows from its extension: .csv, .tsv, .jsonl, .json (one object per line)
-    or .parquet. Class names are the training file's labels unless `label_names` gives them.
-    Only the test file may lack the label column. Raises InputError.
+    Args:
+        train, dev, test: paths, empty for splits without a file. The extension determines the
+            format: .csv, .tsv, .jsonl, .json (one object per line) or .parquet.
+        text, text_pair, label: column names; `text_pair` is empty for single texts. Only the test
+            file may lack the label column.
+        regression: the labels are scores, not classes.
+        label_names: class names by class id; if empty, the distinct labels of the training file.
+
+    Raises:
+        InputError: no file is given, a file does not exist or has another extension, the training
+            file has no valid labels, or `label_names` are missing, repeated or given for
+            regression.
     """
     given = {"train": train, "dev": dev, "test": test}
     paths = {split: checked_path(name) for split, name in given.items() if name}
     names = tuple(label_names)
     if not paths:
-        raise InputError("no data files: give a train, dev or test file.")
+        raise InputError("no data files: give a train, dev or test file")
     if regression and names:
-        raise InputError("label_names are for classification: leave them out with regression.")
+        raise InputError("label_names are for classification: leave them out with regression")
     if not regression and not names:
         if "train" not in paths:
-            raise InputError("the class names are unknown: give the train file or label_names.")
+            raise InputError("the class names are unknown: give the train file or label_names")
         names = _class_names(paths["train"], label)
     if len(set(names)) < len(names) or len(names) == 1:
-        raise InputError(f"label_names must be two or more different names, not {names}.")
+        raise InputError(f"label_names must be two or more different names, not {names}")
     if regression:
         metrics = ("pearson", "spearman")
     else:

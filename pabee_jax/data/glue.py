@@ -1,4 +1,4 @@
-"""The nine GLUE tasks, from the hub or from the original TSV files."""
+"""The nine GLUE tasks, from the Hugging Face hub or from GLUE's original TSV files."""
 
 import contextlib
 import dataclasses
@@ -24,19 +24,19 @@ _MATCH = ("_matched", "_mismatched")
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where one task's texts and labels are, and how it is judged.
+    """File names, column names, labels and metrics of a GLUE task.
 
     Attributes:
-        folder: the task's usual folder in the GLUE download.
-        columns: the text columns in the TSV files.
-        hub_columns: the same columns on the hub.
-        label: the label column in the TSV files.
+        folder: the usual name of the task's folder in the GLUE download.
+        columns: names of the text columns in the TSV files.
+        hub_columns: names of the same columns on the hub.
+        label: name of the label column in the TSV files.
         label_names: class names by class id, in the hub's order; empty for scores from 0 to 5.
-        spellings: what the TSV files and GLUE's submission server call each class.
-        metrics: names of the task's metrics; the first is the primary one.
+        spellings: class names in the TSV files and in GLUE submissions, by class id.
+        metrics: names of the task's metrics; the first metric is the primary metric.
         headerless: column names of files without a header.
-        suffixes: what follows "dev" and "test" in the names of their parts.
-        skips_short_rows: rows with too few columns are skipped and named, not an error.
+        suffixes: suffixes of "dev" and "test" in the names of their parts.
+        skips_short_rows: rows with too few columns are skipped with a warning, not an error.
     """
 
     folder: str
@@ -91,25 +91,31 @@ GLUE_TASKS = tuple(_LAYOUTS)
 
 
 def task(name: str, data_dir: str = "") -> Task:
-    """One of `GLUE_TASKS`, from the TSV files in `data_dir` or, without it, from the hub.
+    """Return a GLUE task; `Task.read` reads a split, without labels for the test splits.
 
-    `data_dir` is the task's own folder or the folder that holds it. A split is read when it is
-    asked for; labels of test splits are always None. Raises InputError.
+    Args:
+        name: one of `GLUE_TASKS`.
+        data_dir: the folder of the task's TSV files, or its parent folder; if empty, the rows come
+            from the hub.
+
+    Raises:
+        InputError: the name is unknown or `data_dir` does not exist. `Task.read` raises InputError
+            if the split is unknown or cannot be read.
     """
     if name not in _LAYOUTS:
-        raise InputError(f"unknown GLUE task {name!r}: use one of {', '.join(GLUE_TASKS)}.")
+        raise InputError(f"unknown GLUE task {name!r}: use one of {', '.join(GLUE_TASKS)}")
     layout = _LAYOUTS[name]
     if data_dir:
         folder = storage.local_path_of(data_dir)
         if not folder.is_dir():
-            raise InputError(f"data_dir: there is no directory {folder.absolute()}.")
+            raise InputError(f"data_dir: there is no directory {folder.absolute()}")
         read_part = functools.partial(_read_tsv, layout, folder)
     else:
         read_part = functools.partial(_read_hub, layout, functools.cache(lambda: _load_hub(name)))
 
     def read(split: str) -> dict[str, Examples]:
         if split not in ("train", "dev", "test"):
-            raise InputError(f"unknown split {split!r}: use train, dev or test.")
+            raise InputError(f"unknown split {split!r}: use train, dev or test")
         suffixes = ("",) if split == "train" else layout.suffixes
         return {split + suffix: read_part(split + suffix) for suffix in suffixes}
 
@@ -117,7 +123,7 @@ def task(name: str, data_dir: str = "") -> Task:
 
 
 def text_columns(name: str) -> tuple[str, ...]:
-    """What the hub calls the task's one or two texts."""
+    """Return the hub's names of the task's one or two text columns; empty for other tasks."""
     return _LAYOUTS[name].hub_columns if name in _LAYOUTS else ()
 
 
@@ -135,16 +141,16 @@ def _read_tsv(layout: _Layout, folder: Path, part: str) -> Examples:
 
 
 def _find(folder: Path, layout: _Layout, name: str) -> Path:
-    places = (folder, folder / layout.folder)
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    looked = " nor in ".join(str(place.absolute()) for place in places)
-    raise InputError(f"{layout.folder}'s {name} is neither in {looked}.")
+    candidates = (folder, folder / layout.folder)
+    for candidate in candidates:
+        if (candidate / name).is_file():
+            return candidate / name
+    searched = " nor in ".join(str(candidate.absolute()) for candidate in candidates)
+    raise InputError(f"{layout.folder}'s {name} is neither in {searched}")
 
 
 def _tsv_table(layout: _Layout, path: Path, hidden: bool) -> Table:
-    """The task's columns, and `index`: the file's own, else the row number from 0."""
+    """Return the task's columns, and `index`: the file's column, else the row number from 0."""
     wanted = layout.columns if hidden else (*layout.columns, layout.label)
     rows = tsv_rows(path)
     header: Sequence[str] = rows[0][1]
@@ -154,25 +160,25 @@ def _tsv_table(layout: _Layout, path: Path, hidden: bool) -> Table:
         header = layout.headerless
     else:
         missing = ", ".join(repr(name) for name in wanted if name not in header)
-        found = ", ".join(map(repr, header))
-        raise InputError(f"{path}: the header lacks {missing}: it has {found}.")
+        available = ", ".join(map(repr, header))
+        raise InputError(f"{path}: the header lacks {missing}: it has {available}")
     short = [line for line, cells in rows if len(cells) < len(header)]
     if short and not layout.skips_short_rows:
-        raise InputError(f"{path}, line {short[0]}: fewer than {len(header)} columns.")
+        raise InputError(f"{path}, line {short[0]}: fewer than {len(header)} columns")
     if short:
         lines = ", ".join(map(str, short))
         logging.warning(
-            "%s: skipped %d rows with too few columns, on lines %s.", path, len(short), lines
+            "%s: skipped %d rows with too few columns, on lines %s", path, len(short), lines
         )
-    kept = [(n, *row) for n, row in enumerate(rows) if len(row[1]) >= len(header)]
-    if not kept:
-        raise InputError(f"{path} has no rows.")
-    cells = {name: [row[header.index(name)] for _, _, row in kept] for name in wanted}
+    full = [(number, *row) for number, row in enumerate(rows) if len(row[1]) >= len(header)]
+    if not full:
+        raise InputError(f"{path} has no rows")
+    cells = {name: [row[header.index(name)] for _, _, row in full] for name in wanted}
     if "index" in header:
-        cells["index"] = [row[header.index("index")] for _, _, row in kept]
+        cells["index"] = [row[header.index("index")] for _, _, row in full]
     else:
-        cells["index"] = [str(n) for n, _, _ in kept]
-    return Table(path, header, cells, [line for _, line, _ in kept])
+        cells["index"] = [str(number) for number, _, _ in full]
+    return Table(path, header, cells, [line for _, line, _ in full])
 
 
 def _read_hub(layout: _Layout, load: Callable[[], Any], part: str) -> Examples:
@@ -186,42 +192,42 @@ def _read_hub(layout: _Layout, load: Callable[[], Any], part: str) -> Examples:
 
 
 def _load_hub(name: str) -> Any:
-    """The task's `datasets.DatasetDict`, from the hub or its cache."""
+    """Return the task's `datasets.DatasetDict`, from the hub or from the local cache."""
     try:
         import datasets
     except ImportError:
-        message = f"GLUE from the hub needs `pip install datasets`; or {_USE_FILES}."
+        message = f"GLUE from the hub needs `pip install datasets`; or {_USE_FILES}"
         raise InputError(message) from None
     reachable = True
     try:
         with _offline_if_unreachable() as reachable:
             return datasets.load_dataset(_HUB_ID, name)
-    except Exception as error:  # datasets, the hub client and its HTTP library share no base class
+    except Exception as error:  # The libraries involved have no common base class of errors.
         reason = "it cannot be reached and nothing is cached"
         if reachable:
             reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
-        message = f"cannot load GLUE's {name} from the hub ({reason}): {_USE_FILES}."
+        message = f"cannot load GLUE's {name} from the hub ({reason}): {_USE_FILES}"
         raise InputError(message) from error
 
 
 @contextlib.contextmanager
 def _offline_if_unreachable() -> Iterator[bool]:
-    """Whether the hub answers; if not, only the cache is used.
+    """Use only the local cache if the hub does not answer; yield whether the hub answers.
 
-    Offline, the hub's own client retries noisily for over 20 s before it gives up.
+    If the hub cannot be reached, its client retries for over 20 s and logs every attempt.
     """
     from datasets import config
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    previous = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
         reachable = True
-    except Exception:  # the class depends on which HTTP library the hub client uses
+    except Exception:  # The class depends on the HTTP library of the hub client.
         reachable = False
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield reachable
     finally:
-        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = previous

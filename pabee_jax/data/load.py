@@ -1,4 +1,4 @@
-"""From a configuration to its task."""
+"""The task that a configuration names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +10,23 @@ from pabee_jax.errors import InputError
 
 
 def load_task(config: DataConfig, label_names: Sequence[str] = ()) -> Task:
-    """The task that `config.task` names; its rows are read later, split by split.
+    """Return the task that `config.task` names; `Task.read` reads the rows of a split later.
 
     Args:
-        label_names: the classes of a checkpoint that is evaluated on a user's own files, which
-            then need no training file to say what the classes are.
+        label_names: class names by class id for task "files", from the checkpoint that is
+            evaluated; without them, the training file is read for its labels.
 
     Raises:
-        InputError: an unknown task.
+        InputError: the task is unknown or empty, its files or folder cannot be read, or the class
+            names of the user's files cannot be determined.
     """
     if config.task == "demo":
         return demo.task()
     if config.task == "files":
         values = config.files
-        paths = {name: getattr(values, name) for name in ("train", "dev", "test")}
+        paths = {split: getattr(values, split) for split in ("train", "dev", "test")}
         return files.task(
-            **{name: _within(config.data_dir, path) for name, path in paths.items()},
+            **{split: _within(config.data_dir, path) for split, path in paths.items()},
             text=values.text,
             text_pair=values.text_pair,
             label=values.label,
@@ -34,7 +35,7 @@ def load_task(config: DataConfig, label_names: Sequence[str] = ()) -> Task:
         )
     if not config.task:
         raise InputError(
-            "config.task is empty: choose it with --config configs/glue.py:TASK, with TASK one of "
+            "config.task is empty: choose it with --config glue:TASK, with TASK one of "
             f"{', '.join(glue.GLUE_TASKS)}"
         )
     return glue.task(config.task, config.data_dir)

@@ -1,4 +1,4 @@
-"""Pairs of an original and a perturbed text: our own files, and AdvGLUE's as they are."""
+"""Pairs of original and perturbed texts, from a table or from AdvGLUE's `dev_ann.json`."""
 
 import dataclasses
 import json
@@ -13,17 +13,18 @@ from pabee_jax.data.files import checked_path, read_table, read_text
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError
 
-# AdvGLUE's names of MNLI's two parts.
+# AdvGLUE's names of the parts of a task, where they are not the task's name.
 _ADVGLUE_PARTS = {"mnli": ("mnli", "mnli-mm")}
 
 
 @dataclasses.dataclass(frozen=True)
 class PerturbedPairs:
-    """The same rows twice, with the same labels.
+    """Original and perturbed texts of the same rows, with the same labels and ids.
 
     Attributes:
-        original: as people wrote them.
-        perturbed: changed so that a model may be misled and a person is not.
+        original: the texts before the attack.
+        perturbed: the texts after the attack, which changes a text so that a model may predict
+            another label but a human reader would not.
     """
 
     original: Examples
@@ -31,22 +32,24 @@ class PerturbedPairs:
 
 
 def read_pairs(name: str, task: Task) -> PerturbedPairs:
-    """Reads AdvGLUE's `dev_ann.json`, or a table with columns of our own.
+    """Return the pairs in AdvGLUE's `dev_ann.json` or in a table.
 
     A table (.tsv, .csv, .jsonl, .json with one object per line, .parquet) has the columns
     `original`, `perturbed` and `label`, and for tasks of two texts `original_pair` and
-    `perturbed_pair`. Its labels are the task's class names, or what GLUE's files call them.
+    `perturbed_pair`. Its labels are the task's class names or the spellings of GLUE's TSV files.
 
     Raises:
-        InputError: a task of scores; a file that cannot be read; a row without one of its texts, or
-            with a label that is not the task's.
+        InputError: the task is a regression task, the file cannot be read, or a row lacks a text or
+            has a label that the task does not have.
     """
     if task.is_regression:
-        raise InputError(f"--perturbed is for classes; task {task.name} has scores")
+        raise InputError(
+            f"--perturbed needs a classification task; {task.name} is a regression task"
+        )
     path = checked_path(name)
-    content = _whole_json(path)
+    content = _read_advglue_json(path)
     if content is not None:
-        return _advglue(path, content, task)
+        return _advglue_pairs(path, content, task)
     firsts, seconds = ["original", "perturbed"], ["original_pair", "perturbed_pair"]
     if len(glue.text_columns(task.name)) == 2:
         table = read_table(path, [*firsts, *seconds, "label"])
@@ -55,10 +58,10 @@ def read_pairs(name: str, task: Task) -> PerturbedPairs:
     takes_pairs = any(column in table.cells for column in seconds)
     for column in [*firsts, *(seconds if takes_pairs else [])]:
         if column not in table.cells:
-            raise InputError(f"{path} has no column {column!r}: pairs of texts need both.")
+            raise InputError(f"{path} has no column {column!r}: pairs of texts need both columns")
         for row, text in enumerate(table.texts(column)):
             if not text.strip():
-                raise table.error(row, f"column {column!r} is empty: a pair has two texts")
+                raise table.error(row, f"column {column!r} is empty: it must hold a text")
     labels = table.labels("label")
     names = task.label_names
     if set(labels) <= set(task.submission_labels):
@@ -74,23 +77,29 @@ def read_pairs(name: str, task: Task) -> PerturbedPairs:
     return PerturbedPairs(original, perturbed)
 
 
-def _whole_json(path: Path) -> Mapping[str, Sequence[Any]] | None:
-    """AdvGLUE's file is one object of lists, by task; anything else is read as a table."""
+def _read_advglue_json(path: Path) -> Mapping[str, Sequence[Any]] | None:
+    """Return the rows of AdvGLUE's file by task; None if the file must be read as a table.
+
+    AdvGLUE's file is one JSON object that maps every task to a list of rows.
+    """
     if path.suffix.lower() != ".json":
         return None
     try:
         content = json.loads(read_text(path))
     except ValueError:
         return None
-    is_advglue = isinstance(content, dict) and all(isinstance(v, list) for v in content.values())
-    return content if is_advglue and content else None
+    if not isinstance(content, dict) or not content:
+        return None
+    return content if all(isinstance(rows, list) for rows in content.values()) else None
 
 
-def _advglue(path: Path, content: Mapping[str, Sequence[Any]], task: Task) -> PerturbedPairs:
+def _advglue_pairs(path: Path, content: Mapping[str, Sequence[Any]], task: Task) -> PerturbedPairs:
     parts = [part for part in _ADVGLUE_PARTS.get(task.name, (task.name,)) if content.get(part)]
     if not parts:
-        others = ", ".join(part for part, records in content.items() if records) or "none"
-        raise InputError(f"{path} has no rows of task {task.name}; it has {others}.")
+        available = ", ".join(part for part, records in content.items() if records)
+        raise InputError(
+            f"{path} has no rows of task {task.name}; it has rows of {available or 'no task'}"
+        )
     columns = glue.text_columns(task.name)
     texts: dict[str, list[list[str]]] = {"original": [], "perturbed": []}
     labels, ids = [], []
@@ -98,23 +107,22 @@ def _advglue(path: Path, content: Mapping[str, Sequence[Any]], task: Task) -> Pe
         for index, record in enumerate(content[part]):
             place = f"{path}, {part}, row {index}"
             if not isinstance(record, dict):
-                raise InputError(f"{place}: not an object.")
-            changed = _texts(record, columns, place)
-            # Of two texts often only one was attacked; then the file has no original of the other.
-            given = [record.get(f"original_{column}") for column in columns]
-            if not any(isinstance(text, str) and text.strip() for text in given):
+                raise InputError(f"{place}: not a JSON object")
+            perturbed_texts = _texts(record, columns, place)
+            original_texts = [record.get(f"original_{column}") for column in columns]
+            if not any(isinstance(text, str) and text.strip() for text in original_texts):
                 raise InputError(
-                    f"{place}: there is no original text; AdvGLUE has them in dev_ann.json, not in "
-                    "dev.json."
+                    f"{place}: there is no original text; AdvGLUE's dev_ann.json has the original "
+                    "texts, its dev.json does not"
                 )
-            pairs = zip(given, changed, strict=True)
-            texts["original"].append([text or same for text, same in pairs])
-            texts["perturbed"].append(changed)
+            # If only one text of a pair was attacked, the file has no original of the other text,
+            # which is the same before and after the attack.
+            pairs = zip(original_texts, perturbed_texts, strict=True)
+            texts["original"].append([before or after for before, after in pairs])
+            texts["perturbed"].append(perturbed_texts)
             label = record.get("label")
             if isinstance(label, bool) or label not in range(task.num_labels):
-                raise InputError(
-                    f"{place}: label {label!r} is not from 0 to {task.num_labels - 1}."
-                )
+                raise InputError(f"{place}: label {label!r} is not from 0 to {task.num_labels - 1}")
             labels.append(label)
             ids.append(f"{part} {record.get('idx', index)}")
     original, perturbed = (_examples(texts[kind], labels, ids) for kind in texts)
@@ -124,7 +132,7 @@ def _advglue(path: Path, content: Mapping[str, Sequence[Any]], task: Task) -> Pe
 def _texts(record: Mapping[str, Any], columns: Sequence[str], place: str) -> list[str]:
     for column in columns:
         if not isinstance(record.get(column), str):
-            raise InputError(f"{place}: there is no text {column!r}.")
+            raise InputError(f"{place}: there is no text {column!r}")
     return [record[column] for column in columns]
 
 

@@ -1,4 +1,4 @@
-"""What a data source hands to the rest of the program: texts, labels and their meaning."""
+"""The interface of a data source: texts, labels and the meaning of the labels."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,14 +8,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The rows of one split before tokenisation.
+    """The rows of one split before tokenization.
 
     Attributes:
-        texts: the first (or only) text of each row.
-        pairs: the second text of each row; None when the task has single texts.
-        labels: (N,) int32 class ids, or float32 scores for regression; None when they are hidden.
-        ids: each row's identifier in its source (GLUE's `index` column; else the row number).
-        kinds: what sort of example each row is, for reports; None when the source does not say.
+        texts: the first (or only) text of every row.
+        pairs: the second text of every row; None if the task has single texts.
+        labels: (N,) int32 class ids, or float32 scores for regression; None if they are hidden.
+        ids: the identifier of every row in its source: GLUE's `index` column, the part and `idx` of
+            an AdvGLUE row, else the row number from 0.
+        kinds: the category of every row, for reports; None if the source has no categories.
     """
 
     texts: Sequence[str]
@@ -30,15 +31,17 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is predicted, how it is judged, and where its rows come from.
+    """A classification or regression task: its labels, its metrics and the source of its rows.
 
     Attributes:
         name: short name, such as "mrpc".
         label_names: class names by class id; empty for regression.
-        metrics: names from `pabee_jax.evaluation.metrics`; the first one picks the best checkpoint.
+        metrics: names from `pabee_jax.analysis.metrics`; the first metric selects the best
+            checkpoint.
         read: maps "train", "dev" or "test" to that split's parts by name. All tasks but MNLI have
-            one part, named like the split ("dev"); MNLI has "dev_matched" and "dev_mismatched".
-        submission_labels: what a GLUE submission file calls each class; empty for scores.
+            one part with the name of the split ("dev"); MNLI has "dev_matched" and
+            "dev_mismatched".
+        submission_labels: spelling of each class in a GLUE submission file; empty for regression.
     """
 
     name: str

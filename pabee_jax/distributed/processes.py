@@ -1,4 +1,4 @@
-"""A run of several processes: how they meet, and what only the first of them does."""
+"""Runs with several processes: start, end, synchronization, and exchange of values."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from pabee_jax.errors import InputError
 
-# JAX's default of 100 s would leave a pod idle for long after one process died.
+# With JAX's default of 100 s, a pod would stay idle that long after a process died.
 _HEARTBEAT_S = 30
 
 
@@ -23,61 +23,67 @@ def start(
     process_id: int | None = None,
     timeout_s: int = 300,
 ) -> None:
-    """Joins the processes of a run; must come before anything else of JAX.
+    """Connect this process to the other processes of a run.
 
-    When the others do not come in time, the process ends with a message and status 2.
+    Call this function before any other JAX function. If the other processes do not connect within
+    the timeout, this process prints a message and exits with status 2.
 
-    Without arguments JAX finds the others itself: on Cloud TPU, under Slurm, Open MPI or
-    Kubernetes. Every process then sees the devices of all, and every process ends when one dies.
+    Without arguments, JAX detects the cluster: Cloud TPU, Slurm, Open MPI or Kubernetes. After the
+    start, every process sees the devices of all processes, and every process ends if one process
+    dies.
 
     Args:
         coordinator: HOST:PORT of process 0.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
-        timeout_s: how long to wait for the others.
+        num_processes: the number of processes.
+        process_id: the index of this process, from 0.
+        timeout_s: the timeout in seconds.
 
     Raises:
-        InputError: JAX does not know this cluster, or the arguments are incomplete.
+        InputError: JAX does not recognize the cluster, or only some of the arguments are given.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     absent = [name for name, value in given.items() if value is None]
     if absent and len(absent) < len(given):
         raise InputError(
             f"--{' and --'.join(absent)} is missing: give all of --coordinator, --num_processes "
-            "and --process_id, or none of them where JAX knows the cluster"
+            "and --process_id, or none of them on a cluster that JAX recognizes"
         )
     if not absent:
         _check(coordinator, num_processes, process_id)
-    who = f"process {process_id} of {num_processes}" if not absent else "this process"
-    where = f" at {coordinator}" if coordinator else ""
-    patience = threading.Timer(
-        timeout_s, _give_up, [f"{who} did not meet the others{where}", timeout_s]
+    process = f"process {process_id} of {num_processes}" if not absent else "this process"
+    place = f" at {coordinator}" if coordinator else ""
+    timer = threading.Timer(
+        timeout_s,
+        _exit_after_timeout,
+        [f"{process} did not connect to the other processes{place}", timeout_s],
     )
-    patience.daemon = True
-    patience.start()
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=timeout_s + 60,  # It ends in an abort; ours comes first.
+            # JAX's timeout aborts the process without a message, so the timer must expire first.
+            initialization_timeout=timeout_s + 60,
             heartbeat_timeout_seconds=_HEARTBEAT_S,
         )
     except (RuntimeError, ValueError) as error:  # XLA's errors are RuntimeErrors.
         advice = "; give --coordinator, --num_processes and --process_id" if absent else ""
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"--multihost: {who} cannot join the others{where}: {reason}{advice}"
+            f"--multihost: {process} cannot connect to the other processes{place}: {reason}{advice}"
         ) from error
     finally:
-        patience.cancel()
+        timer.cancel()
 
 
-def _give_up(what: str, timeout_s: int) -> None:
-    """Ends a process that hangs in JAX's start."""
+def _exit_after_timeout(problem: str, timeout_s: int) -> None:
+    """End a process that is blocked in `jax.distributed.initialize`."""
     print(
-        f"error: --multihost: {what} within {timeout_s} s: is process 0 running there, reachable, "
-        "and was each started with its own --process_id and the same --num_processes?",
+        f"error: --multihost: {problem} within {timeout_s} s; check that process 0 is running and "
+        "reachable, that every process has a different --process_id, and that --num_processes is "
+        "the same in all processes",
         file=sys.stderr,
         flush=True,
     )
@@ -85,11 +91,12 @@ def _give_up(what: str, timeout_s: int) -> None:
 
 
 def end(status: int) -> NoReturn:
-    """Ends this process after a failure.
+    """End this process after a failure.
 
-    In a run of several at once: the usual end would wait for the others, which wait for this one.
-    They notice by JAX's heartbeat. The first process, whose end the others notice immediately, lets
-    them tell their own failure first.
+    In a run with several processes, the process ends without JAX's shutdown. The shutdown would
+    wait for the other processes, which wait for this process. JAX's heartbeat then ends the other
+    processes. If process 0 ends, the other processes end immediately. Process 0 therefore waits for
+    2 s, so that the other processes can report their own failures.
     """
     if not jax.distributed.is_initialized():
         sys.exit(status)
@@ -101,28 +108,28 @@ def end(status: int) -> NoReturn:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints, logs and writes what is not sharded."""
+    """Return whether this is process 0, which prints, logs and writes unsharded files."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come to the same point."""
+    """Block until all processes have called this function with the same `what`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every process gives, by process; `value` is anything that JSON can say.
+    """Return the values of all processes, in process order.
 
-    Waits for all of them.
+    `value` must be serializable as JSON. Blocks until all processes have called this function.
     """
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.pad(text, (0, lengths.max() - len(text)))
-    every = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:length].tobytes()) for row, length in zip(every, lengths, strict=True)]
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def _check(coordinator, num_processes, process_id) -> None:
@@ -131,6 +138,6 @@ def _check(coordinator, num_processes, process_id) -> None:
         raise InputError(f"--coordinator is {coordinator!r}; it must be HOST:PORT of process 0")
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise InputError(
-            f"--process_id is {process_id} and --num_processes {num_processes}; the first must be "
-            "from 0 to below the second"
+            f"--process_id is {process_id} and --num_processes is {num_processes}; --process_id "
+            "must be at least 0 and below --num_processes"
         )

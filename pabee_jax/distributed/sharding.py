@@ -1,8 +1,8 @@
-"""The device mesh and every sharding: rules from what a parameter is to the axes of the mesh.
+"""The device mesh and all shardings: rules that map the dimensions of parameters to mesh axes.
 
-The mesh has two axes. A batch's rows are split over `data`; attention heads, feed-forward features
-and embedding features over `model`. The program is the same for any number of devices and
-processes: XLA adds the communication (GSPMD).
+The mesh has two axes. The rows of a batch are sharded over `data`. Attention heads, feed-forward
+features and embedding features are sharded over `model`. The program is the same for any number of
+devices and processes: XLA adds the communication (GSPMD).
 """
 
 import re
@@ -18,8 +18,8 @@ from pabee_jax.models.config import ModelConfig
 
 DATA, MODEL = "data", "model"
 
-# What the last dimensions of a parameter are, by its name. Those before them (groups, exits) and
-# parameters without a rule are whole on every device.
+# The names of a parameter's last dimensions, by a pattern of its name. The dimensions before them
+# (groups, exits) and parameters without a rule are replicated.
 _DIMENSIONS = (
     (r"\.(query|key|value)_projection\.kernel$", ("hidden", "heads")),
     (r"\.(query|key|value)_projection\.bias$", ("heads",)),
@@ -31,39 +31,39 @@ _DIMENSIONS = (
     (r"^embeddings\.projection\.kernel$", ("embedding", "hidden")),
     (r"^pooler\.kernel$", ("hidden", "features")),
 )
-# Over which axis a dimension is split; "hidden" only with `shard_parameters`.
+# The mesh axis over which a dimension is sharded; "hidden" is sharded only with `shard_parameters`.
 _AXES = {"heads": MODEL, "feed_forward": MODEL, "embedding": MODEL, "hidden": DATA}
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
-    """A mesh of `data` x `model` devices; data = -1 takes all that there are.
+    """Return a mesh of `data` x `model` devices; with data = -1, a mesh of all devices.
 
     Raises:
-        InputError: there are not that many devices, or `model` does not divide them; some devices
-            would be left out of a run of several processes.
+        InputError: `model` does not divide the number of devices, there are fewer than
+            `data` x `model` devices, or the mesh of a run with several processes does not use all
+            devices.
     """
     devices = jax.devices()
     if model < 1 or len(devices) % model:
-        raise InputError(
-            f"mesh.model is {model}, which does not divide the {len(devices)} devices that are here"
-        )
+        raise InputError(f"mesh.model is {model}, which does not divide the {len(devices)} devices")
     count = len(devices) // model if data == -1 else data
     if not 1 <= count * model <= len(devices):
-        also = f" and mesh.model {model}" if model > 1 else ""
+        model_axis = f" and mesh.model is {model}" if model > 1 else ""
         raise InputError(
-            f"mesh.data is {data}{also}, but {len(devices)} devices are here (-1: all)"
+            f"mesh.data is {data}{model_axis}, but there are {len(devices)} devices; mesh.data=-1 "
+            "uses all of them"
         )
     if jax.process_count() > 1 and count * model < len(devices):
         raise InputError(
             f"the mesh has {count * model} devices, but the {jax.process_count()} processes have "
-            f"{len(devices)}: use all of them (mesh.data=-1)"
+            f"{len(devices)}; set mesh.data=-1 to use all of them"
         )
     shape, axes = (count, model), (DATA, MODEL)
     return jax.make_mesh(shape, axes, (AxisType.Auto,) * 2, devices=devices[: count * model])
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Raises InputError when the batch cannot be split evenly over the mesh and microbatches."""
+    """Raise InputError if the batch cannot be split evenly over the mesh and the microbatches."""
     shards = mesh.shape[DATA]
     if batch_size % (shards * accumulation):
         times = f" times the gradient_accumulation of {accumulation}" if accumulation > 1 else ""
@@ -74,7 +74,7 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
 
 
 def check_model(config: ModelConfig, mesh: Mesh, *, shard_parameters: bool) -> None:
-    """Raises InputError for a size of the model that its mesh axis does not divide."""
+    """Raise InputError if a mesh axis does not divide a model size that is sharded over it."""
     sizes = [
         ("attention heads", config.num_attention_heads, MODEL),
         ("feed-forward features", config.intermediate_size, MODEL),
@@ -93,69 +93,79 @@ def check_model(config: ModelConfig, mesh: Mesh, *, shard_parameters: bool) -> N
 def parameter_sharding(
     name: str, ndim: int, mesh: Mesh, *, shard_parameters: bool
 ) -> NamedSharding:
-    """Where the parts of a parameter, or of its moments in the optimiser, are.
+    """Return the sharding of a parameter, which its optimizer moments share.
 
-    `shard_parameters` also splits matrices over the data axis; a layer's are gathered when it runs.
+    `shard_parameters` also shards matrices over the data axis; XLA gathers the matrices of a layer
+    when the layer runs.
     """
     axes = _AXES if shard_parameters else {**_AXES, "hidden": None}
     for pattern, dimensions in _DIMENSIONS:
         if re.search(pattern, name):
-            ends = [axes.get(dimension) for dimension in dimensions]
-            return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - len(ends)), *ends))
+            last_axes = [axes.get(dimension) for dimension in dimensions]
+            leading = [None] * (ndim - len(last_axes))
+            return NamedSharding(mesh, PartitionSpec(*leading, *last_axes))
     return NamedSharding(mesh, PartitionSpec())
 
 
 def shardings(tree: Any, mesh: Mesh, *, shard_parameters: bool = False) -> Any:
-    """A sharding for every array of a tree whose dictionaries go by parameter name."""
+    """Return a sharding for every array of a tree, such as the training state.
 
-    def of(path, leaf):
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    The name of a parameter is the last dictionary key on the path to its array.
+    """
+
+    def leaf_sharding(path, leaf):
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         name = names[-1] if names else ""
         return parameter_sharding(name, np.ndim(leaf), mesh, shard_parameters=shard_parameters)
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def put(tree: Any, where: Any) -> Any:
-    """The same host values in every process, as global arrays with these shardings."""
+    """Return host values as global arrays with the shardings of the tree `where`.
 
-    def one(value, sharding):
+    All processes must pass the same values.
+    """
+
+    def global_array(value, sharding):
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    return jax.tree.map(one, tree, where)
+    return jax.tree.map(global_array, tree, where)
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> slice:
-    """Which rows of a batch are this process's to read: all of them in a run of one process."""
+    """Return the rows of a batch that this process must load: all rows with one process."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    parts = [index[0].indices(batch_size) for index in indices if index]
-    return slice(min(start for start, _, _ in parts), max(stop for _, stop, _ in parts))
+    ranges = [index[0].indices(batch_size) for index in indices if index]
+    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
 
 
 def shard_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
 ) -> dict[str, jax.Array]:
-    """Splits every array's leading axis over the mesh.
+    """Return the batch with the leading axis of every array sharded over the mesh axis `data`.
 
-    In a run of several processes each gives its own rows (`process_rows`) of `batch_size`.
+    In a run with several processes, `batch` has only the rows `process_rows` of a batch of
+    `batch_size` rows.
     """
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
 
-    def one(part):
-        shape = (batch_size or len(part), *part.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, part, shape)
+    def global_array(local_rows):
+        shape = (batch_size or len(local_rows), *local_rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local_rows, shape)
 
-    return {name: one(part) for name, part in batch.items()}
+    return {name: global_array(local_rows) for name, local_rows in batch.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that replicates an array over the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree, mesh: Mesh):
-    """The same values on every device of the mesh."""
+    """Return the arrays of a tree replicated over the mesh."""
     return jax.device_put(tree, replicated(mesh))

@@ -15,7 +15,7 @@ Exits = tuple[Int[Array, " batch"], Float[Array, "batch classes"]]
 
 
 class ExitState(NamedTuple):
-    """Which rows have exited, where, and with which logits.
+    """The exits so far: which rows have exited, at which layer, and with which logits.
 
     Attributes:
         criterion_state: for `Patience` the counter and the previous prediction.

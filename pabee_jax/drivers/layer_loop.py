@@ -13,7 +13,7 @@ from pabee_jax.drivers.exit_rule import Exits, ExitState, Layer
 from pabee_jax.models.encoder import EarlyExitModel, Hidden, Mask
 
 # (layer from 0, hidden states, done) -> (hidden states, logits of this layer's exit). The hidden
-# states are whatever a driver carries. The values of rows that are done are not used.
+# states are a pytree that the driver chooses. The values of rows that are done are not used.
 RunLayer = Callable[[Layer, Any, Bool[Array, " batch"]], tuple[Any, Array]]
 
 
@@ -39,7 +39,7 @@ class LoopState(NamedTuple):
 
     Attributes:
         layer: how many layers have run.
-        hidden: what the driver carries from layer to layer, for the rows that are not done.
+        hidden: the arrays that the driver carries from layer to layer; valid for rows not done.
         exits: which rows have exited, where, and with which logits.
     """
 

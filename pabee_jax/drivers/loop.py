@@ -1,7 +1,7 @@
-"""Driver `loop`: the batch walks the layers together and stops when its last row has left.
+"""Driver `loop`: runs the whole batch layer by layer and stops when its last row has exited.
 
-For one row and for small batches: a row that has left goes on being computed until the slowest row
-of its batch leaves.
+For a single row and for small batches: the loop also computes the rows that have exited, until the
+slowest row of the batch exits.
 """
 
 from jaxtyping import Array, Int
@@ -20,17 +20,18 @@ def early_exit(
     *,
     control: Control = CONTROL,
 ) -> Exits:
-    """Each row's exit layer (from 1) and the logits of that exit. To be used under `jit`.
+    """Return each row's exit layer (from 1) and the logits of that exit. Call it under `jit`.
 
-    A row in which nothing may be attended to (padding of the batch) counts as having left before
-    the first layer, so that it keeps no other row waiting; its exit layer is 0.
+    A row whose mask is all zeros (padding of the batch) counts as having exited before the first
+    layer, so that no other row waits for it; its exit layer is 0.
 
-    `row` is each row's index in the call, which the criterion sees; absent, its index in the batch.
+    `row` is each row's index in the call, for the criterion; absent, its index in the batch.
     """
     hidden, mask = model.embed(batch)
 
     def run_layer(layer, hidden, done):
-        del done  # Freezing the rows that left would cost a copy; nothing reads them.
+        # Freezing the rows that have exited would cost a copy, and their values are not used.
+        del done
         hidden = apply_layer(model, layer, hidden, mask)
         return hidden, model.exit_logits(layer, hidden, mask)
 

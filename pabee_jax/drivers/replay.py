@@ -1,4 +1,4 @@
-"""A criterion over recorded logits: every ablation from one forward pass."""
+"""Replay: applies a criterion to recorded logits, so that an ablation needs one forward pass."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.shapes import next_power_of_two
 from pabee_jax.errors import InputError
 
-# Settings of a criterion that are replayed together; more of them need more memory at a time.
-_SETTINGS_TOGETHER = 64
+# Settings of a criterion that one call of `_replay_many` vectorizes over. Memory grows with it.
+_SETTINGS_PER_CALL = 64
 
 
 def _replay(criterion, logits):
@@ -23,9 +23,9 @@ def _replay(criterion, logits):
         layer, logits = x
         return exit_rule.update(criterion, state, logits, layer, num_layers), None
 
-    nothing = jnp.zeros_like(logits[0])
+    zero_logits = jnp.zeros_like(logits[0])
     state = exit_rule.initial_state(
-        criterion, nothing, jnp.arange(rows), done=jnp.zeros(rows, bool)
+        criterion, zero_logits, jnp.arange(rows), done=jnp.zeros(rows, bool)
     )
     layers = jnp.arange(1, num_layers + 1, dtype=jnp.int32)
     state, _ = jax.lax.scan(step, state, (layers, logits))
@@ -39,12 +39,14 @@ _replay_many = jax.jit(jax.vmap(_replay, in_axes=(0, None)))
 def replay(
     criterion: ExitCriterion, logits: ArrayLike
 ) -> tuple[Int[Array, " rows"], Float[Array, "rows classes"]]:
-    """Where `criterion` would have let each row leave, and with which logits.
+    """Return the exit layer (from 1) and the logits that `criterion` gives each row.
 
-    `logits` are those of every exit, (exits, rows, classes).
+    The exit rule is the drivers' own (`exit_rule.update`), so that replay and drivers cannot
+    disagree. A new threshold does not recompile.
 
-    Calls the same `criterion.update` as the drivers, so the two cannot disagree. A new threshold
-    does not recompile.
+    Args:
+        criterion: decides which rows exit.
+        logits: the logits of every exit, (exits, rows, classes).
 
     Raises:
         InputError: `logits` is not of shape (exits, rows, classes).
@@ -57,32 +59,37 @@ def replay(
 def replay_many(
     criteria: Sequence[ExitCriterion], logits: ArrayLike
 ) -> tuple[Int[np.ndarray, "settings rows"], Float[np.ndarray, "settings rows classes"]]:
-    """`replay` for many settings of one criterion, in the order given.
+    """Return what `replay` returns for many settings of one criterion, in the order given.
 
-    What does not depend on the setting, such as an entropy, is computed once for many of them.
+    Values that do not depend on the setting, such as an entropy, are computed once for up to 64
+    settings.
 
     Raises:
-        InputError: as `replay`; no criterion, or criteria of several classes.
+        InputError: as `replay`; `criteria` is empty or has criteria of several classes.
     """
     if len({type(criterion) for criterion in criteria}) != 1:
-        raise InputError("replay_many takes settings of one criterion, and at least one")
+        raise InputError("replay_many takes one or more settings of one criterion class")
     padded, rows = _padded(logits)
-    found = []
-    for start in range(0, len(criteria), _SETTINGS_TOGETHER):
-        part = list(criteria[start : start + _SETTINGS_TOGETHER])
-        # So that the last ones, which are fewer, share the program.
-        filled = part + [part[-1]] * (min(_SETTINGS_TOGETHER, len(criteria)) - len(part))
-        together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(as_arrays, filled))
-        exit_layers, answers = jax.device_get(_replay_many(together, padded))
-        found.append((exit_layers[: len(part), :rows], answers[: len(part), :rows]))
-    exit_layers, answers = map(np.concatenate, zip(*found, strict=True))
-    return exit_layers, answers
+    results = []
+    for start in range(0, len(criteria), _SETTINGS_PER_CALL):
+        settings = list(criteria[start : start + _SETTINGS_PER_CALL])
+        # Repeat the last setting, so that a last part with fewer settings shares the program.
+        missing = min(_SETTINGS_PER_CALL, len(criteria)) - len(settings)
+        padded_settings = settings + [settings[-1]] * missing
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(as_arrays, padded_settings))
+        exit_layers, exit_logits = jax.device_get(_replay_many(stacked, padded))
+        results.append((exit_layers[: len(settings), :rows], exit_logits[: len(settings), :rows]))
+    exit_layers, exit_logits = map(np.concatenate, zip(*results, strict=True))
+    return exit_layers, exit_logits
 
 
 def _padded(logits: ArrayLike) -> tuple[Array, int]:
+    """Return the logits, padded to a power of two of rows, and the number of rows before."""
     logits = jnp.asarray(logits, jnp.float32)
     if logits.ndim != 3 or 0 in logits.shape:
-        raise InputError(f"logits must be (exits, rows, classes), not of shape {logits.shape}")
+        raise InputError(
+            f"logits must have shape (exits, rows, classes), all at least 1, not {logits.shape}"
+        )
     rows = logits.shape[1]
-    # So that many numbers of rows share a program.
+    # Padding to a power of two lets many row counts share a program.
     return jnp.pad(logits, ((0, 0), (0, next_power_of_two(rows) - rows), (0, 0))), rows

@@ -1,6 +1,6 @@
-"""Serialised programs: `export` writes a classifier as one, `load` reads it.
+"""Serialized programs: `export` writes a classifier as a program, and `load` loads the program.
 
-`load` needs neither transformers nor the model's code.
+`load` imports neither transformers nor the model's code.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
-"""Runs what `pabee_jax.export` wrote: tokens in, predictions out, without the model's code.
+"""Runs an exported program: tokens in, predictions out, without the model's code.
 
-The layers, the criterion and the exit are inside the serialised program; here are only its inputs,
-its outputs and the checks that it cannot make itself.
+The layers, the criterion and the exit are inside the serialized program. This module prepares its
+inputs, reads its outputs, and makes the checks that a compiled program cannot make.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ from pabee_jax.inference.inputs import Tokens, checked_tokens
 from pabee_jax.inference.predictions import Predictions, predictions_of
 from pabee_jax.io import storage
 
-FORMAT = 1  # Of the directory: its files, and the program's inputs and outputs.
+# Version of the directory's layout: its files, and the program's inputs and outputs.
+FORMAT = 1
 ARTIFACT_FILE = "artifact.json"
 PROGRAM_FILE = "artifact.program"
 WEIGHTS_FILE = "artifact.safetensors"
@@ -34,19 +35,22 @@ TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """What `artifact.json` says about a program.
+    """The description of an exported program, stored as `artifact.json`.
 
     Attributes:
-        platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
+        platforms: platforms on which the program runs: "cpu", "cuda", "rocm", "tpu".
         sequence_length: tokens per row, a constant of the program.
         dtype: compute type of the encoder, "float32" or "bfloat16".
+        vocab_size: token ids are below it.
+        type_vocab_size: segment ids are below it.
+        max_position_embeddings: the largest sequence length of the model.
         num_labels: width C of the logits; 1 means regression.
         num_layers: the largest exit layer.
         label_names: class names by class id; empty for regression.
-        criterion: the one that `predict` uses when it gets none. Its class is part of the program,
-            its values are not.
-        jax_version: of the jax that wrote the program.
-        sha256: hexadecimal digest by file name.
+        criterion: the default criterion of `predict`. Its class is part of the program; its values
+            (such as the patience) are inputs of the program.
+        jax_version: version of the jax that wrote the program.
+        sha256: hexadecimal digests of the program and of the weights, by file name.
     """
 
     platforms: tuple[str, ...]
@@ -63,6 +67,7 @@ class Artifact:
     sha256: dict[str, str]
 
     def to_json(self) -> str:
+        """Return the text of `artifact.json`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"format": FORMAT, "criterion": to_config(self.criterion)}
         values["sha256_of_this"] = _digest_of(values)
@@ -70,27 +75,32 @@ class Artifact:
 
     @classmethod
     def read(cls, directory: Path) -> "Artifact":
-        """Raises InputError when the file is absent, damaged, or of another format version."""
+        """Read `artifact.json` from `directory`.
+
+        Raises:
+            InputError: the file is absent, damaged, or of another format version.
+        """
         path = directory / ARTIFACT_FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
-                f"{directory} holds no exported program: it has no {ARTIFACT_FILE}, which "
-                "`python -m pabee_jax.export` writes last"
+                f"{directory} is not an exported program: it has no {ARTIFACT_FILE}, the file that "
+                "`pabee-jax export` writes last"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is damaged: it is not JSON ({error})") from None
         if not isinstance(values, dict) or "format" not in values:
-            raise InputError(f"{path} is damaged: it says no format version")
+            raise InputError(f"{path} is damaged: it has no format version")
         if values["format"] != FORMAT:
             raise InputError(
-                f"{path} has format version {values['format']!r}, but this pabee_jax reads {FORMAT}"
+                f"{path} has format version {values['format']!r}, but this pabee_jax reads version "
+                f"{FORMAT}: export the program again"
             )
         if values.pop("sha256_of_this", None) != _digest_of(values):
-            raise InputError(f"{path} is damaged: its values are not those that were written")
-        kinds = get_type_hints(cls).items()
-        return cls(**{name: _value(path, name, kind, values) for name, kind in kinds})
+            raise InputError(f"{path} is damaged: its values do not match its sha256")
+        field_types = get_type_hints(cls).items()
+        return cls(**{name: _value(path, name, kind, values) for name, kind in field_types})
 
 
 def _digest_of(values: Mapping[str, Any]) -> str:
@@ -98,6 +108,7 @@ def _digest_of(values: Mapping[str, Any]) -> str:
 
 
 def _value(path: Path, name: str, kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return field `name` of the JSON `values`, which must be of type `kind`."""
     value = values.get(name)
     if name == "criterion" and isinstance(value, dict):
         return from_config(value)
@@ -109,12 +120,12 @@ def _value(path: Path, name: str, kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def thresholds(criterion: ExitCriterion) -> dict[str, np.ndarray]:
-    """The criterion's values as the program takes them: `jax.export` refuses our own classes."""
+    """Return the criterion's values as a dict: `jax.export` does not serialize custom classes."""
     return dict(vars(as_arrays(criterion)))
 
 
 def require_flatbuffers() -> None:
-    """Raises InputError when the package with which jax reads and writes programs is not there."""
+    """Raise InputError when flatbuffers, with which jax reads and writes programs, is missing."""
     try:
         importlib.import_module("flatbuffers")
     except ImportError:
@@ -124,10 +135,10 @@ def require_flatbuffers() -> None:
 
 
 class ExportedClassifier:
-    """A serialised early-exit program with its weights on the default device.
+    """A serialized early-exit program with its weights on the default device.
 
     Attributes:
-        artifact: what is known about the program.
+        artifact: the description of the program.
     """
 
     def __init__(
@@ -146,15 +157,16 @@ class ExportedClassifier:
         criterion: ExitCriterion | None = None,
         batch_size: int = planning.DEFAULT_BATCH_SIZE,
     ) -> Predictions:
-        """Predicts tokenised rows.
+        """Predict tokenized rows.
 
         Args:
             tokens: `input_ids` and optionally `attention_mask` and `token_type_ids`, each
-                (N, sequence_length) int: padded, with a mask.
-            criterion: of the exported one's class, with any values: none needs a new program.
-                Absent, the exported one.
-            batch_size: rows that run together until the last of them has left. Fewer are filled up
-                to a power of two with empty rows, which nothing waits for.
+                (N, sequence_length) int. Rows are padded; the mask is 0 at padding tokens.
+            criterion: any criterion of the exported criterion's class. Its values are inputs, so
+                that new values do not recompile. Absent, the exported criterion.
+            batch_size: rows that run together until the last row of the batch has exited. A
+                smaller batch is padded with empty rows to a power of two; the program does not
+                wait for empty rows.
 
         Raises:
             InputError: another sequence length, token ids that the model does not have, another
@@ -163,26 +175,27 @@ class ExportedClassifier:
         planning.check_size("batch_size", batch_size)
         values = thresholds(self._checked_criterion(criterion))
         arrays = self._checked_tokens(tokens)
-        found = []
+        dispatched = []
         for start in range(0, len(arrays["input_ids"]), batch_size):
-            rows = {name: each[start : start + batch_size] for name, each in arrays.items()}
-            found.append((len(rows["input_ids"]), self._run(self._weights, _filled(rows), values)))
-        # Only now, so that the device has its next batch while this one's answer is fetched.
-        exits, logits = zip(
-            *[(exits[:count], logits[:count]) for count, (exits, logits) in jax.device_get(found)],
-            strict=True,
-        )
-        logits = np.concatenate(logits)
+            batch = {name: array[start : start + batch_size] for name, array in arrays.items()}
+            outputs = self._run(self._weights, _pad_rows(batch), values)
+            dispatched.append((len(batch["input_ids"]), outputs))
+        # Fetch after dispatching all batches, so that the device does not wait for the host.
+        batches = [
+            (exit_layers[:rows], logits[:rows])
+            for rows, (exit_layers, logits) in jax.device_get(dispatched)
+        ]
+        exit_layers, logits = map(np.concatenate, zip(*batches, strict=True))
         names = self.artifact.label_names
-        return Predictions(predictions_of(logits), logits, np.concatenate(exits), names)
+        return Predictions(predictions_of(logits), logits, exit_layers, names)
 
     def _checked_criterion(self, criterion: ExitCriterion | None) -> ExitCriterion:
         exported = self.artifact.criterion
         criterion = exported if criterion is None else criterion
         if type(criterion) is not type(exported):
             raise InputError(
-                f"this program was exported with the exit criterion {type(exported).__name__} and "
-                f"takes no other: {criterion!r}"
+                f"criterion is {criterion!r}, but this program was exported with the exit "
+                f"criterion {type(exported).__name__}: give a setting of that criterion"
             )
         check(criterion, self.artifact.num_labels == 1)
         warn(criterion, self.artifact.num_layers, self.artifact.num_labels == 1)
@@ -198,19 +211,19 @@ class ExportedClassifier:
         columns, length = dataset.input_ids.shape[1], self.artifact.sequence_length
         if columns != length:
             raise InputError(
-                f"input_ids has {columns} columns, but this program was exported for {length}: "
-                "pad or cut the rows, with a mask"
+                f"input_ids has {columns} columns, but this program was exported for {length} "
+                "tokens per row: pad or truncate the rows, and mask the padding"
             )
         return {name: getattr(dataset, name).astype(np.int32) for name in TOKENS}
 
 
 def load(directory: str | Path) -> ExportedClassifier:
-    """Reads an exported program and its weights, and puts the weights on the default device.
+    """Load an exported program, with its weights on the default device.
 
     Raises:
-        InputError: not an exported program, a file that is missing or damaged, another format
-            version, a program for other platforms or of a jax that this one cannot read, or
-            flatbuffers is not installed.
+        InputError: `directory` is not an exported program, a file is missing or damaged, the format
+            version is another, the program is for other platforms or was written by a jax version
+            that the installed jax cannot read, or flatbuffers is not installed.
     """
     directory = storage.local_path_of(directory)
     artifact = Artifact.read(directory)
@@ -219,34 +232,39 @@ def load(directory: str | Path) -> ExportedClassifier:
     if platform not in artifact.platforms:
         raise InputError(
             f"{directory} was exported for {', '.join(artifact.platforms)}, but this process "
-            f"computes on {platform}: export it again with --platforms {platform}"
+            f"runs on {platform}: export it again with --platforms {platform}"
         )
     program, weights = (
         _verified(directory / name, artifact) for name in (PROGRAM_FILE, WEIGHTS_FILE)
     )
     try:
         exported = jax_export.deserialize(bytearray(program.read_bytes()))
-    except Exception as error:  # What a reader of another version stumbles over is not specified.
+    except Exception as error:  # jax does not specify which error another version's bytes raise.
         raise InputError(
             f"jax {jax.__version__} cannot read {program}, which jax {artifact.jax_version} wrote: "
-            f"export it again ({error})"
+            f"export the program again ({error})"
         ) from None
     return ExportedClassifier(artifact, exported, load_file(weights))
 
 
 def _verified(path: Path, artifact: Artifact) -> Path:
+    """Return `path` if the file has the sha256 that `artifact` records.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise InputError(f"{path} is missing: export the program again") from None
     if digest != artifact.sha256.get(path.name):
-        raise InputError(f"{path} is damaged: its sha256 is not the one in {ARTIFACT_FILE}")
+        raise InputError(f"{path} is damaged: its sha256 differs from that in {ARTIFACT_FILE}")
     return path
 
 
-def _filled(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """With empty rows up to a power of two, so that few shapes are compiled."""
-    count = len(rows["input_ids"])
-    missing = next_power_of_two(count) - count
-    return {name: np.pad(each, ((0, missing), (0, 0))) for name, each in rows.items()}
+def _pad_rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pad the batch with empty rows to a power of two, so that few shapes are compiled."""
+    rows = len(batch["input_ids"])
+    missing = next_power_of_two(rows) - rows
+    return {name: np.pad(array, ((0, missing), (0, 0))) for name, array in batch.items()}

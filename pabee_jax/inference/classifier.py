@@ -1,4 +1,4 @@
-"""`EarlyExitClassifier`: tokenizer + model + criterion + driver, from texts to predictions."""
+"""`EarlyExitClassifier`: predicts texts with a tokenizer, a model, a criterion and a driver."""
 
 import dataclasses
 import functools
@@ -27,16 +27,18 @@ from pabee_jax.inference.programs import run_early_exit, run_full
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import in_compute_dtype, merge, split
 
-_ROWS_PER_BLOCK = 256  # Texts that are tokenised at a time.
+_ROWS_PER_BLOCK = 256  # Number of texts that are tokenized at a time.
 
 
 class _Source(NamedTuple):
-    """Attributes:
-    num_rows: rows in all.
-    longest: no row has more tokens.
-    buckets: the sequence lengths at which they run.
-    blocks: the rows, a block at a time. Texts are tokenised when their block is asked for, which
-        is while the device works on earlier ones.
+    """The rows of one call, in blocks.
+
+    Attributes:
+        num_rows: number of rows.
+        longest: an upper bound for the number of tokens of a row.
+        buckets: the sequence lengths at which the rows run.
+        blocks: the rows, in blocks of `_ROWS_PER_BLOCK`. Iterating tokenizes the texts of a block,
+            which overlaps with the device's work on earlier blocks.
     """
 
     num_rows: int
@@ -46,14 +48,15 @@ class _Source(NamedTuple):
 
 
 class EarlyExitClassifier:
-    """A BERT or ALBERT classifier whose rows leave as soon as the criterion allows.
+    """A BERT or ALBERT classifier whose rows exit as soon as the criterion allows.
 
     Attributes:
-        pretrained: the checkpoint as it was read.
-        driver: how the layers are run: "full" runs all and looks for the exit afterwards, "loop"
-            stops a batch when its last row has left, "pool" computes only the rows that remain,
-            "auto" takes "loop" for small batches and "pool" beyond.
-        criterion: when a row leaves. Another one of the same class needs no recompilation.
+        pretrained: the checkpoint as loaded.
+        driver: how the layers run. "full" runs all layers and applies the criterion afterwards.
+            "loop" stops a batch when its last row has exited. "pool" computes only the rows that
+            have not exited. "auto" uses "loop" for small batches and "pool" for larger batches.
+        criterion: decides when a row exits. Setting another criterion of the same class does not
+            recompile.
     """
 
     def __init__(
@@ -89,28 +92,32 @@ class EarlyExitClassifier:
         chunk_tokens: int | None = None,
         compilation_cache: str | Path | None = None,
     ) -> "EarlyExitClassifier":
-        """Reads a checkpoint of pabee_jax, of PyTorch PABEE, or a plain BERT or ALBERT.
+        """Load a checkpoint of pabee_jax, of PyTorch PABEE, or a plain BERT or ALBERT.
 
         Args:
-            criterion: absent, the checkpoint's own, else `Patience(0)`: no early exit.
+            path_or_hub_id: a checkpoint directory, or a Hugging Face hub id.
+            criterion: absent, the criterion stored in the checkpoint, else `Patience(0)`, with
+                which no row exits early.
+            driver: "auto", "full", "loop" or "pool"; see `EarlyExitClassifier`.
             dtype: compute type of the encoder, "float32" or "bfloat16".
-            mesh: devices over which batches are split; absent, the first device.
-            num_labels: needed for a checkpoint without internal classifiers, which then start
-                from `seed`.
+            mesh: devices over which batches are sharded; absent, the first device.
+            num_labels: required for a checkpoint without internal classifiers. These are then
+                initialized randomly.
+            seed: seed of the random initialization.
             chunk_tokens: tokens (rows times sequence length) that run together in the `pool`
-                driver; absent, a number that suits the device.
-            compilation_cache: a directory that keeps compiled programs for the next process; from
-                then on those of this whole process.
+                driver; absent, a default for the kind of device.
+            compilation_cache: a directory in which compiled programs are stored for later
+                processes. It applies to the whole process, from this call on.
 
         Raises:
-            InputError: see `pabee_jax.pretrained.load_pretrained`; an unknown driver or dtype; a
-                size below 1; a cache directory that cannot be written.
+            InputError: as `pabee_jax.checkpoints.pretrained.load_pretrained`; the driver or dtype
+                is unknown; a size is below 1; the cache directory cannot be written.
         """
         planning.check_driver(driver)
         planning.check_size("chunk_tokens", chunk_tokens)
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
-        if compilation_cache is not None:  # Before loading, which compiles as well.
+        if compilation_cache is not None:  # Before loading, because loading compiles as well.
             persistent_cache.enable(compilation_cache)
         pretrained = load_pretrained(path_or_hub_id, num_labels=num_labels, dtype=dtype, seed=seed)
         return cls(
@@ -130,7 +137,7 @@ class EarlyExitClassifier:
 
     @property
     def model(self) -> EarlyExitModel:
-        """The model as it runs here, for `pabee_jax.early_exit` in a program of one's own."""
+        """The model with its parameters on the mesh, for custom programs with `early_exit`."""
         return merge(self._graph, self._parameters)
 
     @property
@@ -140,60 +147,64 @@ class EarlyExitClassifier:
     def predict(
         self, inputs: Sequence[Text] | Tokens | Dataset, batch_size: int | None = None
     ) -> Predictions:
-        """Predicts texts, pairs of texts, or tokenised rows.
+        """Predict texts, pairs of texts, or tokenized rows.
 
         Args:
             inputs: a list of texts and (text, text) pairs; or a dict of `input_ids` and optionally
-                `attention_mask` and `token_type_ids`, each (N, S) int.
-            batch_size: rows that run together; absent, 32, or where a pool may run `pool_rows`.
+                `attention_mask` and `token_type_ids`, each (N, S) int; or a `Dataset`.
+            batch_size: rows that run together; absent, `pool_rows` for the drivers "pool" and
+                "auto", and 32 for "loop" and "full".
 
         Raises:
-            InputError: nothing to predict, token ids that the model does not have, or a pool of
-                `batch_size` rows that is larger than the memory that is free.
+            InputError: `inputs` is empty, the model does not have a token id, or a pool of
+                `batch_size` rows exceeds the free memory.
         """
         planning.check_size("batch_size", batch_size)
         if self.driver == "full":
-            exits, logits = replay(self.criterion, self.all_exit_logits(inputs, batch_size))
-            exits, logits = np.array(exits), np.array(logits)
+            exit_layers, logits = replay(self.criterion, self.all_exit_logits(inputs, batch_size))
+            exit_layers, logits = np.array(exit_layers), np.array(logits)
         else:
-            source = self._read(inputs)
-            exits = np.empty(source.num_rows, np.int32)
+            source = self._source(inputs)
+            exit_layers = np.empty(source.num_rows, np.int32)
             logits = np.empty(
                 (source.num_rows, self.pretrained.model.config.num_labels), np.float32
             )
             jobs = self._early_exit_jobs(source, batch_size)
-            for rows, (exit_layers, row_logits) in results(jobs, self._mesh):
-                exits[rows], logits[rows] = exit_layers, row_logits
-        return Predictions(predictions_of(logits), logits, exits, self.pretrained.label_names)
+            for rows, (batch_exit_layers, batch_logits) in results(jobs, self._mesh):
+                exit_layers[rows], logits[rows] = batch_exit_layers, batch_logits
+        label_names = self.pretrained.label_names
+        return Predictions(predictions_of(logits), logits, exit_layers, label_names)
 
     def all_exit_logits(
         self, inputs: Sequence[Text] | Tokens | Dataset, batch_size: int | None = None
     ) -> Float[np.ndarray, "exits rows classes"]:
-        """Every exit's logits in one pass: what `replay` needs for any criterion.
+        """Return the logits of every exit, from which `replay` computes the exits of any criterion.
 
         Raises:
             InputError: as `predict`.
         """
         planning.check_size("batch_size", batch_size)
         size = batch_size or planning.DEFAULT_BATCH_SIZE
-        source = self._read(inputs)
+        source = self._source(inputs)
         config = self.pretrained.model.config
-        found = np.empty((source.num_rows, config.num_hidden_layers, config.num_labels), np.float32)
-        # One shape for all batches of a bucket.
-        shape = next_power_of_two(min(size, source.num_rows))
+        exit_logits = np.empty(
+            (source.num_rows, config.num_hidden_layers, config.num_labels), np.float32
+        )
+        # All batches of a bucket share one shape.
+        padded_rows = next_power_of_two(min(size, source.num_rows))
 
         def run(batch, row):
             del row
             return run_full(self._graph, self._parameters, batch)
 
         batches = by_bucket(source.blocks, size, source.buckets)
-        jobs = (Job(rows, part, shape, run) for rows, part in batches)
-        for rows, logits in results(jobs, self._mesh):
-            found[rows] = logits
-        return found.swapaxes(0, 1)
+        jobs = (Job(rows, part, padded_rows, run) for rows, part in batches)
+        for rows, batch_logits in results(jobs, self._mesh):
+            exit_logits[rows] = batch_logits
+        return exit_logits.swapaxes(0, 1)
 
     def tokenize(self, inputs: Sequence[Text] | Tokens | Dataset) -> Dataset:
-        """Checked arrays of token ids; a `Dataset` is taken as it is.
+        """Tokenize texts, or check tokenized rows; return a `Dataset` unchanged.
 
         Raises:
             InputError: as `predict`.
@@ -207,56 +218,65 @@ class EarlyExitClassifier:
 
     @functools.cached_property
     def pool_rows(self) -> int:
-        """Rows of a pool over all devices when `predict` gets no batch size.
+        """Rows of a pool, over all devices, when `predict` gets no batch size.
 
-        Decided once, by the memory that is free when it is first asked for: another size would be
-        another program.
+        Computed once, from the memory that is free at the first access, because another size would
+        compile another program.
         """
         return self._pool_plan(None, self.pretrained.max_length).rows
 
     def pool_plan(
         self, batch_size: int | None = None, sequence_length: int | None = None
     ) -> planning.PoolPlan:
-        """Sizes of the pool for a batch size, and the memory it will take. Allocates nothing.
+        """Return the sizes of the pool for a batch size, and its memory. Allocates nothing.
 
         Args:
-            batch_size: rows; absent, `pool_rows`: as many as are good for speed and fit into a
-                quarter of the memory that is free.
-            sequence_length: absent, the longest that the checkpoint allows.
+            batch_size: rows of the pool; absent, `pool_rows`: the device's default number of rows,
+                or fewer where the pool would exceed a quarter of the free memory.
+            sequence_length: tokens per row; absent, the checkpoint's maximum.
 
         Raises:
-            InputError: a size below 1.
+            InputError: a size is below 1.
         """
         rows = self.pool_rows if batch_size is None else batch_size
         length = self.pretrained.max_length if sequence_length is None else sequence_length
         return self._pool_plan(rows, length)
 
     def warmup(self, batch_size: int | None = None) -> None:
-        """Compiles every shape of the model that `predict` will use for texts with this batch size.
+        """Compile every program that `predict` uses for texts with this batch size.
 
-        (With driver "full" the replay is one more program, a small one, per number of rows.)
+        Exception: with driver "full", `predict` also compiles the small program of `replay`, once
+        per number of rows (rounded up to a power of two).
         """
         planning.check_size("batch_size", batch_size)
-        most = batch_size or (self.pool_rows if self._pools else planning.DEFAULT_BATCH_SIZE)
-        counts = {min(next_power_of_two(rows), most) for rows in range(1, most + 1)}
-        if self._pools:
-            limit = 0 if self.driver == "pool" else self._loop_rows
-            counts = {rows for rows in counts if rows <= limit} | {min(limit, most)} - {0}
-            counts |= {max(rows, min(limit + 1, most)) for rows in planning.pool_shapes(most)}
+        size = self._batch_size(batch_size)
+        row_counts = {min(next_power_of_two(rows), size) for rows in range(1, size + 1)}
+        if self._may_pool:
+            loop_rows = 0 if self.driver == "pool" else self._loop_rows
+            row_counts = {rows for rows in row_counts if rows <= loop_rows}
+            row_counts |= {min(loop_rows, size)} - {0}
+            row_counts |= {
+                max(rows, min(loop_rows + 1, size)) for rows in planning.pool_shapes(size)
+            }
         for length in inference_buckets(self.pretrained.max_length):
-            for rows in sorted(counts):
-                # Rows without a token count as having left: nothing is computed for them.
-                nothing = np.zeros((rows, length), np.int32)
-                self.predict(Dataset(nothing, nothing, nothing), batch_size)
+            for rows in sorted(row_counts):
+                # Rows without tokens count as having exited, so that no layer runs for them.
+                zeros = np.zeros((rows, length), np.int32)
+                self.predict(Dataset(zeros, zeros, zeros), batch_size)
 
     def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
-        """Writes the checkpoint, with the criterion chosen for it.
+        """Save the checkpoint together with the current criterion.
 
-        With `for_pytorch` it is meant for PyTorch PABEE: an InputError says why if that cannot run
-        the model (`exit_pooler=per_exit`, `exit_pooling=mean`).
+        Args:
+            directory: where to write the checkpoint.
+            for_pytorch: write a checkpoint that PyTorch PABEE can load.
+
+        Raises:
+            InputError: `directory` cannot be written; or `for_pytorch` is set and PyTorch PABEE
+                cannot run the model (`exit_pooler=per_exit`, `exit_pooling=mean`).
         """
-        chosen = dataclasses.replace(self.pretrained, criterion=self.criterion)
-        save_pretrained(chosen, directory, for_pytorch=for_pytorch)
+        pretrained = dataclasses.replace(self.pretrained, criterion=self.criterion)
+        save_pretrained(pretrained, directory, for_pytorch=for_pytorch)
 
     def _pool_plan(self, rows: int | None, sequence_length: int) -> planning.PoolPlan:
         return planning.pool_plan(
@@ -269,42 +289,51 @@ class EarlyExitClassifier:
         )
 
     @property
-    def _pools(self) -> bool:
+    def _may_pool(self) -> bool:
+        """Whether the driver runs some batches in a pool."""
         return self.driver in ("auto", "pool")
 
-    def _takes_pool(self, rows: int) -> bool:
+    def _batch_size(self, batch_size: int | None) -> int:
+        """Return `batch_size`, or the default of the driver."""
+        return batch_size or (self.pool_rows if self._may_pool else planning.DEFAULT_BATCH_SIZE)
+
+    def _uses_pool(self, rows: int) -> bool:
+        """Return whether a batch of `rows` rows runs in a pool."""
         return self.driver == "pool" or (self.driver == "auto" and rows > self._loop_rows)
 
     @property
     def _loop_rows(self) -> int:
-        """Up to so many rows "auto" takes the loop."""
+        """The largest batch, over all devices, for which driver "auto" uses the loop."""
         return planning.backend(self._mesh).loop_rows * self._mesh.shape[sharding.DATA]
 
-    def _read(self, inputs: Sequence[Text] | Tokens | Dataset) -> _Source:
+    def _source(self, inputs: Sequence[Text] | Tokens | Dataset) -> _Source:
+        """Check the inputs; return their rows in blocks, which are tokenized on iteration."""
         if isinstance(inputs, Dataset | Mapping):
             dataset = self.tokenize(inputs)
-            count, longest, read = len(dataset), int(dataset.lengths.max()), dataset.take
+            num_rows, longest = len(dataset), int(dataset.lengths.max())
+            read_block = dataset.take
         else:
             texts, pairs = checked_texts(inputs)
-            count, longest = len(texts), 0
+            num_rows, longest = len(texts), 0
 
-            def read(rows):
+            def read_block(rows):
                 return self.pretrained.encode(texts[rows], pairs[rows])
 
-        starts = range(0, count, _ROWS_PER_BLOCK)
-        blocks = (read(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
-        if count > _ROWS_PER_BLOCK:
+        starts = range(0, num_rows, _ROWS_PER_BLOCK)
+        blocks = (read_block(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
+        if num_rows > _ROWS_PER_BLOCK:
             blocks = prefetched(blocks)
-        limit = self.pretrained.max_length
-        return _Source(count, longest or limit, inference_buckets(max(longest, limit)), blocks)
+        max_length = self.pretrained.max_length
+        buckets = inference_buckets(max(longest, max_length))
+        return _Source(num_rows, longest or max_length, buckets, blocks)
 
     def _early_exit_jobs(self, source: _Source, batch_size: int | None) -> Iterator[Job]:
-        """Every batch through `loop` or `pool`."""
-        size = batch_size or (self.pool_rows if self._pools else planning.DEFAULT_BATCH_SIZE)
-        if batch_size and self._takes_pool(min(size, source.num_rows)):
-            shape = planning.pool_shape(min(size, source.num_rows), size)
+        """Yield a job of driver `loop` or `pool` for every batch."""
+        size = self._batch_size(batch_size)
+        if batch_size and self._uses_pool(min(size, source.num_rows)):
+            padded_rows = planning.pool_shape(min(size, source.num_rows), size)
             length = bucket_of(source.longest, source.buckets)
-            planning.check_fits(self._pool_plan(shape, length), self._mesh)
+            planning.check_fits(self._pool_plan(padded_rows, length), self._mesh)
         criterion = as_arrays(self.criterion)
 
         def run(batch, row, chunk_size=None):
@@ -319,10 +348,10 @@ class EarlyExitClassifier:
             )
 
         for rows, part in by_bucket(source.blocks, size, source.buckets):
-            if self._takes_pool(len(rows)):
-                shape = planning.pool_shape(len(rows), size)
-                pool = self._pool_plan(shape, part.input_ids.shape[1])
-                in_chunks = functools.partial(run, chunk_size=pool.chunk_size)
-                yield Job(rows, part, pool.rows, in_chunks)
+            if self._uses_pool(len(rows)):
+                padded_rows = planning.pool_shape(len(rows), size)
+                pool = self._pool_plan(padded_rows, part.input_ids.shape[1])
+                run_pool = functools.partial(run, chunk_size=pool.chunk_size)
+                yield Job(rows, part, pool.rows, run_pool)
             else:
                 yield Job(rows, part, next_power_of_two(len(rows)), run)

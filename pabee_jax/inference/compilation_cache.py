@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk for the next process: JAX's persistent cache in one call."""
+"""The persistent compilation cache: stores compiled programs on disk for later processes."""
 
 import os
 
@@ -10,12 +10,15 @@ from pabee_jax.io import storage
 
 
 def enable(directory: str | os.PathLike) -> None:
-    """From now on this process looks compiled programs up in `directory`, and keeps them there.
+    """Enable JAX's persistent compilation cache in `directory` for the rest of this process.
 
-    Every program is kept, however small: a model has a dozen. It may be a `gs://` address.
+    Small programs are stored as well: a model has about a dozen programs.
+
+    Args:
+        directory: a local directory or a `gs://` address; created if absent.
 
     Raises:
-        InputError: the directory cannot be made or written to.
+        InputError: the directory cannot be created or written to.
     """
     path = storage.path_of(directory)
     if path.exists() and not path.is_dir():
@@ -23,10 +26,13 @@ def enable(directory: str | os.PathLike) -> None:
     try:
         storage.make_folder(path)
         if not storage.is_remote(path) and not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(None, "it is not writable")
+            raise PermissionError(None, "permission denied")
     except OSError as error:
-        raise InputError(f"the compilation cache {directory}: {error.strerror}") from None
+        raise InputError(
+            f"the compilation cache {directory} cannot be written: {error.strerror}"
+        ) from None
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    compilation_cache.reset_cache()  # Otherwise a process that already compiled has no cache.
+    # Without the reset, a process that has already compiled a program does not use the cache.
+    compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""Batches to the devices and results back, with the devices kept busy in between."""
+"""Dispatches batches to the devices ahead of time and fetches their results in order."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +12,8 @@ from pabee_jax.data.batching import MODEL_INPUTS, assemble
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 
-# How many batches the devices may have in front of them: enough that they never wait for the host,
-# few enough that the inputs do not fill their memory.
+# Number of batches that are dispatched ahead of the batch whose result is fetched: enough that the
+# devices do not wait for the host, few enough that the inputs do not fill the devices' memory.
 _BATCHES_AHEAD = 4
 
 
@@ -22,8 +22,8 @@ class Job(NamedTuple):
 
     Attributes:
         rows: (n,) index of each row in the call.
-        part: those rows, at the sequence length at which they run.
-        batch_size: rows of the compiled shape, at least n.
+        part: the tokens of these rows, at the sequence length of the compiled shape.
+        batch_size: number of rows of the compiled shape, at least n.
         run: (batch on the devices, row indices on the devices) -> arrays with the row axis first.
     """
 
@@ -34,38 +34,42 @@ class Job(NamedTuple):
 
 
 def results(jobs: Iterable[Job], mesh: Mesh) -> Iterator[tuple[np.ndarray, Any]]:
-    """Runs every job; yields (row indices, their results on the host) in the order of the jobs.
+    """Run every job; yield (row indices, results on the host), in the order of the jobs.
 
-    A few jobs are dispatched before the first result is waited for, so that the host prepares the
-    next one (tokenises it, if `jobs` does that) while the devices work.
+    A few jobs are dispatched before the first result is fetched, so that the host prepares the next
+    job (iterating `jobs` may tokenize its texts) while the devices work.
     """
     running = collections.deque()
     for job in jobs:
-        batch, row, place = _on_devices(job, mesh)
-        running.append((job.rows, place, job.run(batch, row)))
+        batch, row, positions = _put_batch(job, mesh)
+        running.append((job.rows, positions, job.run(batch, row)))
         if len(running) > _BATCHES_AHEAD:
-            yield _on_host(*running.popleft())
-    for result in running:
-        yield _on_host(*result)
+            yield _fetch(*running.popleft())
+    for dispatched in running:
+        yield _fetch(*dispatched)
 
 
-def _on_devices(job: Job, mesh: Mesh):
-    """The batch, the index of each of its rows in the call, and where in the batch each row is.
+def _put_batch(job: Job, mesh: Mesh):
+    """Pad the rows of `job` to its batch size and shard them over the devices.
 
-    Rows are dealt out to the devices in turn, so that each has its share of a batch that is not
-    full.
+    Rows are assigned to the devices round-robin, so that a batch with padding rows gives every
+    device the same share of rows.
+
+    Returns:
+        The batch, the index in the call of each row of the batch, and the position in the batch of
+        each row of the job.
     """
     devices = mesh.shape[sharding.DATA]
     size = -(-job.batch_size // devices) * devices
-    dealt = np.arange(size).reshape(-1, devices).T.ravel()
-    count = len(job.rows)
-    values = assemble(job.part, np.arange(count), size, job.part.input_ids.shape[1])
+    round_robin = np.arange(size).reshape(-1, devices).T.ravel()
+    num_rows = len(job.rows)
+    values = assemble(job.part, np.arange(num_rows), size, job.part.input_ids.shape[1])
     batch = {name: values[name] for name in MODEL_INPUTS}
-    batch["row"] = np.pad(job.rows.astype(np.int32), (0, size - count))
-    batch = {name: each[dealt] for name, each in batch.items()}
+    batch["row"] = np.pad(job.rows.astype(np.int32), (0, size - num_rows))
+    batch = {name: array[round_robin] for name, array in batch.items()}
     batch = sharding.shard_batch(batch, mesh)
-    return batch, batch.pop("row"), np.argsort(dealt)[:count]
+    return batch, batch.pop("row"), np.argsort(round_robin)[:num_rows]
 
 
-def _on_host(rows: np.ndarray, place: np.ndarray, result: Any) -> tuple[np.ndarray, Any]:
-    return rows, jax.tree.map(lambda leaf: leaf[place], jax.device_get(result))
+def _fetch(rows: np.ndarray, positions: np.ndarray, result: Any) -> tuple[np.ndarray, Any]:
+    return rows, jax.tree.map(lambda leaf: leaf[positions], jax.device_get(result))

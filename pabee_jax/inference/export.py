@@ -1,19 +1,20 @@
-"""Exports a checkpoint as one serialised program, for machines that shall not run the model's code.
+"""Exports a checkpoint as one serialized program, for machines without the model's code.
 
 python -m pabee_jax.export --checkpoint runs/mrpc --output exported/mrpc --platforms cpu,cuda,tpu
 
     from pabee_jax.export import load
     predictions = load("exported/mrpc").predict({"input_ids": ids, "attention_mask": mask})
 
-It is tokens in, logits out: the tokenizer stays behind. The directory holds
+The program maps tokens to logits; the tokenizer is not exported. The directory contains
 
-- `artifact.program`: a `jax.export` artefact of the driver `loop`, for any number of rows and one
+- `artifact.program`: a `jax.export` artifact of the driver `loop`, for any number of rows and one
   sequence length. Its inputs are (weights by name, `input_ids`, `attention_mask` and
   `token_type_ids` by name, each (N, sequence_length) int32, the criterion's values by name); its
-  outputs are (exit layers (N,) int32 from 1, logits (N, C) float32). The loop, and so the exit, is
-  inside: a new patience needs no new program. jax keeps reading such an artefact for six months.
+  outputs are (exit layers (N,) int32 from 1, logits (N, C) float32). The program contains the loop
+  and thus the exit, so a new patience needs no new program. jax guarantees that newer versions can
+  read a `jax.export` artifact for six months.
 - `artifact.safetensors`: the weights, in the compute type.
-- `artifact.json`: see `Artifact`. It comes last: a directory with it is complete.
+- `artifact.json`: see `Artifact`. It is written last: a directory that contains it is complete.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ from pabee_jax.models.parameters import merge, split
 
 __all__ = ["Artifact", "ExportedClassifier", "export", "load"]
 
-# jax itself takes any name and finds out where the program is to run.
+# jax itself accepts any platform name at export and raises only when the program runs.
 KNOWN_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -62,27 +63,27 @@ def export(
     platforms: Sequence[str] = DEFAULT_PLATFORMS,
     sequence_length: int | None = None,
 ) -> None:
-    """Writes the classifier's model and criterion as a program that `load` runs.
+    """Export the classifier's model and criterion as a program that `load` runs.
 
     Args:
-        classifier: its criterion becomes the default of the program, its driver plays no part.
-        output: a directory, made if need be, without an exported program in it.
-        platforms: where the program shall run: some of cpu, cuda, rocm, tpu. None of them needs to
-            be here.
-        sequence_length: tokens per row; absent, the length to which the checkpoint cuts texts.
+        classifier: its criterion becomes the default of the program; its driver is not used.
+        output: a directory without an exported program, created if absent.
+        platforms: where the program can run: some of cpu, cuda, rocm, tpu. The exporting machine
+            needs none of them.
+        sequence_length: tokens per row; absent, the length to which the checkpoint truncates texts.
 
     Raises:
-        InputError: an unknown platform or none, a sequence length that the model does not have, a
-            criterion of the user's own class, an output that holds a program already or cannot be
-            written, or flatbuffers is not installed.
+        InputError: `platforms` is empty or has an unknown platform, `sequence_length` is below 1 or
+            exceeds the model's positions, the criterion is of a custom class, `output` already
+            contains a program or cannot be written, or flatbuffers is not installed.
     """
     output = storage.local_path_of(output)
     platforms = [platforms] if isinstance(platforms, str) else platforms
     check_arguments(output, platforms, sequence_length)
     if type(classifier.criterion) not in CRITERIA.values():
         raise InputError(
-            f"the exit criterion {type(classifier.criterion).__name__} is a class of your own, "
-            f"which another process could not find; known are {', '.join(CRITERIA)}"
+            f"the exit criterion {type(classifier.criterion).__name__} is a custom class, which "
+            f"another process cannot load; known are {', '.join(CRITERIA)}"
         )
     config = classifier.pretrained.model.config
     length = sequence_length or classifier.pretrained.max_length
@@ -95,7 +96,7 @@ def export(
     weights = jax.device_get(split(classifier.model)[1])
     contents = {
         PROGRAM_FILE: bytes(_program(classifier, length, platforms).serialize()),
-        WEIGHTS_FILE: save({name: np.ascontiguousarray(each) for name, each in weights.items()}),
+        WEIGHTS_FILE: save({name: np.ascontiguousarray(array) for name, array in weights.items()}),
     }
     artifact = Artifact(
         platforms=platforms,
@@ -117,7 +118,7 @@ def export(
 def _program(
     classifier: EarlyExitClassifier, sequence_length: int, platforms: Sequence[str]
 ) -> jax_export.Exported:
-    """The driver `loop` for any number of rows, with the weights and thresholds as inputs."""
+    """Export the driver `loop` for any number of rows, with weights and thresholds as inputs."""
     graph, parameters = split(classifier.model)
     criterion_class = type(classifier.criterion)
 
@@ -137,7 +138,7 @@ def _program(
 
 
 def check_arguments(output: Path, platforms: Sequence[str], sequence_length: int | None) -> None:
-    """What can be checked before the checkpoint is read."""
+    """Raise InputError for arguments of `export` that are wrong whatever the checkpoint is."""
     planning.check_size("sequence_length", sequence_length)
     known = ", ".join(KNOWN_PLATFORMS)
     if not platforms:
@@ -148,17 +149,17 @@ def check_arguments(output: Path, platforms: Sequence[str], sequence_length: int
     require_flatbuffers()
     if (output / ARTIFACT_FILE).exists():
         raise InputError(
-            f"{output} holds an exported program already: give another directory, or delete it"
+            f"{output} already contains an exported program: give another directory, or delete it"
         )
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise InputError(f"{existing} is a file; the output is a directory")
+        raise InputError(f"{existing} is a file; the output must be a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"the output {output} cannot be written: {existing} is not writable")
 
 
 def _write(output: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes the files in their order; on failure none of them stays."""
+    """Write the files in the given order; delete all of them if one cannot be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():

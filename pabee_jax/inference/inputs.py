@@ -1,6 +1,6 @@
-"""Checks what a person gives to `predict`, on the host.
+"""Checks the inputs of `predict` on the host.
 
-Inside a compiled program an id outside the vocabulary would not fail: it would be clamped.
+A compiled program does not fail for a token id outside the vocabulary: it clamps the id.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Tokens = Mapping[str, Any]
 
 
 class TokenLimits(Protocol):
-    """What a model takes: `ModelConfig` and an exported program both say it."""
+    """The limits of a model's inputs; `ModelConfig` and `Artifact` both have them."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -27,13 +27,13 @@ class TokenLimits(Protocol):
 
 
 def checked_texts(inputs: Sequence[Text]) -> tuple[list[str], list[str | None]]:
-    """Texts, and for each its second text or None.
+    """Return the first text of every row, and the second text or None of every row.
 
     Raises:
-        InputError: no rows, or something that is neither a text nor a pair of texts.
+        InputError: `inputs` is empty, or an input is neither a text nor a pair of texts.
     """
     if isinstance(inputs, str):
-        raise InputError("predict takes a list of texts, not one text: put it in a list")
+        raise InputError("predict takes a list of texts, not a single text: put the text in a list")
     texts, pairs = [], []
     for index, item in enumerate(inputs):
         parts = (item, None) if isinstance(item, str) else item
@@ -51,14 +51,17 @@ def _are_texts(parts) -> bool:
 
 
 def checked_tokens(inputs: Tokens, config: TokenLimits) -> Dataset:
-    """Tokenised rows; an absent mask means no padding, absent segments mean one text.
+    """Return the tokenized rows as a `Dataset`.
+
+    Without `attention_mask` no token is masked; without `token_type_ids` all segment ids are 0.
 
     Raises:
-        InputError: no rows, another shape or type, or a value that the model does not have.
+        InputError: there are no rows, an array has another shape or type, or a value is outside the
+            model's limits.
     """
     if "input_ids" not in inputs:
         raise InputError(
-            f"tokenised input needs input_ids; it has {', '.join(inputs) or 'nothing'}"
+            f"tokenized input needs input_ids, but it has {', '.join(inputs) or 'nothing'}"
         )
     try:
         ids = np.asarray(inputs["input_ids"])
@@ -68,7 +71,9 @@ def checked_tokens(inputs: Tokens, config: TokenLimits) -> Dataset:
             "token_type_ids": np.asarray(inputs.get("token_type_ids", np.zeros_like(ids))),
         }
     except ValueError:
-        raise InputError("tokenised rows must have one length: pad them, with a mask") from None
+        raise InputError(
+            "tokenized rows must have the same length: pad them, and mask the padding"
+        ) from None
     limits = {
         "input_ids": config.vocab_size,
         "attention_mask": 2,
@@ -84,17 +89,20 @@ def checked_tokens(inputs: Tokens, config: TokenLimits) -> Dataset:
             raise InputError(f"there is nothing to predict: {name} has shape {array.shape}")
         if array.min() < 0 or array.max() >= limits[name]:
             raise InputError(
-                f"{name} must be from 0 to {limits[name] - 1}, but values from {array.min()} to "
-                f"{array.max()} were given"
+                f"{name} must be from 0 to {limits[name] - 1}, but it has values from "
+                f"{array.min()} to {array.max()}"
             )
     if ids.shape[1] > config.max_position_embeddings:
         raise InputError(
             f"input_ids has {ids.shape[1]} columns, but the model has "
             f"{config.max_position_embeddings} positions"
         )
-    empty = np.flatnonzero(~arrays["attention_mask"].any(axis=1))
-    if len(empty):
-        raise InputError(f"attention_mask masks every token of row {empty[0]}")
+    empty_rows = np.flatnonzero(~arrays["attention_mask"].any(axis=1))
+    if len(empty_rows):
+        raise InputError(
+            f"attention_mask masks every token of row {empty_rows[0]}; every row needs an "
+            "unmasked token"
+        )
     return Dataset(
         arrays["input_ids"].astype(np.int32),
         arrays["attention_mask"].astype(np.int8),

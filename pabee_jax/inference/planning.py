@@ -1,4 +1,4 @@
-"""Which driver runs a batch, and how large pools and chunks are: every such choice in one place."""
+"""The choice of driver and the sizes of pools and chunks, by kind of device and free memory."""
 
 import dataclasses
 import math
@@ -17,12 +17,13 @@ DEFAULT_BATCH_SIZE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """Defaults of one kind of device; docs/performance.md has the measurements.
+    """The defaults of one kind of device; docs/performance.md has the measurements.
 
     Attributes:
-        chunk_tokens: tokens (rows times sequence length) that a chunk of the pool holds.
-        pool_rows: rows of a pool, per device, where memory allows.
-        loop_rows: up to so many rows per device `auto` takes `loop`, beyond `pool`.
+        chunk_tokens: tokens (rows times sequence length) of a chunk of the pool.
+        pool_rows: rows of a pool per device, if the memory suffices.
+        loop_rows: largest number of rows per device for which driver `auto` uses `loop`; above it,
+            `auto` uses `pool`.
     """
 
     chunk_tokens: int
@@ -31,25 +32,26 @@ class Backend:
 
 
 _CPU = Backend(chunk_tokens=1024, pool_rows=256, loop_rows=2)
-# Not measured: a GPU needs larger products to be busy, and every dynamic loop costs it a
-# synchronisation with the host.
+# Not measured. A GPU needs larger matrix products to be fully used, and every dynamic loop costs a
+# synchronization with the host.
 ACCELERATOR = Backend(chunk_tokens=16_384, pool_rows=4096, loop_rows=8)
-# A pool of this share of the rows for batches that fit into it: clearing the memory of a whole pool
-# for a few rows took longer than running them (89 ms for 512 rows of 64 tokens, BERT-base, CPU).
-_SMALL_POOL = 8
-# A pool takes at most this share of the memory that is free.
+# A batch of at most `batch_size // _SMALL_POOL_DIVISOR` rows runs in a pool of that many rows:
+# clearing the memory of a whole pool for a few rows took longer than running these rows (89 ms for
+# 512 rows of 64 tokens, BERT-base, CPU).
+_SMALL_POOL_DIVISOR = 8
+# Without a given number of rows, a pool takes at most this share of the free memory.
 _MEMORY_SHARE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolPlan:
-    """The size of a pool and what it costs.
+    """The sizes of a pool and the memory that it takes.
 
     Attributes:
         rows: rows of the pool, over all devices.
         chunk_size: rows that run together on a device.
         sequence_length: tokens per row.
-        bytes_per_device: memory that the pool takes on each device, weights not included.
+        bytes_per_device: memory of the pool on each device, without the weights.
     """
 
     rows: int
@@ -65,13 +67,13 @@ class PoolPlan:
 
 
 def check_driver(driver: str) -> None:
-    """Raises InputError for an unknown driver."""
+    """Raise InputError for an unknown driver."""
     if driver not in DRIVERS:
         raise InputError(f"unknown driver {driver!r}; known are {', '.join(DRIVERS)}")
 
 
 def check_size(name: str, value: object) -> None:
-    """Raises InputError for what is no whole number of rows or tokens; None means the default."""
+    """Raise InputError unless `value` is an integer of at least 1, or None (the default)."""
     if value is None:
         return
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
@@ -81,17 +83,17 @@ def check_size(name: str, value: object) -> None:
 
 
 def backend(mesh: Mesh) -> Backend:
-    """The defaults of the mesh's devices."""
+    """Return the defaults of the mesh's devices."""
     return _CPU if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR
 
 
 def pool_shapes(batch_size: int) -> tuple[int, ...]:
-    """The rows of the pools that are compiled for batches of up to `batch_size` rows."""
-    return tuple(sorted({max(1, batch_size // _SMALL_POOL), batch_size}))
+    """Return the row counts of the pools that are compiled for batches of up to `batch_size`."""
+    return tuple(sorted({max(1, batch_size // _SMALL_POOL_DIVISOR), batch_size}))
 
 
 def pool_shape(rows: int, batch_size: int) -> int:
-    """The smallest of `pool_shapes` that holds `rows`."""
+    """Return the smallest of `pool_shapes` that has at least `rows` rows."""
     return next(shape for shape in pool_shapes(batch_size) if shape >= rows)
 
 
@@ -104,45 +106,59 @@ def pool_plan(
     rows: int | None = None,
     chunk_tokens: int | None = None,
 ) -> PoolPlan:
-    """Sizes of a pool; without `rows` one that fits the memory that is free on the devices.
+    """Return the sizes of a pool.
+
+    Args:
+        config: the model's configuration.
+        mesh: devices over which the rows are sharded.
+        sequence_length: tokens per row.
+        bytes_per_value: size of the compute type; 4 for float32.
+        rows: rows of the pool over all devices, rounded up to a multiple of the devices; absent,
+            the device's default, halved until the pool takes at most a quarter of the free memory.
+        chunk_tokens: tokens of a chunk; absent, the device's default.
 
     Raises:
-        InputError: a size below 1.
+        InputError: a size is below 1.
     """
     check_size("batch_size", rows)
     check_size("chunk_tokens", chunk_tokens)
     check_size("sequence_length", sequence_length)
     defaults, devices = backend(mesh), mesh.shape[DATA]
-    chunk = max(1, (chunk_tokens or defaults.chunk_tokens) // sequence_length)
+    max_chunk_size = max(1, (chunk_tokens or defaults.chunk_tokens) // sequence_length)
 
     def plan(rows_per_device: int) -> PoolPlan:
-        chunk_size = min(chunk, rows_per_device)
-        cost = _pool_bytes(config, rows_per_device, chunk_size, sequence_length, bytes_per_value)
-        return PoolPlan(rows_per_device * devices, chunk_size, sequence_length, cost)
+        chunk_size = min(max_chunk_size, rows_per_device)
+        pool_bytes = _pool_bytes(
+            config, rows_per_device, chunk_size, sequence_length, bytes_per_value
+        )
+        return PoolPlan(rows_per_device * devices, chunk_size, sequence_length, pool_bytes)
 
     if rows is not None:
         return plan(-(-rows // devices))
-    chosen, free = plan(defaults.pool_rows), _free_bytes(mesh)
-    allowed = math.inf if free is None else _MEMORY_SHARE * free
-    while chosen.rows > devices and chosen.bytes_per_device > allowed:
-        chosen = plan(chosen.rows // devices // 2)
-    return chosen
+    pool, free_bytes = plan(defaults.pool_rows), _free_bytes(mesh)
+    allowed_bytes = math.inf if free_bytes is None else _MEMORY_SHARE * free_bytes
+    while pool.rows > devices and pool.bytes_per_device > allowed_bytes:
+        pool = plan(pool.rows // devices // 2)
+    return pool
 
 
 def check_fits(pool: PoolPlan, mesh: Mesh) -> None:
-    """Raises InputError for a pool that is larger than the memory that is free."""
-    free = _free_bytes(mesh)
-    if free is not None and pool.bytes_per_device > free:
-        raise InputError(f"{pool}, but only {free / 1e6:.1f} MB are free")
+    """Raise InputError for a pool that exceeds the free memory."""
+    free_bytes = _free_bytes(mesh)
+    if free_bytes is not None and pool.bytes_per_device > free_bytes:
+        raise InputError(
+            f"{pool}, but only {free_bytes / 1e6:.1f} MB are free: give a smaller batch_size"
+        )
 
 
 def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, size: int) -> int:
-    """Inputs and hidden states of all rows, and the activations of one chunk.
+    """Return the bytes of the inputs and hidden states of all rows and of one chunk's activations.
 
-    Where exits read the first token only, also the keys and values of all rows (see `pool`).
+    With CLS pooling, the pool also stores the keys and values of all rows (see `drivers.pool`).
 
-    Per token of a chunk: its own hidden states, keys, values and residual, the feed-forward's
-    inside, and three arrays of attention scores, which are float32 in any case.
+    The activations of a chunk are, per token: hidden states, keys, values and residual, the
+    intermediate activations of the feed-forward, and three arrays of attention scores, which are
+    float32 whatever the compute type.
     """
     inputs = 3 * 4 * rows * length
     arrays = 3 if config.exit_pooling == "cls" else 1
@@ -153,11 +169,11 @@ def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, si
 
 
 def _free_bytes(mesh: Mesh) -> int | None:
-    """Memory that is free on each device of this process; None where nobody says."""
+    """Return the free memory of each device of this process; None if it is not known."""
     device = mesh.local_devices[0]
     if device.platform == "cpu":  # All CPU devices share the host's memory.
-        free = _free_host_bytes()
-        return None if free is None else free // len(mesh.local_devices)
+        host_bytes = _free_host_bytes()
+        return None if host_bytes is None else host_bytes // len(mesh.local_devices)
     statistics = device.memory_stats() or {}
     if "bytes_limit" not in statistics:
         return None
@@ -165,17 +181,18 @@ def _free_bytes(mesh: Mesh) -> int | None:
 
 
 def _free_host_bytes() -> int | None:
+    """Return the host's free memory within the container's limit; None if it is not known."""
     try:
-        # Not sysconf's free pages: those leave out what the file cache would give back.
+        # Not sysconf's free pages, which exclude the memory that the file cache can release.
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
+        free_bytes = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
     except (OSError, StopIteration):
         return None
-    try:  # A container may have less.
+    try:  # A container may have less memory than the host.
         limit, used = (
             int(Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii"))
             for name in ("max", "current")
         )
-        return max(0, min(free, limit - used))
-    except (OSError, ValueError):  # No such limit.
-        return free
+        return max(0, min(free_bytes, limit - used))
+    except (OSError, ValueError):  # There is no limit.
+        return free_bytes

@@ -1,4 +1,4 @@
-"""What a prediction is."""
+"""`Predictions`: the result of `predict`."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from jaxtyping import Float, Int, Shaped
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Answers in the order of the inputs.
+    """The predictions of a call, in the order of the inputs.
 
     Attributes:
         labels: (N,) int class ids, or float32 scores for regression.
-        logits: (N, C) float32, of the exit at which each row left.
-        exit_layers: (N,) int, from 1.
+        logits: (N, C) float32, the logits of each row's exit.
+        exit_layers: (N,) int, the layer (from 1) at which each row exited.
         label_names: class names by class id; empty for regression.
     """
 
@@ -24,6 +24,6 @@ class Predictions:
 
 
 def predictions_of(logits: Float[np.ndarray, "rows classes"]) -> Shaped[np.ndarray, " rows"]:
-    """Class ids (ties go to the lowest), or scores for one class."""
+    """Return class ids (of equal logits, the lowest id), or scores if there is one logit."""
     logits = np.asarray(logits)
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)

@@ -1,8 +1,8 @@
-"""The compiled programs: each driver over a mesh, with the model's structure static.
+"""The compiled programs: every driver over a mesh, with the model's structure static.
 
-The parameters are a plain dict: two models of one shape share their programs, and flattening a tree
-of modules, which costs milliseconds, is not part of a call. `loop` and `pool` run under
-`shard_map`: each device leaves on its own, with no collective inside the loop.
+The parameters are a plain dict. Models of the same shape therefore share their programs, and a call
+does not flatten a tree of modules, which would take milliseconds. `loop` and `pool` run under
+`shard_map`, without collectives in the loop: each device stops when its own rows have exited.
 """
 
 import functools
@@ -24,7 +24,7 @@ Parameters = Mapping[str, Any]
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_full(graph: Structure, parameters: Parameters, batch):
-    """Every exit's logits, (rows, exits, classes)."""
+    """Return the logits of every exit, (rows, exits, classes)."""
     return full.all_exit_logits(merge(graph, parameters), batch).swapaxes(0, 1)
 
 
@@ -40,7 +40,7 @@ def run_early_exit(
     chunk_size: int | None = None,
     control: Control = CONTROL,
 ) -> Exits:
-    """Driver `pool` in chunks of `chunk_size` rows per device, or `loop` without `chunk_size`."""
+    """Run driver `pool` in chunks of `chunk_size` rows per device; without `chunk_size`, `loop`."""
 
     def on_each_device(parameters, batch, criterion, row):
         model = merge(graph, parameters)
@@ -50,7 +50,10 @@ def run_early_exit(
             model, batch, criterion, row, chunk_size=chunk_size, control=control
         )
 
-    same, split = PartitionSpec(), PartitionSpec(DATA)
+    replicated, sharded = PartitionSpec(), PartitionSpec(DATA)
     return jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(same, split, same, split), out_specs=split
+        on_each_device,
+        mesh=mesh,
+        in_specs=(replicated, sharded, replicated, sharded),
+        out_specs=sharded,
     )(parameters, batch, criterion, row)

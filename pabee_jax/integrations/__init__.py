@@ -1,1 +1,1 @@
-"""Other people's tools around an `EarlyExitClassifier`; each needs its own package installed."""
+"""Adapters of `EarlyExitClassifier` for other libraries, which are installed separately."""

@@ -1,11 +1,11 @@
-"""Lets TextAttack attack an `EarlyExitClassifier`, and tells whether the attack also slows it.
+"""A TextAttack wrapper of `EarlyExitClassifier`, and the slowdown that an attack causes.
 
     wrapper = EarlyExitModelWrapper(EarlyExitClassifier.from_pretrained("runs/sst2"))
     attack = TextFoolerJin2019.build(wrapper)
     print(under_attack(wrapper, Attacker(attack, dataset).attack_dataset()))
 
-The attacked model is the classifier with its criterion: what an early exit answers, the attacker
-sees. (TextAttack: Morris et al., arXiv 2005.05909.)
+The attacked model is the classifier with its criterion: the attacker receives the probabilities of
+each text's early exit. TextAttack: Morris et al., arXiv 2005.05909.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from pabee_jax.inference.inputs import Text
 
 try:
     from textattack.models.wrappers import ModelWrapper  # pyright: ignore[reportMissingImports]
-except Exception as error:  # Its import pulls in many packages and data, which fail in many ways.
+except Exception as error:  # It imports many packages and data sets, with any kind of error.
     raise InputError(
         f"TextAttack cannot be imported ({type(error).__name__}: {error}); "
         "pip install textattack, or see docs/laboratory.md"
@@ -31,36 +31,39 @@ except Exception as error:  # Its import pulls in many packages and data, which 
 
 
 class EarlyExitModelWrapper(ModelWrapper):
-    """The victim of a TextAttack recipe: texts, or tuples of two texts, to class probabilities.
+    """The model that a TextAttack recipe attacks: maps texts or pairs of texts to probabilities.
 
     Attributes:
-        model: the classifier. Its `criterion` may be set between two attacks.
+        model: the classifier. Its `criterion` may be changed between attacks.
 
     Raises:
-        InputError: a model of scores, for which TextAttack has no goal.
+        InputError: a regression model, for which TextAttack has no attack goal.
     """
 
     def __init__(self, classifier: EarlyExitClassifier):
         if classifier.pretrained.model.config.is_regression:
-            raise InputError("TextAttack attacks classes, and this checkpoint predicts scores")
+            raise InputError(
+                "TextAttack needs a classification model, but this checkpoint predicts scores"
+            )
         self.model = classifier
 
     def __call__(
         self, text_input_list: list[Text], **kwargs: Any
     ) -> Float[np.ndarray, "rows classes"]:
-        """What each text's exit thinks, (rows, classes) float64 probabilities."""
+        """Return the probabilities of each text's exit, (rows, classes) float64."""
         del kwargs
-        # In float64: TextAttack takes the softmax once more of what misses the sum 1 by 1e-6.
+        # In float64, because TextAttack applies a second softmax to rows whose sum differs from 1
+        # by more than 1e-6.
         return softmax(self.model.predict(text_input_list).logits.astype(np.float64), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnderAttack(Effect):
-    """What an attack did.
+    """The effect of an attack on accuracy and on exit layers.
 
     Attributes:
-        rows: attacked texts, those included that were wrong from the start.
-        queries: mean number of the attacker's questions to the model per row.
+        rows: number of attacked texts, including texts that were misclassified before the attack.
+        queries: mean number of the attacker's model queries per row.
     """
 
     rows: int
@@ -68,7 +71,7 @@ class UnderAttack(Effect):
 
     @property
     def slowdown(self) -> float:
-        """Mean exit layer under attack over the one before; above 1 the attack also costs time."""
+        """Mean exit layer after the attack over before; above 1, the attack slows inference."""
         return self.mean_exit_layer_perturbed / self.mean_exit_layer_original
 
     def __str__(self) -> str:
@@ -82,18 +85,18 @@ class UnderAttack(Effect):
 
 
 def under_attack(wrapper: EarlyExitModelWrapper, results: Iterable[Any]) -> UnderAttack:
-    """Accuracy and mean exit layer before and under an attack.
+    """Return accuracy and mean exit layer before and after an attack.
 
     Args:
-        wrapper: what was attacked, with the same criterion.
+        wrapper: the attacked model, with the same criterion as during the attack.
         results: TextAttack's `AttackResult`s, as `Attacker.attack_dataset()` returns them.
 
     Raises:
-        InputError: there are no results.
+        InputError: `results` is empty.
     """
     results = list(results)
     if not results:
-        raise InputError("there are no attack results to sum up")
+        raise InputError("there are no attack results: attack at least one text")
     labels = np.array([result.original_result.ground_truth_output for result in results])
     texts = (
         [getattr(result, which).attacked_text.tokenizer_input for result in results]

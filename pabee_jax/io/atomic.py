@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Atomic writes: a file is either complete or absent."""
 
 import os
 from collections.abc import Callable
@@ -11,14 +11,17 @@ Path = TypeVar("Path", bound=PurePath)
 
 
 def temporary_of(path: Path) -> Path:
-    """Where `path` is written before it is complete; a kill may leave it behind."""
+    """Return the path at which `path` is written before it is complete.
+
+    If the process is killed, the temporary file may remain.
+    """
     return path.with_name(f".{path.name}.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path and renames the result to `path`."""
+    """Call `write` with a temporary path and rename the written file to `path`."""
     if storage.is_remote(path):
-        write(path)  # What a bucket shows of a name is what was last written to it as a whole.
+        write(path)  # A bucket replaces an object only when the upload is complete.
         return
     write(temporary_of(path))
     os.replace(temporary_of(path), path)

@@ -1,8 +1,8 @@
-"""Where runs and checkpoints lie: on this machine's disk, or in a bucket (`gs://`).
+"""Storage of runs and checkpoints: the local disk, or a bucket (`gs://`).
 
-Run folders and checkpoints go through `etils.epath`, whose paths read like pathlib's.
-What a bucket cannot do, appending and being read by libraries that want a file name, is done in a
-folder of this machine that is copied there.
+Run folders and checkpoints are accessed through `etils.epath`, whose paths have pathlib's methods.
+A bucket has no append, and some libraries read or write local files only. For these cases, this
+module uses a local folder and copies files between the folder and the bucket.
 """
 
 import atexit
@@ -29,91 +29,99 @@ _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def path_of(name: str | os.PathLike) -> epath.Path:
-    """The path that a user wrote: `gs://BUCKET/...`, or a local one, in which `~` is expanded.
+    """Return the path that a user gave: `gs://BUCKET/...`, or a local path with `~` expanded.
 
     Raises:
-        InputError: another kind of address, gcsfs is missing, or the bucket is out of reach.
+        InputError: the address has another scheme, gcsfs is not installed, or the bucket cannot be
+            reached.
     """
     text = _address(name)
     scheme, separator, _ = text.partition("://")
     if not separator:
         return epath.Path(text).expanduser()
     if scheme != "gs":
-        raise InputError(f"{text}: give a local path or a gs:// address; {scheme}:// is not known")
+        raise InputError(
+            f"{text}: {scheme}:// is not supported; give a local path or a gs:// address"
+        )
     if importlib.util.find_spec("gcsfs") is None:
-        raise InputError(f"{text}: gs:// addresses need gcsfs: install pabee_jax[gcs]")
-    # Listings are kept for ever otherwise, and other processes and libraries write there as well.
+        raise InputError(f"{text}: gs:// addresses need gcsfs; install pabee_jax[gcs]")
+    # gcsfs caches listings without expiry, but other processes and libraries write to the bucket.
     conf.setdefault("gcs", {})["use_listings_cache"] = False
     path = epath.Path(text)
     try:
         path.exists()
-    except Exception as error:  # No network, no permission: each library has its own.
+    except Exception as error:  # Libraries raise different exceptions for network and permissions.
         raise InputError(f"{text} cannot be reached: {reason_of(error)}") from None
     return path
 
 
 def local_path_of(name: str | os.PathLike) -> pathlib.Path:
-    """The same for what can only be on this machine's disk.
+    """Return the local path that a user gave, with `~` expanded.
 
     Raises:
-        InputError: an address.
+        InputError: `name` is an address, such as `gs://BUCKET/...`.
     """
     if "://" in (text := _address(name)):
-        raise InputError(f"{text}: a local path is needed here, not an address")
+        raise InputError(f"{text} is an address; a local path is required")
     return pathlib.Path(name).expanduser()
 
 
 def _address(name: str | os.PathLike) -> str:
-    # pathlib takes one of the two slashes.
+    # pathlib merges the two slashes of an address.
     return re.sub(r"^gs:/(?!/)", _BUCKET, os.fspath(name))
 
 
 def is_remote(path: os.PathLike) -> bool:
-    """Whether it is in a bucket."""
+    """Return whether the path is in a bucket."""
     return os.fspath(path).startswith(_BUCKET)
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """Independent of the working directory and of links."""
+    """Return the path made independent of the working directory and of symbolic links."""
     return path if is_remote(path) else epath.Path(os.path.realpath(path))
 
 
 def make_folder(path: epath.Path) -> None:
-    """Makes it and those above it; a bucket has no folders, and is never made."""
+    """Create the folder and its parents; for a path in a bucket, do nothing.
+
+    A bucket has no folders. The bucket itself is never created.
+    """
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def local_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
-    """A folder of this machine whose files are in `folder` once the block has ended.
+    """Yield a local folder whose files are in `folder` after the `with` block.
+
+    If `folder` is in a bucket, the files are uploaded at the end of the block.
 
     Raises:
-        InputError: they cannot be copied to the bucket; they are kept on this machine.
+        InputError: the upload failed; the message names the local folder, which is not deleted.
     """
     if not is_remote(folder):
         make_folder(folder)
         yield pathlib.Path(folder)
         return
-    place = pathlib.Path(tempfile.mkdtemp())
+    local = pathlib.Path(tempfile.mkdtemp())
     try:
-        yield place
+        yield local
     except BaseException:
-        shutil.rmtree(place)
+        shutil.rmtree(local)
         raise
     try:
-        upload(place, folder)
+        upload(local, folder)
     except Exception as error:
         raise InputError(
-            f"{folder} cannot be written: {reason_of(error)}; the files are in {place}"
+            f"{folder} cannot be written: {reason_of(error)}; the files are in {local}"
         ) from None
-    shutil.rmtree(place)
+    shutil.rmtree(local)
 
 
 def upload(source: pathlib.Path, folder: epath.Path) -> None:
-    """Copies the files in `source` and below to a bucket, in the order in which they were written.
+    """Copy all files below `source` to a bucket, in the order of their modification times.
 
-    What was there is replaced, each file at once.
+    Each existing object is replaced atomically.
     """
     files = [path for path in source.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
@@ -121,12 +129,15 @@ def upload(source: pathlib.Path, folder: epath.Path) -> None:
 
 
 def downloaded(folder: epath.Path, names: Collection[str]) -> pathlib.Path:
-    """A folder of this machine, kept until the process ends, with these files of `folder`."""
-    place = pathlib.Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    """Return a local folder with copies of these files of `folder`.
+
+    The local folder is deleted when the process ends.
+    """
+    local = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, local, ignore_errors=True)
     for name in names:
-        _copy(folder / name, place / name)
-    return place
+        _copy(folder / name, local / name)
+    return local
 
 
 def _copy(source: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> None:
@@ -135,23 +146,28 @@ def _copy(source: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) 
 
 
 def objects(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    """What a bucket knows of the objects in `folder` and below it, by name in `folder`."""
-    found = fsspec.filesystem("gcs").find(os.fspath(folder), detail=True)
+    """Return the metadata of all objects below `folder` in a bucket, by name relative to it."""
+    metadata = fsspec.filesystem("gcs").find(os.fspath(folder), detail=True)
     start = len(os.fspath(folder).removeprefix(_BUCKET)) + 1
-    return {name[start:]: about for name, about in found.items()}
+    return {name[start:]: values for name, values in metadata.items()}
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in a line: in the operating system's words, or as the error says it."""
+    """Return the reason for an error in one line.
+
+    The reason is the operating system's message or, without an error number, the exception's class
+    and the first line of its message.
+    """
     line, *_ = str(error).strip().splitlines() or ["no reason given"]
-    told = f"{type(error).__name__}: {line}"
-    return refusal(error) or getattr(error, "strerror", None) or told
+    description = f"{type(error).__name__}: {line}"
+    return refusal(error) or getattr(error, "strerror", None) or description
 
 
 def refusal(error: Exception) -> str | None:
-    """What the operating system refused: a full disk, no permission; None if it was not that.
+    """Return the operating system's message if a write failed for lack of space or permission.
 
-    safetensors and tensorstore tell it only in their text.
+    Return None for other errors. The text of the error is searched too, because the errors of
+    safetensors and tensorstore have no error number.
     """
     for code in (*_DISK_FULL, *_NOT_ALLOWED):
         if getattr(error, "errno", None) == code or os.strerror(code) in str(error):

@@ -1,4 +1,4 @@
-"""JSON text without NaN and infinity, which the JSON standard does not have."""
+"""JSON without NaN and infinity, which the JSON standard does not allow."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def dumps(values: Any, indent: int | None = None) -> str:
-    """`json.dumps`, with null in place of every number that is not finite."""
+    """Return `values` as JSON text, with null in place of every number that is not finite."""
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""Hidden activations under Hugging Face's names."""
+"""Hidden activation functions by their Hugging Face names."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 _gelu_exact = partial(jax.nn.gelu, approximate=False)
 _gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
-# jax.nn.gelu defaults to the tanh form, which is ALBERT's `gelu_new` and not BERT's `gelu`.
+# jax.nn.gelu defaults to the tanh approximation: that is ALBERT's `gelu_new`, not BERT's `gelu`.
 ACTIVATIONS = {
     "gelu": _gelu_exact,
     "gelu_python": _gelu_exact,

@@ -1,4 +1,4 @@
-"""The shape of an encoder: Hugging Face's BERT and ALBERT configurations behind one dataclass."""
+"""Encoder configuration: one dataclass for Hugging Face's BERT and ALBERT configurations."""
 
 import dataclasses
 import typing
@@ -9,33 +9,35 @@ from pabee_jax.errors import InputError
 from pabee_jax.models.activations import ACTIVATIONS
 
 FAMILIES = ("bert", "albert")
-# PABEE's first.
+# The values of each exit setting; the first value is PABEE's.
 EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "mean")}
 PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
 
 
 def exit_modules(exit_pooler: str) -> tuple[str, ...]:
-    """The modules whose parameters have a leading axis over the exits."""
+    """Return the names of the modules whose parameters have a leading exit axis."""
     return ("classifiers", "pooler") if exit_pooler == "per_exit" else ("classifiers",)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of an early-exit encoder; the field names are Hugging Face's.
+    """The architecture of an early-exit encoder.
 
-    BERT is the case `num_hidden_groups == num_hidden_layers`, `inner_group_num == 1` and
-    `embedding_size == hidden_size`.
+    Fields that are not listed below have the name and meaning of the field in Hugging Face's
+    configuration. BERT is the case `num_hidden_groups == num_hidden_layers`,
+    `inner_group_num == 1` and `embedding_size == hidden_size`.
 
     Attributes:
         family: "bert" or "albert".
-        num_labels: width C of every internal classifier; 1 means regression.
-        exit_pooler: "shared", one pooler for all exits (PABEE), or "per_exit", one for each
-            (DeeBERT).
-        exit_pooling: what an exit reads of a layer: "cls", the first token (PABEE), or "mean", the
-            mean over the tokens that may be attended to (as sentence-transformers do).
-        exit_dropout_prob: rate of the dropout in front of the classifiers, training only
-            (`hidden_dropout_prob` for BERT, `classifier_dropout_prob` for ALBERT; the newer
-            `classifier_dropout` is not used, as in the reference).
+        num_labels: output size C of every internal classifier; 1 means regression.
+        exit_pooler: "shared" for one pooler that all exits use (PABEE), or "per_exit" for one
+            pooler per exit (DeeBERT).
+        exit_pooling: "cls" if an exit reads the hidden state of the first token (PABEE), or "mean"
+            if an exit reads the mean over the tokens in the attention mask
+            (sentence-transformers).
+        exit_dropout_prob: dropout rate before the classifiers, in training only. The value is
+            `hidden_dropout_prob` for BERT and `classifier_dropout_prob` for ALBERT. As in the
+            reference implementation, the newer `classifier_dropout` is ignored.
     """
 
     family: str
@@ -75,7 +77,7 @@ class ModelConfig:
                 )
         sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, self.num_hidden_groups)
         if min(*sizes, self.inner_group_num, self.num_attention_heads, self.num_labels) < 1:
-            raise InputError("every size in config.json must be at least 1")
+            raise InputError("a size in config.json is below 1; every size must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -88,45 +90,51 @@ class ModelConfig:
 
     @property
     def exits(self) -> dict[str, str]:
-        """What sort of exits the model has, as `config.json` says it."""
+        """The exit settings by their names in `config.json`."""
         return {name: getattr(self, name) for name in EXIT_CHOICES}
 
     @property
     def is_pabee(self) -> bool:
-        """Whether PyTorch PABEE has such exits: a shared pooler over the first token."""
+        """Whether the exits are PABEE's: one shared pooler that reads the first token."""
         return self.exits == PABEE_EXITS
 
     def group(self, layer: int) -> int:
-        """The parameter group of layer `layer` (from 0), in floating point as ALBERT has it."""
+        """Return the parameter group of layer `layer` (from 0).
+
+        The division is in floating point, as in Hugging Face's ALBERT.
+        """
         return int(layer / (self.num_hidden_layers / self.num_hidden_groups))
 
     @property
     def layer_groups(self) -> tuple[int, ...]:
-        """`group(i)` of every layer i."""
+        """The parameter group of every layer."""
         return tuple(self.group(layer) for layer in range(self.num_hidden_layers))
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any], num_labels: int) -> "ModelConfig":
-        """Reads the fields of a `config.json`; absent ones take Hugging Face's defaults.
+        """Return the configuration for the values of a `config.json`.
+
+        Absent fields take Hugging Face's defaults.
 
         Raises:
-            InputError: another architecture, or relative position embeddings.
+            InputError: the model type is neither bert nor albert, the position embeddings are not
+                absolute, or a value is unusable.
         """
         family = values.get("model_type", "")
         if family not in FAMILIES:
             raise InputError(f"the model type is {family!r}; only bert and albert are supported")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("only absolute position embeddings are supported")
-        import transformers  # Only where a checkpoint is read: it takes seconds to import.
+        import transformers  # Imported here because the import takes seconds.
 
         try:
             full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
             fields = {
-                name: kind(getattr(full, name))  # JSON may have 0 for 0.0.
-                for name, kind in typing.get_type_hints(cls).items()
+                name: field_type(getattr(full, name))  # JSON may have 0 for 0.0.
+                for name, field_type in typing.get_type_hints(cls).items()
                 if hasattr(full, name)
             }
-        except Exception as error:  # The library's own checks have no common exception.
+        except Exception as error:  # transformers' checks have no common exception class.
             reason = " ".join(str(error).split())
             raise InputError(f"config.json holds an unusable value: {reason}") from None
         if family == "bert":

@@ -1,9 +1,9 @@
-"""One encoder for BERT and ALBERT that can be run a layer at a time, with a classifier per layer.
+"""BERT and ALBERT encoder with a classifier on every layer, run one layer at a time.
 
 The methods that drivers call are `embed`, `layer` (or its two parts, `start_layer` and
-`finish_layer`) and `exit_logits`. Modules here only hold parameters: they are pytrees, so plain
-`jax.jit`, `jax.grad` and `jax.lax.scan` take them as they are. Randomness is an argument:
-`key=None` means inference, a key means training with dropout.
+`finish_layer`) and `exit_logits`. The modules hold parameters only. They are pytrees, so
+`jax.jit`, `jax.grad` and `jax.lax.scan` accept them directly. The PRNG key is an argument:
+`key=None` means inference, and a key means training with dropout.
 """
 
 import contextlib
@@ -25,14 +25,15 @@ Hidden = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
 Heads = Float[Array, "batch seq heads features"]
 KeysValues = tuple[Heads, Heads]
-# Of all positions or only the first ones.
+# Hidden states of all positions, or of the first positions only.
 Queries = Float[Array, "batch queries hidden"]
 
 
 def full_precision(dtype: str | np.dtype = "float32"):
-    """A context in which float32 matrix products are float32.
+    """Return a context manager that keeps float32 matrix products in float32.
 
-    TPUs and recent GPUs otherwise round the operands to bfloat16 or TF32, which moves exits.
+    By default, TPUs and recent GPUs cast the operands to bfloat16 or TF32, which changes the exit
+    layer of some rows. With another `dtype`, the context manager does nothing.
     """
     if jnp.dtype(dtype) == jnp.float32:
         return jax.default_matmul_precision("float32")
@@ -40,7 +41,7 @@ def full_precision(dtype: str | np.dtype = "float32"):
 
 
 def attention_mask(batch: Batch) -> Mask:
-    """Which positions of a batch may be attended to; every one where the batch does not say."""
+    """Return the attention mask of a batch; without `attention_mask`, it covers all positions."""
     ones = jnp.ones_like(jnp.asarray(batch["input_ids"]))
     return jnp.asarray(batch.get("attention_mask", ones), bool)
 
@@ -50,7 +51,7 @@ def _split(key: Key[Array, ""] | None, count: int):
 
 
 class _Builder:
-    """Makes submodules with one initialiser and one compute dtype."""
+    """A factory for submodules that share an initializer and a compute dtype."""
 
     def __init__(self, config: ModelConfig, dtype: np.dtype, rngs: nnx.Rngs):
         self.init = jax.nn.initializers.normal(config.initializer_range)
@@ -69,7 +70,8 @@ class _Builder:
         return Embed(rows, features, embedding_init=self.init, dtype=self.dtype, rngs=self.rngs)
 
     def norm(self, features: int) -> LayerNorm:
-        # The fast variance E[x^2] - E[x]^2 cancels badly at the reference's epsilon of 1e-12.
+        # The fast variance E[x^2] - E[x]^2 cancels too many digits for the reference's epsilon of
+        # 1e-12.
         return LayerNorm(
             features,
             epsilon=self.eps,
@@ -80,7 +82,7 @@ class _Builder:
 
 
 class Embeddings(nnx.Module):
-    """Word, position and segment embeddings; ALBERT also maps them to the hidden size."""
+    """Sum of word, position and token type embeddings; ALBERT also projects to `hidden_size`."""
 
     def __init__(self, config: ModelConfig, build: _Builder):
         size = config.embedding_size
@@ -88,9 +90,9 @@ class Embeddings(nnx.Module):
         self.position = build.embed(config.max_position_embeddings, size)
         self.token_type = build.embed(config.type_vocab_size, size)
         self.norm = build.norm(size)
-        # BERT has no such mapping, ALBERT has one even where the two sizes are equal.
-        albert = config.family == "albert"
-        self.projection = nnx.data(build.linear(size, config.hidden_size) if albert else None)
+        # BERT has no projection. ALBERT has a projection even if the two sizes are equal.
+        is_albert = config.family == "albert"
+        self.projection = nnx.data(build.linear(size, config.hidden_size) if is_albert else None)
         self.dropout_rate = config.hidden_dropout_prob
 
     def __call__(
@@ -106,7 +108,7 @@ class Embeddings(nnx.Module):
 
 
 class TransformerLayer(nnx.Module):
-    """Self-attention and feed-forward, each followed by dropout, residual sum and LayerNorm."""
+    """Self-attention and a feed-forward block, both followed by dropout, residual and LayerNorm."""
 
     def __init__(self, config: ModelConfig, build: _Builder):
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -127,7 +129,7 @@ class TransformerLayer(nnx.Module):
         return self.finish(hidden, self.keys_values(hidden), mask, key)
 
     def keys_values(self, hidden: Hidden) -> KeysValues:
-        """What every position offers to the others' attention."""
+        """Return the attention keys and values of all positions."""
         return self._heads(self.key_projection(hidden)), self._heads(self.value_projection(hidden))
 
     def finish(
@@ -137,16 +139,17 @@ class TransformerLayer(nnx.Module):
         mask: Mask,
         key: Key[Array, ""] | None = None,
     ) -> Queries:
-        """The output at the positions of `hidden`: all of them, or only the first ones.
+        """Return the layer's output at the positions of `hidden`.
 
-        `keys_values` and `mask` are those of all positions.
+        `hidden` has all positions or the first positions only. `keys_values` and `mask` have all
+        positions.
         """
-        attention_key, first_key, second_key = _split(key, 3)
+        attention_key, context_key, output_key = _split(key, 3)
         context = self.attention_output(self._attend(hidden, keys_values, mask, attention_key))
-        hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, first_key))
+        hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, context_key))
         expanded = ACTIVATIONS[self.activation](self.intermediate(hidden))
-        expanded = dropout(self.output(expanded), self.dropout_rate, second_key)
-        return self.output_norm(hidden + expanded)
+        output = dropout(self.output(expanded), self.dropout_rate, output_key)
+        return self.output_norm(hidden + output)
 
     def _heads(self, projected: Queries) -> Float[Array, "batch queries heads features"]:
         return projected.reshape(*projected.shape[:2], self.num_heads, -1)
@@ -170,7 +173,10 @@ class TransformerLayer(nnx.Module):
 
 
 def _attention_with_dropout(query, keys, values, mask, rate, key):
-    """Attention with dropout on the probabilities, which `dot_product_attention` does not have."""
+    """Return attention with dropout on the probabilities.
+
+    `jax.nn.dot_product_attention` has no dropout.
+    """
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores / query.shape[-1] ** 0.5, jnp.finfo(jnp.float32).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1).astype(values.dtype), rate, key)
@@ -178,13 +184,13 @@ def _attention_with_dropout(query, keys, values, mask, rate, key):
 
 
 def _mean_over_tokens(hidden: Hidden, mask: Mask) -> Float[Array, "batch hidden"]:
-    """The mean over the tokens that may be attended to; 0 where there are none (padding rows)."""
+    """Return the mean over the tokens in the mask; 0 for padding rows, which have no tokens."""
     count = jnp.maximum(mask.sum(axis=1), 1)
     return jnp.where(mask[:, :, None], hidden, 0).sum(axis=1) / count[:, None]
 
 
 class LayerGroup(nnx.Module):
-    """The parameters of one "layer": `inner_group_num` transformer layers (BERT: one)."""
+    """The parameters of one layer: `inner_group_num` transformer layers (1 for BERT)."""
 
     def __init__(self, config: ModelConfig, build: _Builder):
         self.inner = nnx.List(
@@ -197,18 +203,18 @@ class LayerGroup(nnx.Module):
         return hidden
 
     def start(self, hidden: Hidden, mask: Mask) -> tuple[Hidden, KeysValues]:
-        """Everything up to the last inner layer's keys and values."""
+        """Return the input of the last inner layer, and that layer's attention keys and values."""
         for layer in list(self.inner)[:-1]:
             hidden = layer(hidden, mask)
         return hidden, self.inner[-1].keys_values(hidden)
 
     def finish(self, hidden: Queries, keys_values: KeysValues, mask: Mask) -> Queries:
-        """The rest, for the positions of `hidden`; see `TransformerLayer.finish`."""
+        """Return the output at the positions of `hidden`; see `TransformerLayer.finish`."""
         return self.inner[-1].finish(hidden, keys_values, mask)
 
 
 class ExitLinear(nnx.Module):
-    """A linear map per exit, kept as one array so that an exit can be picked by index."""
+    """One linear layer per exit; the kernels are one array, so that an exit can be indexed."""
 
     def __init__(self, config: ModelConfig, features_out: int, build: _Builder):
         exits, features_in = config.num_hidden_layers, config.hidden_size
@@ -226,15 +232,21 @@ class EarlyExitModel(nnx.Module):
     """A BERT or ALBERT encoder with a pooler and an internal classifier on every layer.
 
     Attributes:
-        config: the architecture (static: part of a compiled program's identity).
-        groups: the distinct layer parameters. A list of `LayerGroup`s, each owning its arrays
-            (inference), or one `LayerGroup` whose arrays have a leading group axis (training: see
-            `pabee_jax.parameters.stacked`).
-        pooler: one for all exits, or an `ExitLinear` (`config.exit_pooler`).
+        config: the architecture. It is static under `jit`: another `config` means a new program.
+        groups: the layer parameters without repetition. For inference, a list with one `LayerGroup`
+            per group. For training, one `LayerGroup` whose arrays have a leading group axis (see
+            `pabee_jax.models.parameters.stacked`).
+        pooler: a `Linear` that all exits share or, if `config.exit_pooler` is "per_exit", an
+            `ExitLinear`.
+        classifiers: an `ExitLinear` with `config.num_labels` outputs.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
-        """Random parameters in float32; `dtype` ("float32" or "bfloat16") is the compute type."""
+        """Initialize random parameters in float32.
+
+        Args:
+            dtype: the compute dtype, "float32" or "bfloat16".
+        """
         build = _Builder(config, jnp.dtype(dtype), rngs)
         self.config = config
         self.dtype = jnp.dtype(dtype)
@@ -248,10 +260,12 @@ class EarlyExitModel(nnx.Module):
         self.classifiers = ExitLinear(config, config.num_labels, build)
 
     def embed(self, batch: Batch, key: Key[Array, ""] | None = None) -> tuple[Hidden, Mask]:
-        """Hidden states that enter the first layer, and which positions may be attended to.
+        """Return the input of the first layer and the attention mask.
 
-        `batch` holds `input_ids` and, optionally, `attention_mask` (absent: every token) and
-        `token_type_ids` (absent: one segment), each (batch, seq) int.
+        Args:
+            batch: int arrays of shape (batch, seq): `input_ids` and, optionally, `attention_mask`
+                (default: 1 for all tokens) and `token_type_ids` (default: 0 for all tokens).
+            key: the PRNG key for dropout; None for inference.
         """
         input_ids = jnp.asarray(batch["input_ids"])
         mask = attention_mask(batch)
@@ -268,18 +282,21 @@ class EarlyExitModel(nnx.Module):
         mask: Mask,
         key: Key[Array, ""] | None = None,
     ) -> Hidden:
-        """One encoder layer. No index inside: the caller picks the parameters."""
+        """Return the output of one encoder layer with the parameters of `parameters`.
+
+        The caller selects the parameters, so that the layer index is not part of the program.
+        """
         with full_precision(self.dtype):
             return parameters(hidden, mask, key)
 
     def start_layer(
         self, parameters: LayerGroup, hidden: Hidden, mask: Mask
     ) -> tuple[Hidden, KeysValues]:
-        """The first part of a layer: what `finish_layer` needs, for inference.
+        """Run the first part of a layer, for inference: return the inputs of `finish_layer`.
 
-        An exit that pools "cls" reads the first token only. With all tokens' keys and values,
-        `finish_layer` of `hidden[:, :1]` gives it for a few percent of the layer; the rest can wait
-        until it is known that the row stays.
+        With CLS pooling, an exit reads the first token only. `finish_layer` computes the first
+        token from `hidden[:, :1]` and the keys and values of all tokens, at a few percent of the
+        layer's cost. The other tokens are computed only for rows that do not exit.
         """
         with full_precision(self.dtype):
             return parameters.start(hidden, mask)
@@ -287,7 +304,7 @@ class EarlyExitModel(nnx.Module):
     def finish_layer(
         self, parameters: LayerGroup, hidden: Queries, keys_values: KeysValues, mask: Mask
     ) -> Queries:
-        """The layer's output at the positions of `hidden`: all of them, or `hidden[:, :1]`."""
+        """Return the layer's output at the positions of `hidden`: all, or `hidden[:, :1]`."""
         with full_precision(self.dtype):
             return parameters.finish(hidden, keys_values, mask)
 
@@ -298,9 +315,9 @@ class EarlyExitModel(nnx.Module):
         mask: Mask,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
-        """Logits of exit `exit_index` (from 0, possibly traced), always in float32.
+        """Return the float32 logits of exit `exit_index` (from 0, possibly traced).
 
-        `hidden` may be the first token alone where that is what an exit reads.
+        With CLS pooling, `hidden` may have the first token only.
         """
         with full_precision():
             pooled = self.pooled(exit_index, hidden, mask)
@@ -310,7 +327,7 @@ class EarlyExitModel(nnx.Module):
     def pooled(
         self, exit_index: int | Int[Array, ""], hidden: Queries, mask: Mask
     ) -> Float[Array, "batch hidden"]:
-        """What the classifier of exit `exit_index` reads: from -1 to 1, in float32."""
+        """Return the float32 pooler output of exit `exit_index`, with values from -1 to 1."""
         with full_precision():
             if self.config.exit_pooling == "cls":
                 features = hidden[:, 0].astype(jnp.float32)

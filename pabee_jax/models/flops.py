@@ -1,11 +1,10 @@
-"""Floating-point operations that a model needs, whatever program runs it."""
+"""Floating-point operations of a model, independent of the program that runs it."""
 
 from typing import Any
 
 from pabee_jax.models.config import ModelConfig
 
-# Peak of dense bfloat16 products per second and chip, by the start of `device_kind`, from the
-# vendors' data sheets.
+# Peak dense bfloat16 FLOP/s per chip by the prefix of `device_kind`, from the vendors' data sheets.
 _PEAK = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -19,9 +18,10 @@ _PEAK = {
 
 
 def per_token_and_layer(config: ModelConfig, length: int) -> float:
-    """Multiplications and additions of one layer's matrix products, per token of the forward pass.
+    """Return the FLOPs per token of one layer's matrix products in the forward pass.
 
-    `length` is the sequence's: attention's share grows with it.
+    A multiplication and an addition count as two operations. `length` is the sequence length in
+    tokens; the FLOPs of attention per token are proportional to it.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     products = 4 * hidden * hidden + 2 * hidden * inner + 2 * length * hidden
@@ -29,14 +29,15 @@ def per_token_and_layer(config: ModelConfig, length: int) -> float:
 
 
 def of_training_step(config: ModelConfig, rows: int, length: int) -> float:
-    """Of all layers, forward and backward (twice the forward pass), padding included.
+    """Return the FLOPs of all layers in one training step, padding included.
 
-    Embeddings and exits are less than a hundredth. What rematerialisation repeats does not count.
+    The backward pass counts as two forward passes. Embeddings and exits, less than 1% of the total,
+    are left out. Operations that rematerialization repeats do not count.
     """
     return 3 * per_token_and_layer(config, length) * config.num_hidden_layers * rows * length
 
 
 def peak_per_second(device: Any) -> float | None:
-    """The peak of a `jax.Device` in bfloat16; None where it is not known, as on a CPU."""
-    kinds = (kind for kind in _PEAK if device.device_kind.startswith(kind))
-    return _PEAK[kind] if (kind := next(kinds, None)) else None
+    """Return the peak bfloat16 FLOP/s of a `jax.Device`, or None if it is unknown (a CPU)."""
+    prefixes = (prefix for prefix in _PEAK if device.device_kind.startswith(prefix))
+    return _PEAK[prefix] if (prefix := next(prefixes, None)) else None

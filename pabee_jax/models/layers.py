@@ -1,6 +1,7 @@
-"""What a layer is made of: flax's own parts, where they round or draw too much.
+"""flax layers with float32 accumulation and cheaper dropout.
 
-With bfloat16 these round what is computed with; parameters and their gradients stay float32.
+With a bfloat16 compute dtype, `Linear` casts inputs and parameters to bfloat16 for the matrix
+product. The parameters themselves and their gradients stay float32.
 """
 
 import jax
@@ -10,41 +11,43 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Key
 
-# What `jax.checkpoint` may call a mask: a byte per element, dearer to draw than to keep.
+# The name of dropout masks for the policies of `jax.checkpoint`. A mask takes one byte per element;
+# drawing it again costs more than saving it.
 DROPOUT_MASK = "dropout_mask"
 
 
 def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
-    """Inverted dropout; the identity without a key.
+    """Return `x` after inverted dropout; without a key, return `x` unchanged.
 
-    Each element takes 16 random bits, half of what `nnx.Dropout` draws, which is half of the time
-    of a mask over attention probabilities. The rate is exact to 1 / 2**17.
+    Each element takes 16 random bits, half of what `nnx.Dropout` draws. This halves the time to
+    draw a mask over attention probabilities. The rate is exact to 1 / 2**17.
     """
     if key is None or rate == 0:
         return x
     *batch, features = x.shape
     words = jax.random.bits(key, (*batch, -(-features // 2)), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
-    kept = halves.reshape(*batch, -1)[..., :features] >= round(rate * 2**16)
-    kept = checkpoint_name(kept, DROPOUT_MASK)
-    return jnp.where(kept, x / (1 - rate), 0)
+    mask = halves.reshape(*batch, -1)[..., :features] >= round(rate * 2**16)
+    mask = checkpoint_name(mask, DROPOUT_MASK)
+    return jnp.where(mask, x / (1 - rate), 0)
 
 
 @jax.custom_vjp
 def _affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """`x @ kernel + bias` in x's type, with gradients of kernel and bias in their own.
+    """Return `x @ kernel + bias` in the dtype of `x`.
 
-    Automatic differentiation would sum these over all rows, and over all devices, in bfloat16.
+    The gradients of `kernel` and `bias` are accumulated in the dtypes of `kernel` and `bias`.
+    Automatic differentiation would sum these gradients in bfloat16, over all rows and all devices.
     """
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
-def _affine_gradients(saved, gradient):
-    x, kernel, bias = saved
-    rows, gradients = (one.reshape(-1, one.shape[-1]) for one in (x, gradient))
-    of_kernel = jnp.matmul(rows.T, gradients, preferred_element_type=kernel.dtype)
-    of_bias = gradients.sum(axis=0, dtype=bias.dtype)
-    return gradient @ kernel.astype(x.dtype).T, of_kernel, of_bias
+def _affine_gradients(residuals, gradient):
+    x, kernel, bias = residuals
+    rows, gradients = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
+    kernel_gradient = jnp.matmul(rows.T, gradients, preferred_element_type=kernel.dtype)
+    bias_gradient = gradients.sum(axis=0, dtype=bias.dtype)
+    return gradient @ kernel.astype(x.dtype).T, kernel_gradient, bias_gradient
 
 
 _affine.defvjp(
@@ -53,7 +56,7 @@ _affine.defvjp(
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear`, whose parameters' gradients are float32 also when it computes in bfloat16."""
+    """`nnx.Linear` whose parameter gradients are float32 even with a bfloat16 compute dtype."""
 
     def __call__(self, inputs: Array, out_sharding=None) -> Array:
         if self.dtype == jnp.float32:
@@ -62,7 +65,11 @@ class Linear(nnx.Linear):
 
 
 class Embed(nnx.Embed):
-    """`nnx.Embed`, whose rows are float32: their sum is rounded once, and the table never."""
+    """`nnx.Embed` that returns float32 rows.
+
+    The table is not cast, and the sum of several embeddings is cast once, by the `LayerNorm` after
+    it.
+    """
 
     def __call__(self, inputs: Array, out_sharding=None) -> Array:
         del out_sharding
@@ -70,7 +77,7 @@ class Embed(nnx.Embed):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """`nnx.LayerNorm` in float32, which rounds only its result."""
+    """`nnx.LayerNorm` computed in float32; only the result is cast to `dtype`."""
 
     def __init__(self, *arguments, dtype: np.dtype, **options):
         super().__init__(*arguments, dtype=jnp.float32, **options)

@@ -1,4 +1,4 @@
-"""Operating points and curves as JSON and CSV, predictions per row, GLUE's submission format."""
+"""Writers of result files: JSON and CSV tables, predictions per row, and GLUE submissions."""
 
 import contextlib
 import csv
@@ -27,21 +27,21 @@ from pabee_jax.reports.tables import labels
 
 @contextlib.contextmanager
 def results_folder(output: epath.Path) -> Iterator[Path]:
-    """Where to write what shall be in `output`.
+    """Yield a local folder whose files are stored in `output` when the context ends.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: a file cannot be written.
     """
     try:
         with storage.local_folder(output) as folder:
             yield folder
     except OSError as error:
-        place, reason = error.filename or output, storage.reason_of(error)
-        raise InputError(f"the results cannot be written: {place}: {reason}") from None
+        failed_path, reason = error.filename or output, storage.reason_of(error)
+        raise InputError(f"the results cannot be written: {failed_path}: {reason}") from None
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions and the hardware that results were measured with."""
+    """Return the software versions and the hardware of this process."""
     return {
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -51,25 +51,26 @@ def environment() -> dict[str, Any]:
 
 
 def records(points: Sequence[OperatingPoint]) -> list[dict[str, Any]]:
-    """Return the rows of the table at full precision."""
+    """Return the rows of the operating-point table as dictionaries at full precision."""
     return [_record(point) for point in points]
 
 
 def write_json(path: Path, values: Any) -> None:
-    """JSON with NaN as null."""
+    """Write `values` as JSON, with NaN as null."""
     path.write_text(strict_json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `rows` as CSV, with one column for every name in any row."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        # Settings of several criteria have several sorts of fields.
+        # The rows of different criteria have different columns.
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
 
 
 def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, rows: Rows) -> None:
-    """A CSV with one line per example: its label, and each setting's prediction and exit layer."""
+    """Write a CSV of the label, the predictions and the exit layers of each example."""
     columns: dict[str, Iterable] = {"id": rows.ids}
     if len(rows.parts) > 1:
         columns["part"] = [
@@ -79,8 +80,8 @@ def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, 
         columns["kind"] = rows.kinds
     if rows.dataset.labels is not None:
         columns["label"] = named(rows.dataset.labels, task)
-    for point, label in zip(points, labels(points), strict=True):
-        name = re.sub(r"[^\w.]+", "_", label)
+    for point, setting_label in zip(points, labels(points), strict=True):
+        name = re.sub(r"[^\w.]+", "_", setting_label)
         columns[f"prediction_{name}"] = named(predictions_of(point.logits), task)
         columns[f"exit_layer_{name}"] = point.exit_layers.tolist()
     names = list(columns)
@@ -89,34 +90,35 @@ def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, 
 
 
 def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) -> list[Path]:
-    """GLUE's submission format: a TSV of index and prediction; MNLI gets two files.
+    """Write GLUE's submission format, a TSV of index and prediction.
 
     Returns:
-        The files written: `path`, or `path` with `-m` and `-mm` before its extension for MNLI.
+        The paths of the files: `path`, or for MNLI two paths with `-m` and `-mm` before the
+        extension.
     """
-    written = []
+    submission_paths = []
     for part, where in rows.parts.items():
         target = path
         if len(rows.parts) > 1:
-            mark = "-m" if part.endswith("_matched") else "-mm"
-            target = path.with_name(f"{path.stem}{mark}{path.suffix}")
+            suffix = "-m" if part.endswith("_matched") else "-mm"
+            target = path.with_name(f"{path.stem}{suffix}{path.suffix}")
         predictions = predictions_of(point.logits[where])
         if task.is_regression:
-            # GLUE refuses STS-B scores outside its scale.
+            # GLUE rejects STS-B scores outside the range from 0 to 5.
             scale = (0.0, 5.0) if task.name == "stsb" else (-np.inf, np.inf)
             values = [f"{value:.3f}" for value in np.clip(predictions, *scale)]
         else:
             names = task.submission_labels or task.label_names
             values = [names[label] for label in predictions]
         lines = zip(rows.ids[where], values, strict=True)
-        text = "index\tprediction\n" + "".join(f"{id_}\t{value}\n" for id_, value in lines)
+        text = "index\tprediction\n" + "".join(f"{row_id}\t{value}\n" for row_id, value in lines)
         target.write_text(text, encoding="utf-8")
-        written.append(target)
-    return written
+        submission_paths.append(target)
+    return submission_paths
 
 
 def write_curves(folder: Path, curves: Sequence[Curve], metric: str) -> None:
-    """Write sweep.csv with every setting, and sweep.json with the table's figures as well."""
+    """Write sweep.csv with every setting, and sweep.json with every setting and the table."""
     settings = [
         {
             "curve": curve.name,
@@ -146,7 +148,7 @@ def comparison_records(
     outcomes: Sequence[Sequence[Outcome]],
     metric: str,
 ) -> list[dict[str, Any]]:
-    """Return the rows of the comparison's table at full precision."""
+    """Return the rows of the comparison table as dictionaries at full precision."""
     return [
         {
             "group": group.name,
@@ -166,7 +168,7 @@ def comparison_records(
 
 
 def named(labels: np.ndarray, task: Task) -> list:
-    """Class ids by their names; scores as they are."""
+    """Return the names of class ids as a list; scores are returned unchanged."""
     return labels.tolist() if task.is_regression else [task.label_names[label] for label in labels]
 
 

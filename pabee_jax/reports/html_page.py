@@ -1,4 +1,4 @@
-"""A page of pictures and tables that opens from disk: one file, nothing to fetch."""
+"""A self-contained HTML page of figures and tables that makes no network request."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ from pabee_jax.io.atomic import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Nothing may be fetched, even by a mistake in this file.
+# The policy blocks every request, also if a section contains a URL by mistake.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --back: #f5f7f9; }
@@ -54,12 +54,14 @@ a { color: #1f5fa8; font-size: 0.9rem; }
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One card of the page.
+    """A card of the page: a figure with its table, or a list of texts.
 
     Attributes:
-        title, note: what it shows, and how to read it.
-        header, rows: the table behind the picture.
-        figure: the picture; a section without one is a list of texts, the rows' last column.
+        title: the heading, and the file name of the CSV download.
+        note: explains how to read the section.
+        header: the column names of the table.
+        rows: the rows of the table.
+        figure: the figure above the table; None for a list of the texts in the last column.
     """
 
     title: str
@@ -72,8 +74,15 @@ class Section:
 def write_page(
     path: Path, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
 ) -> None:
-    """Writes the whole page; `facts` stand at its top."""
-    told = "".join(
+    """Write the page atomically.
+
+    Args:
+        path: the HTML file.
+        title: the heading of the page.
+        facts: names and values that the page shows below the heading.
+        sections: the cards of the page in order.
+    """
+    fact_items = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
         for name, value in facts
     )
@@ -83,7 +92,7 @@ def write_page(
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><header><h1>{html.escape(title)}</h1><dl>{told}</dl></header>"
+        f"<body><header><h1>{html.escape(title)}</h1><dl>{fact_items}</dl></header>"
         f"<main>{cards}</main></body></html>\n"
     )
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -91,44 +100,44 @@ def write_page(
 
 def _card(section: Section) -> str:
     if section.figure is None:
-        body, kind = _list(section.header, section.rows), "wide"
+        body, css_class = _list(section.header, section.rows), "wide"
     else:
         table = _table(section.header, section.rows)
-        body, kind = _svg(section.figure, section.title), ""
+        body, css_class = _svg(section.figure, section.title), ""
         body += f'<details><summary>table</summary><div class="scroll">{table}</div></details>'
     name = section.title.lower().replace(" ", "_")
     return (
-        f'<section class="{kind}"><h2>{html.escape(section.title)}</h2>'
+        f'<section class="{css_class}"><h2>{html.escape(section.title)}</h2>'
         f"<p>{html.escape(section.note)}</p>{body}"
         f'<a download="{name}.csv" href="{_csv(section.header, section.rows)}">CSV</a></section>'
     )
 
 
 def _list(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Each row's last column as text, and above it the others by their names."""
+    """Return a list of the texts in the last column, with the other columns above each text."""
     items = []
     for *values, text in rows:
-        said = " · ".join(
-            f"{name} {_shown(value)}" for name, value in zip(header, values, strict=False)
+        details = " · ".join(
+            f"{name} {_format(value)}" for name, value in zip(header, values, strict=False)
         )
-        items.append(f"<li><small>{html.escape(said)}</small><br>{html.escape(text)}</li>")
+        items.append(f"<li><small>{html.escape(details)}</small><br>{html.escape(text)}</li>")
     return f"<ul>{''.join(items)}</ul>"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    words = [any(isinstance(row[column], str) for row in rows) for column in range(len(header))]
-    lines = [f"<tr>{''.join(map(_cell, ['th'] * len(header), header, words))}</tr>"]
+    is_text = [any(isinstance(row[column], str) for row in rows) for column in range(len(header))]
+    lines = [f"<tr>{''.join(map(_cell, ['th'] * len(header), header, is_text))}</tr>"]
     for row in rows:
-        lines.append(f"<tr>{''.join(map(_cell, ['td'] * len(row), row, words))}</tr>")
+        lines.append(f"<tr>{''.join(map(_cell, ['td'] * len(row), row, is_text))}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
-def _cell(tag: str, value: Any, words: bool) -> str:
-    kind = ' class="words"' if words else ""
-    return f"<{tag}{kind}>{html.escape(_shown(value))}</{tag}>"
+def _cell(tag: str, value: Any, is_text: bool) -> str:
+    attribute = ' class="words"' if is_text else ""
+    return f"<{tag}{attribute}>{html.escape(_format(value))}</{tag}>"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -140,11 +149,10 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _svg(figure: "Figure", title: str) -> str:
     text = io.StringIO()
-    # Words stay words: they can be found, read aloud, and take the page's own font.
+    # With fonttype "none" the SVG holds text, not paths: browsers can search it, screen readers can
+    # read it, and it takes the font of the page.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = text.getvalue()
+    svg = text.getvalue()
     label = html.escape(title, quote=True)
-    return drawing[drawing.index("<svg") :].replace(
-        "<svg", f'<svg role="img" aria-label="{label}"', 1
-    )
+    return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

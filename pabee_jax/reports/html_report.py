@@ -1,4 +1,4 @@
-"""evaluate.py --report: what the exits know, as one page that opens from disk."""
+"""The HTML report of `evaluate --report`: trade-offs and statistics of the exits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from pabee_jax.reports.tables import labels as labels_of
 
 _EXAMPLES = 12
 _LONGEST_TEXT = 300
-_BLUE, _RED, _GREY = "#1f5fa8", "#c8553d", "#888888"
+_BLUE, _RED, _GRAY = "#1f5fa8", "#c8553d", "#888888"
 
 
 def write_report(
@@ -36,18 +36,26 @@ def write_report(
     curves: Sequence[Curve],
     tolerance: float | None,
 ) -> None:
-    """Writes the page.
+    """Write the HTML report.
 
     Args:
-        points: the settings whose exits are shown; those at full depth are left out.
-        curves: of every criterion; empty without labels.
-        tolerance: up to which error a score is right; None leaves out what needs that.
+        path: the HTML file.
+        title: the heading of the page.
+        task: the task of the rows.
+        rows: the evaluated rows.
+        logits: the logits of every exit.
+        points: the operating points whose exit layers the report shows; the report omits operating
+            points at full depth.
+        curves: the trade-off curve of every criterion; empty if the rows have no labels.
+        tolerance: the largest error of a correct regression score; None to omit the overthinking
+            section for regression.
     """
-    labels, early = rows.dataset.labels, [point for point in points if point.layers_saved > 0]
+    labels = rows.dataset.labels
+    early_points = [point for point in points if point.layers_saved > 0]
     facts = [("rows", str(logits.shape[1])), ("exits", str(len(logits)))]
     sections = []
     if labels is not None:
-        quality = [metrics_of(each, task, rows) for each in logits]
+        quality = [metrics_of(exit_logits, task, rows) for exit_logits in logits]
         metric = next(iter(quality[-1]))
         facts += [
             (f"{name.replace('_', ' ')} at full depth", f"{100 * value:.2f}%")
@@ -55,30 +63,30 @@ def write_report(
         ]
         sections += [trade_off(curves, metric), exit_quality(quality, metric)]
         if not task.is_regression:
-            sections.append(calibration_error(logits, labels))
+            sections.append(confidence_calibration_error(logits, labels))
         if not task.is_regression or tolerance is not None:
             sections.append(overthinking(exits.right_at(logits, labels, tolerance or 0.0)))
-    if early:
-        sections.append(exits_taken(early))
+    if early_points:
+        sections.append(exits_taken(early_points))
     sections.append(agreement(logits, task.is_regression))
-    if early:
-        sections += examples(early, task, rows, logits[-1])
+    if early_points:
+        sections += examples(early_points, task, rows, logits[-1])
     write_page(path, title, facts, sections)
 
 
 def trade_off(curves: Sequence[Curve], metric: str) -> Section:
-    """Every criterion over its range."""
+    """Return the section with the trade-off curve of every criterion."""
     figure, axes = _figure(height=4.8)
     for index, curve in enumerate(curves):
         layers, scores = curve.line
         axes.plot(layers, 100 * scores, color=colormaps["tab20"](index % 20), label=curve.name)
-    axes.axhline(100 * curves[0].ends[1], linestyle="--", color=_GREY, zorder=0)
+    axes.axhline(100 * curves[0].ends[1], linestyle="--", color=_GRAY, zorder=0)
     axes.set(xlabel=f"mean exit layer (of {curves[0].num_layers})", ylabel=_percent(metric))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return Section(
         "Trade-off",
-        "Every criterion over its whole range. Higher and further left is better; the dashed line "
-        "is full depth.",
+        "Metric against mean exit layer, one curve per criterion from its slowest to its fastest "
+        "setting. Curves closer to the upper left are better; the dashed line is full depth.",
         ["criterion", "setting", "mean exit layer", metric],
         [
             [curve.name, describe(setting), layer, score]
@@ -90,35 +98,36 @@ def trade_off(curves: Sequence[Curve], metric: str) -> Section:
 
 
 def exit_quality(quality: Sequence[Mapping[str, float]], metric: str) -> Section:
-    """Each exit's metrics when every row leaves there."""
+    """Return the section with the metrics of each exit when every row exits there."""
     figure, axes = _figure()
     layers = range(1, len(quality) + 1)
-    for name, color in zip(quality[0], (_BLUE, _RED, _GREY, "#3a8f5c"), strict=False):
-        values = [100 * each[name] for each in quality]
+    for name, color in zip(quality[0], (_BLUE, _RED, _GRAY, "#3a8f5c"), strict=False):
+        values = [100 * exit_metrics[name] for exit_metrics in quality]
         axes.plot(layers, values, "o-", color=color, label=name.replace("_", " "))
     axes.set(xlabel="layer", ylabel=_percent(metric) if len(quality[0]) == 1 else "metric (%)")
     if len(quality[0]) > 1:
         axes.legend(frameon=False, fontsize=9)
     return Section(
         "Quality of each exit",
-        "What the model gives if every row leaves at this layer.",
+        "The metrics of the model if every row exits at this layer.",
         ["layer", *quality[0]],
-        [[layer, *each.values()] for layer, each in zip(layers, quality, strict=True)],
+        [[layer, *values.values()] for layer, values in zip(layers, quality, strict=True)],
         figure,
     )
 
 
-def calibration_error(logits: np.ndarray, labels: np.ndarray) -> Section:
-    """How far each exit's confidence is from its accuracy."""
-    errors = [exits.expected_calibration_error(each, labels) for each in logits]
+def confidence_calibration_error(logits: np.ndarray, labels: np.ndarray) -> Section:
+    """Return the section with the expected calibration error of each exit's confidence."""
+    errors = [exits.expected_calibration_error(exit_logits, labels) for exit_logits in logits]
     layers = range(1, len(errors) + 1)
     figure, axes = _figure()
-    axes.bar(layers, [100 * each for each in errors], color=_BLUE)
+    axes.bar(layers, [100 * error for error in errors], color=_BLUE)
     axes.set(xlabel="layer", ylabel="calibration error (percentage points)")
     return Section(
         "Calibration error of each exit",
-        "How far confidence is from accuracy (ECE, ten bins). A threshold on confidence means what "
-        "it says only where this is small.",
+        "Expected calibration error (ECE): the mean difference between confidence and accuracy "
+        "over ten bins of confidence. A confidence threshold is an estimate of the accuracy only "
+        "at exits with a small error.",
         ["layer", "expected calibration error"],
         list(zip(layers, errors, strict=True)),
         figure,
@@ -126,32 +135,33 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> Section:
 
 
 def overthinking(right: np.ndarray) -> Section:
-    """What the layers after the first right exit do."""
-    found = exits.overthinking(right)
+    """Return the section on rows whose correctness changes between an exit and full depth."""
+    statistics = exits.overthinking(right)
     layers = range(1, len(right) + 1)
     figure, axes = _figure()
-    axes.bar(layers, 100 * found.lost, color=_RED, label="right here, wrong at the end")
-    axes.bar(layers, -100 * found.won, color=_BLUE, label="wrong here, right at the end")
-    axes.axhline(0, color=_GREY, linewidth=0.8)
+    lost, won = 100 * statistics.lost, 100 * statistics.won
+    axes.bar(layers, lost, color=_RED, label="correct at this exit, wrong at full depth")
+    axes.bar(layers, -won, color=_BLUE, label="wrong at this exit, correct at full depth")
+    axes.axhline(0, color=_GRAY, linewidth=0.8)
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set(xlabel="layer", ylabel="share of the rows (%)")
     figure.legend(loc="outside lower center", fontsize=9, frameon=False)
     return Section(
         "Overthinking",
-        f"{100 * found.ever_lost:.1f}% of the rows are right at some exit and wrong at the last "
-        f"one. Rows go on for {found.layers_after:.1f} layers on average after the first exit that "
-        "is right.",
+        f"{100 * statistics.ever_lost:.1f}% of the rows are correct at an earlier exit and wrong "
+        "at full depth. After the first correct exit of a row, full depth computes "
+        f"{statistics.layers_after:.1f} more layers on average.",
         ["layer", "right here, wrong at the end", "wrong here, right at the end"],
         [
-            [layer, *map(float, both)]
-            for layer, *both in zip(layers, found.lost, found.won, strict=True)
+            [layer, *map(float, shares)]
+            for layer, *shares in zip(layers, statistics.lost, statistics.won, strict=True)
         ],
         figure,
     )
 
 
 def exits_taken(points: Sequence[OperatingPoint]) -> Section:
-    """Where rows leave, for each setting."""
+    """Return the section with the share of rows that exit at each layer, for each setting."""
     count, names = points[0].num_layers, labels_of(points)
     shares = exits.exit_shares([point.exit_layers for point in points], count)
     figure, axes = _figure(height=1.4 + 0.32 * len(points))
@@ -159,27 +169,27 @@ def exits_taken(points: Sequence[OperatingPoint]) -> Section:
     axes.set_yticks(np.arange(len(names)) + 0.5, names)
     axes.set(xlabel="exit layer", title="share of the rows (%)")
     return Section(
-        "Where rows leave",
-        "The share of the rows that leave at each layer, one line per setting.",
+        "Where rows exit",
+        "The share of the rows that exit at each layer, one line per setting.",
         ["setting", *(f"layer {layer}" for layer in range(1, count + 1))],
-        [[name, *map(float, line)] for name, line in zip(names, shares, strict=True)],
+        [[name, *map(float, row)] for name, row in zip(names, shares, strict=True)],
         figure,
     )
 
 
 def agreement(logits: np.ndarray, is_regression: bool) -> Section:
-    """How alike the exits answer."""
+    """Return the section with the agreement between each pair of exits."""
     shares, count = exits.agreement_of_exits(logits), len(logits)
     figure, axes = _figure(height=3.6)
     _cells(axes, 100 * shares)
     axes.set_yticks(np.arange(count) + 0.5, range(1, count + 1))
-    what = "correlation of scores (%)" if is_regression else "same answer (% of the rows)"
-    axes.set(xlabel="exit at layer", ylabel="exit at layer", title=what)
+    measure = "correlation of scores (%)" if is_regression else "same prediction (% of the rows)"
+    axes.set(xlabel="exit at layer", ylabel="exit at layer", title=measure)
     return Section(
-        "Agreement of the exits",
-        "Patience waits for neighbours to agree: the values beside the diagonal.",
+        "Agreement between exits",
+        "Patience depends on the agreement of neighboring exits: the values next to the diagonal.",
         ["layer", *(f"layer {layer}" for layer in range(1, count + 1))],
-        [[layer, *map(float, line)] for layer, line in enumerate(shares, start=1)],
+        [[layer, *map(float, row)] for layer, row in enumerate(shares, start=1)],
         figure,
     )
 
@@ -187,20 +197,26 @@ def agreement(logits: np.ndarray, is_regression: bool) -> Section:
 def examples(
     points: Sequence[OperatingPoint], task: Task, rows: Rows, last: np.ndarray
 ) -> list[Section]:
-    """The rows that leave first and last, with what they say."""
-    order, mean = exits.by_difficulty([point.exit_layers for point in points])
-    answers = named(predictions_of(last), task)
+    """Return the sections with the texts of the rows that exit earliest and latest."""
+    order, mean_exit_layers = exits.by_difficulty([point.exit_layers for point in points])
+    predictions = named(predictions_of(last), task)
     labels = None if rows.dataset.labels is None else named(rows.dataset.labels, task)
     header = ["mean exit layer", *(["label"] if labels else []), "full depth says", "text"]
 
-    def line(row: int) -> list:
+    def cells(row: int) -> list:
         text = rows.texts[row]
         text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
-        return [float(mean[row]), *([labels[row]] if labels else []), answers[row], text]
+        label = [labels[row]] if labels else []
+        return [float(mean_exit_layers[row]), *label, predictions[row], text]
 
     return [
-        Section(title, f"Mean over {', '.join(labels_of(points))}.", header, list(map(line, some)))
-        for title, some in (
+        Section(
+            title,
+            f"The exit layer is the mean over the settings {', '.join(labels_of(points))}.",
+            header,
+            [cells(row) for row in selected_rows],
+        )
+        for title, selected_rows in (
             ("Easiest rows", order[:_EXAMPLES]),
             ("Hardest rows", order[::-1][:_EXAMPLES]),
         )
@@ -208,7 +224,7 @@ def examples(
 
 
 def _figure(height: float = 3.4) -> tuple[Figure, Any]:
-    # Drawn small, so that words are legible where a phone shows it 360 pixels wide.
+    # The figure is small, so that its text is legible on a phone that is 360 pixels wide.
     figure = Figure(figsize=(4.8, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -217,20 +233,20 @@ def _figure(height: float = 3.4) -> tuple[Figure, Any]:
 
 
 def _cells(axes, values: np.ndarray) -> None:
-    """A coloured cell per value in percent, the first line on top; columns are layers."""
+    """Draw a colored cell per value in percent, with layers as columns and the first row on top."""
     columns = values.shape[1]
-    # Drawn as shapes: the page lets nothing in that would be an image of its own.
+    # `pcolormesh` draws vector shapes. `imshow` would embed an image, which the page's content
+    # security policy blocks.
     axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
-    places = np.arange(columns) + 0.5
-    axes.set_xticks(places, range(1, columns + 1))
+    axes.set_xticks(np.arange(columns) + 0.5, range(1, columns + 1))
     axes.invert_yaxis()
-    if columns > 12:  # There would be no room for the figures.
+    if columns > 12:  # The cells are too narrow for numbers.
         return
-    for (line, column), value in np.ndenumerate(values):
+    for (row, column), value in np.ndenumerate(values):
         text = "" if np.isnan(value) else f"{value:.0f}"
         color = "white" if value > 60 else "black"
-        place = (column + 0.5, line + 0.5)
-        axes.text(*place, text, ha="center", va="center", color=color, fontsize=8)
+        center = (column + 0.5, row + 0.5)
+        axes.text(*center, text, ha="center", va="center", color=color, fontsize=8)
 
 
 def _percent(metric: str) -> str:

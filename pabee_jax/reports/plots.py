@@ -1,4 +1,4 @@
-"""Pictures: metric against speed, one figure per file."""
+"""Plots of the metric against the speed, one figure per file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,34 +11,45 @@ from pabee_jax.analysis.curves import Curve
 from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.reports.tables import labels
 
-# Figures are made through `Figure`, not pyplot, whose state and backend belong to the user.
+# The functions use `Figure` instead of pyplot, so that the state and the backend of pyplot in the
+# caller's process do not change.
 
 
 def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> None:
-    """Metric against layer speed-up, one marker per setting, and the full-depth line."""
+    """Plot the metric against the speed-up, with a marker per setting.
+
+    The speed-up is the measured speed-up if the points were timed, else the layer speed-up.
+    """
     name = next(iter(points[0].metrics))
     settings: dict[tuple[float, float], list[str]] = {}
     for point, label in zip(points, labels(points), strict=True):
-        place = (point.layer_speedup, 100 * point.metrics[name])
-        settings.setdefault(place, []).append(label.removeprefix("patience "))
-    places = sorted(settings)
+        speedup = point.wall_clock_speedup or point.layer_speedup
+        coordinates = (speedup, 100 * point.metrics[name])
+        settings.setdefault(coordinates, []).append(label.removeprefix("patience "))
+    markers = sorted(settings)
+    only_patience = all(text.isdecimal() for texts in settings.values() for text in texts)
+    legend = "early exit (number: patience)" if only_patience else "early exit, by setting"
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*places, strict=True), "o-", color="#1f5fa8", label="early exit, by setting")
-    for place in places:
+    axes.plot(*zip(*markers, strict=True), "o-", color="#1f5fa8", label=legend)
+    for coordinates in markers:
         axes.annotate(
-            ", ".join(settings[place]),
-            place,
+            ", ".join(settings[coordinates]),
+            coordinates,
             textcoords="offset points",
             xytext=(0, 7),
             ha="center",
             fontsize=9,
         )
-    full_depth = [score for speedup, score in places if speedup == 1]
+    full_depth = [point.metrics[name] for point in points if point.layers_saved == 0]
     if full_depth:
-        axes.axhline(full_depth[0], linestyle="--", color="#888888", label="full depth", zorder=0)
+        score = 100 * full_depth[0]
+        axes.axhline(score, linestyle="--", color="#888888", label="full depth", zorder=0)
     axes.legend(loc="lower left", frameon=False)
-    axes.set_xlabel("layer speed-up (layers / mean exit layer)")
+    if points[0].wall_clock_speedup is None:
+        axes.set_xlabel("layer speed-up (layers / mean exit layer)")
+    else:
+        axes.set_xlabel("measured speed-up (time at full depth / time)")
     axes.set_ylabel(f"{name.replace('_', ' ')} (%)")
     axes.set_title(title, fontsize=10)
     axes.margins(x=0.08, y=0.18)
@@ -47,7 +58,7 @@ def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> N
 
 
 def plot_curves(path: Path, curves: Sequence[Curve], metric: str, title: str) -> None:
-    """Metric against mean exit layer, one line per criterion."""
+    """Plot the metric against the mean exit layer, with a line per criterion."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, curve in enumerate(curves):
@@ -74,7 +85,7 @@ def plot_curves(path: Path, curves: Sequence[Curve], metric: str, title: str) ->
 def plot_comparison(
     groups: Sequence[Group], outcomes: Sequence[Sequence[Outcome]], metric: str, path: Path
 ) -> None:
-    """Medians as points, ranges over the seeds as bars."""
+    """Plot the median over the seeds as a point and the range over the seeds as an error bar."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for group, group_outcomes in zip(groups, outcomes, strict=True):

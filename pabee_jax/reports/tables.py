@@ -1,4 +1,4 @@
-"""Operating points and curves as text tables."""
+"""Text tables of operating points, curves and comparisons."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from pabee_jax.criteria import ExitCriterion, Patience, describe
 
 
 def table(points: Sequence[OperatingPoint]) -> str:
-    """One line per setting; metrics in percent, correlations too."""
+    """Return a table with one line per setting; metrics and correlations are in percent."""
     names = list(points[0].metrics)
     settings = labels(points)
     numbers = [label.removeprefix("patience ") for label in settings]
@@ -39,17 +39,24 @@ def table(points: Sequence[OperatingPoint]) -> str:
 
 
 def labels(points: Sequence[OperatingPoint]) -> list[str]:
-    """What tells the points apart: "patience 3", or the whole setting where that is not enough."""
+    """Return a distinct label for each operating point.
+
+    The label is "patience 3" if all settings are `Patience` with the same regression threshold, and
+    the full description of the setting otherwise.
+    """
     settings = [point.criterion for point in points]
-    patience = [each for each in settings if isinstance(each, Patience)]
-    thresholds = {each.regression_threshold for each in patience}
-    if len(patience) == len(settings) and len(thresholds) == 1:
-        return [f"patience {each.patience}" for each in patience]
-    return [describe(each) for each in settings]
+    patience_settings = [setting for setting in settings if isinstance(setting, Patience)]
+    thresholds = {setting.regression_threshold for setting in patience_settings}
+    if len(patience_settings) == len(settings) and len(thresholds) == 1:
+        return [f"patience {setting.patience}" for setting in patience_settings]
+    return [describe(setting) for setting in settings]
 
 
 def kinds_table(points: Sequence[OperatingPoint], kinds: Sequence[str]) -> str:
-    """Mean exit layer by kind of example, the earliest kind first; one column per setting."""
+    """Return a table of the mean exit layer by kind of example, with one column per setting.
+
+    The kinds are sorted from the lowest mean exit layer to the highest.
+    """
     by_kind = [mean_exit_by_kind(point, kinds) for point in points]
     header = ["mean exit layer of", *labels(points)]
     order = sorted(by_kind[0], key=lambda kind: sum(values[kind] for values in by_kind))
@@ -58,7 +65,7 @@ def kinds_table(points: Sequence[OperatingPoint], kinds: Sequence[str]) -> str:
 
 
 def curves_table(curves: Sequence[Curve], metric: str) -> str:
-    """One line per curve, the best area first; in percent."""
+    """Return a table with one line per curve in percent, sorted by descending area."""
     header = ["criterion", *(f"{share:.0%} saved" for share in SAVINGS), "area"]
     order = sorted(curves, key=lambda curve: -curve.area)
     lines = [
@@ -75,11 +82,15 @@ def comparison_table(
     outcomes: Sequence[Sequence[Outcome]],
     metric: str,
 ) -> str:
-    """A block per group: each setting's metric (median, range), exit layer, and difference."""
+    """Return a table per group, with one line per setting; metrics are in percent.
+
+    The columns are the median and the range of the metric over the runs, the median of the mean
+    exit layer, and the difference from the first group with its 95% bootstrap interval.
+    """
     blocks = []
     for group, group_outcomes in zip(groups, outcomes, strict=True):
-        seeds = len(group.runs)
-        lines = [["setting", metric, "mean exit layer", "against the first"]]
+        num_runs = len(group.runs)
+        lines = [["setting", metric, "mean exit layer", "difference from first group"]]
         for setting, outcome in zip(settings, group_outcomes, strict=True):
             lines.append(
                 [
@@ -89,7 +100,7 @@ def comparison_table(
                     _difference(outcome),
                 ]
             )
-        title = f"{group.name} ({seeds} run{'s' if seeds > 1 else ''})"
+        title = f"{group.name} ({num_runs} run{'s' if num_runs > 1 else ''})"
         blocks.append(f"{title}\n{aligned(lines)}")
     return "\n\n".join(blocks)
 
@@ -109,7 +120,7 @@ def _difference(outcome: Outcome) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns: words to the left, figures to the right."""
+    """Return the lines with the first column left-aligned and the other columns right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

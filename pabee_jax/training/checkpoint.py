@@ -1,4 +1,4 @@
-"""Training checkpoints with orbax: the last ones and the best on dev, as plain arrays by name."""
+"""Training checkpoints with orbax: the last two and the best on dev, as plain arrays by name."""
 
 import concurrent.futures
 import contextlib
@@ -24,26 +24,35 @@ _KEEP_LAST = 2
 
 
 class SaveFailed(InputError):
-    """A checkpoint that could not be written; training does not go on without."""
+    """Raised when a checkpoint cannot be written; training stops."""
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder: the last two, and the best on dev.
+    """The checkpoints of one run in one directory: the last two, and the best on dev.
 
-    A step holds `step`, `parameters`, and under `optimizer` for each part of the parameters AdamW's
-    `count` and its moments `mu` and `nu`, all by name, so that a stored run does not depend on
-    optax's classes. Saving goes on in the background, from a copy. A step's folder appears by a
-    rename once it is complete (in a bucket it counts once orbax has marked it): a run that is
-    killed while saving leaves nothing that could be mistaken for a checkpoint. Digests of its files
-    tell later whether the disk kept them.
+    A checkpoint holds `step`, `parameters`, and `optimizer`. For each part of the parameters,
+    `optimizer` holds AdamW's `count` and the moments `mu` and `nu`. All arrays are stored by name,
+    so that a checkpoint does not depend on optax's classes.
 
-    In a run of several processes every process makes all the calls, and each writes its shards.
+    A background thread writes each checkpoint from a copy of the state. Orbax renames a checkpoint
+    to its final name when the checkpoint is complete (in a bucket, orbax marks the checkpoint as
+    complete). A run that is killed while saving therefore leaves no partial checkpoint under a
+    final name. Digests of the files are stored with each checkpoint, so that a later start detects
+    corrupted files.
+
+    In a run of several processes, every process must make the same calls, and every process writes
+    its own shards.
     """
 
     def __init__(self, directory: epath.Path, *, read_only: bool = False):
-        """With `read_only` nothing is cleaned up or set aside: a run may be writing there."""
+        """Open the checkpoints in `directory`.
+
+        Args:
+            directory: the directory of the checkpoints; it may be absent.
+            read_only: remove and rename nothing, because a run may be writing to `directory`.
+        """
         self._directory, self._read_only = directory, read_only
-        # Any: the library's annotations of its own policies contradict each other.
+        # Any: orbax's annotations of its own policies contradict each other.
         policies: Any = ocp.training.preservation_policies
         save_always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self._checkpointer = ocp.training.Checkpointer(
@@ -52,7 +61,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(_KEEP_LAST),
-                    # The library's default keeps every checkpoint that has no metrics.
+                    # By default, orbax keeps every checkpoint that has no metrics.
                     policies.BestN(
                         get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
                     ),
@@ -61,110 +70,128 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._saving: concurrent.futures.Future | None = None
+        self._pending_save: concurrent.futures.Future | None = None
         self._failed = False
         if not read_only:
-            self._set_damaged_aside()
+            self._rename_damaged()
 
     @property
     def steps(self) -> list[int]:
-        """Every kept step, ascending."""
-        self._settle()
+        """The steps of all checkpoints, ascending."""
+        self._wait_for_save()
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     @property
     def latest(self) -> int | None:
+        """The step of the latest checkpoint; None without checkpoints."""
         steps = self.steps
         return steps[-1] if steps else None
 
     @property
     def best(self) -> int | None:
-        """The step with the best dev score, the later one of two equals; None without scores."""
-        self._settle()
-        kept = self._checkpointer.checkpoints
-        scored = [(_score(one.metrics), one.step) for one in kept if one.metrics]
-        return max(scored)[1] if scored else None
+        """The step with the best dev score, the later of equal scores; None without scores."""
+        self._wait_for_save()
+        scores_and_steps = [
+            (_score(checkpoint.metrics), checkpoint.step)
+            for checkpoint in self._checkpointer.checkpoints
+            if checkpoint.metrics
+        ]
+        return max(scores_and_steps)[1] if scores_and_steps else None
 
     def save(self, state: TrainState, score: float | None) -> None:
-        """Stores the state under its step; `score` is the dev metric, if it was evaluated there.
+        """Save `state` under its step.
 
-        Returns when the state is copied. What goes wrong later is raised by the next call.
+        The call returns when the state is copied. An error of the background thread is raised by
+        the next call.
+
+        Args:
+            state: the state to save.
+            score: the dev metric of the last exit; None if this step was not evaluated.
 
         Raises:
-            SaveFailed: this one or the one before could not be written, and why.
+            SaveFailed: this checkpoint or the previous checkpoint could not be written.
         """
-        self._settle()
+        self._wait_for_save()
         step = int(state.step)
         metrics: Any = None if score is None else {"score": score}
-        with self._failing(step):
-            saving = self._checkpointer.save_checkpointables_async(
-                step, _stored(_parts(state)), metrics=metrics
+        with self._save_errors(step):
+            response = self._checkpointer.save_checkpointables_async(
+                step, _to_stored_names(_named_arrays(state)), metrics=metrics
             )
-        if saving is not None:
-            self._saving = self._background.submit(self._finish, saving, step)
+        if response is not None:
+            self._pending_save = self._background.submit(self._finish_save, response, step)
 
-    def _finish(self, saving: Any, step: int) -> None:
-        with self._failing(step):
-            saving.result()
+    def _finish_save(self, response: Any, step: int) -> None:
+        with self._save_errors(step):
+            response.result()
             if processes.is_first():
                 digests.write(self._directory / str(step))
 
     @contextlib.contextmanager
-    def _failing(self, step: int) -> Iterator[None]:
-        """Says in a sentence what went wrong with a save, and what is left."""
+    def _save_errors(self, step: int) -> Iterator[None]:
+        """Raise SaveFailed, with the reason and the last checkpoint, when saving `step` fails."""
         try:
             yield
-        except Exception as error:  # Whatever the storage and the libraries between raise.
+        except Exception as error:  # The storage and its client libraries raise many types.
             self._failed = True
             if not (storage.refusal(error) or isinstance(error, OSError)):
-                logging.error("a save failed", exc_info=error)  # Perhaps a mistake of ours.
-            kept = [one.step for one in self._checkpointer.checkpoints if one.step != step]
-            left = "there is no good one yet"
-            if kept:
-                left = f"the last good checkpoint is that of step {max(kept)}"
-            where, reason = self._directory, storage.reason_of(error)
-            raise SaveFailed(f"step {step} cannot be saved in {where}: {reason}; {left}") from error
+                # The cause may be a bug in pabee_jax: the traceback is needed.
+                logging.error("saving a checkpoint failed", exc_info=error)
+            complete = [
+                checkpoint.step
+                for checkpoint in self._checkpointer.checkpoints
+                if checkpoint.step != step
+            ]
+            last_good = "there is no good checkpoint yet"
+            if complete:
+                last_good = f"the last good checkpoint is step {max(complete)}"
+            raise SaveFailed(
+                f"the checkpoint of step {step} cannot be saved in {self._directory}: "
+                f"{storage.reason_of(error)}; {last_good}"
+            ) from error
 
-    def _settle(self) -> None:
-        """Waits for the save that is under way; raises what went wrong with it."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+    def _wait_for_save(self) -> None:
+        """Wait for the pending save; raise the error that stopped it."""
+        pending_save, self._pending_save = self._pending_save, None
+        if pending_save is not None:
+            pending_save.result()
 
-    def _set_damaged_aside(self) -> None:
-        """Renames the checkpoints that the disk did not keep, so that good ones are used."""
+    def _rename_damaged(self) -> None:
+        """Rename damaged checkpoints, so that the run restores the latest intact checkpoint."""
         if processes.is_first():
             for step in self.steps:
                 folder = self._directory / str(step)
                 if problem := digests.problem(folder):
-                    aside = folder.rename(_free_name(folder))
+                    renamed = folder.rename(_unused_name(folder))
                     logging.warning(
-                        "the checkpoint %s is damaged (%s): it is not used, and is now called %s",
+                        "checkpoint %s is damaged (%s); it is renamed to %s and will not be "
+                        "restored",
                         folder,
                         problem,
-                        aside.name,
+                        renamed.name,
                     )
-        processes.wait_for_all("damaged checkpoints are set aside")
+        processes.wait_for_all("damaged checkpoints are renamed")
         self._checkpointer.reload()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step`, with `like`'s shapes, types and shardings.
+        """Return the state of `step`, with the shapes, types and shardings of `like`.
 
         Raises:
-            InputError: the checkpoint holds other arrays than `like` has.
+            InputError: the arrays of the checkpoint are not the arrays of `like`.
         """
-        parts = self._load(step, _parts(like))
+        arrays = self._load(step, _named_arrays(like))
         optimizer = {
-            part: optax.tree.set(state, **parts["optimizer"][part])
-            for part, state in like.optimizer.items()
+            part: optax.tree.set(part_state, **arrays["optimizer"][part])
+            for part, part_state in like.optimizer.items()
         }
-        return TrainState(parts["step"], parts["parameters"], optimizer)
+        return TrainState(arrays["step"], arrays["parameters"], optimizer)
 
     def parameters(self, step: int, like: Parameters) -> Parameters:
-        """Only the parameters of `step`, without the optimiser's moments.
+        """Return only the parameters of `step`, without the optimizer's moments.
 
         Raises:
-            InputError: it is damaged, or it holds other arrays than `like` has.
+            InputError: the checkpoint is damaged (checked with `read_only`), or its arrays are not
+                the arrays of `like`.
         """
         if self._read_only and (problem := digests.problem(self._directory / str(step))):
             raise InputError(f"the checkpoint of step {step} is damaged: {problem}")
@@ -172,46 +199,48 @@ class Checkpoints:
 
     def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         try:
-            stored = self._checkpointer.load_checkpointables(step, _abstract(_stored(like)))
-            return _loaded(stored)
+            stored = self._checkpointer.load_checkpointables(
+                step, _abstract(_to_stored_names(like))
+            )
+            return _from_stored_names(stored)
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"the checkpoint of step {step} in {self._directory} does not hold the arrays that "
-                "this model and this version of pabee_jax expect: go on with the version that "
-                "wrote it, or begin again with --overwrite"
+                "this model and this version of pabee_jax expect; resume with the version that "
+                "wrote the checkpoint, or start again with --overwrite"
             ) from error
 
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Wait for the pending save, and release orbax's resources."""
         try:
-            self._settle()
+            self._wait_for_save()
         finally:
             self._background.shutdown()
-            # It would raise again what has been told already.
+            # After a failed save, orbax would raise the same error again.
             with contextlib.suppress(*[Exception] if self._failed else ()):
                 self._checkpointer.close()
 
 
-def _stored(tree: dict[str, Any]) -> dict[str, Any]:
-    """The same arrays under the names that checkpoints store; they are those of version 0.1."""
-    return _renamed(tree, r"\.(query|key|value)_projection\.", r".\1.")
+def _to_stored_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """Rename the arrays of `tree` to the names in checkpoints, which are those of version 0.1."""
+    return _rename(tree, r"\.(query|key|value)_projection\.", r".\1.")
 
 
-def _loaded(tree: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_stored`."""
-    return _renamed(tree, r"\.(query|key|value)\.", r".\1_projection.")
+def _from_stored_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_to_stored_names`."""
+    return _rename(tree, r"\.(query|key|value)\.", r".\1_projection.")
 
 
-def _renamed(tree: Any, pattern: str, replacement: str) -> Any:
+def _rename(tree: Any, pattern: str, replacement: str) -> Any:
     if not isinstance(tree, dict):
         return tree
     return {
-        re.sub(pattern, replacement, name): _renamed(value, pattern, replacement)
+        re.sub(pattern, replacement, name): _rename(value, pattern, replacement)
         for name, value in tree.items()
     }
 
 
-def _free_name(folder: epath.Path) -> epath.Path:
+def _unused_name(folder: epath.Path) -> epath.Path:
     names = (folder.with_name(f"damaged-{folder.name}-{count}") for count in itertools.count(1))
     return next(name for name in names if not name.exists())
 
@@ -222,10 +251,10 @@ def _score(metrics: Any) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
+def _named_arrays(state: TrainState) -> dict[str, Any]:
     optimizer = {
-        part: {name: optax.tree.get(one, name) for name in ("count", "mu", "nu")}
-        for part, one in state.optimizer.items()
+        part: {name: optax.tree.get(part_state, name) for name in ("count", "mu", "nu")}
+        for part, part_state in state.optimizer.items()
     }
     return {"step": state.step, "parameters": state.parameters, "optimizer": optimizer}
 

@@ -1,4 +1,4 @@
-"""Everything a training run can be told, as one typed dataclass."""
+"""The configuration of a training run, as typed dataclasses."""
 
 import dataclasses
 from typing import Any
@@ -7,17 +7,22 @@ from pabee_jax.data.config import DataConfig
 from pabee_jax.errors import InputError
 from pabee_jax.models.config import EXIT_CHOICES
 
-# Fields that say where on a machine something is; each process of a run may have its own copies.
+# Fields that hold paths; the paths may differ between the processes of a run.
 PLACES = ("model", "data_dir", "files.train", "files.dev", "files.test")
 
 
 @dataclasses.dataclass
 class ScratchConfig:
-    """The small ALBERT that is trained from scratch when `model` is empty (the demo).
+    """The small ALBERT that the demo trains from scratch if `model` is empty.
 
     Attributes:
-        dropout: rate of all its dropouts.
-        initializer_range: standard deviation of its initial weights. Narrow layers need more than
+        num_hidden_layers: layers, at least 1.
+        embedding_size: size of the word embeddings, at least 1.
+        hidden_size: size of the hidden states, at least 1.
+        num_attention_heads: attention heads, at least 1.
+        intermediate_size: size of the feed-forward layer, at least 1.
+        dropout: rate of every dropout, from 0 to below 1.
+        initializer_range: standard deviation of the initial weights. Narrow layers need more than
             the usual 0.02 to start learning.
     """
 
@@ -32,11 +37,14 @@ class ScratchConfig:
 
 @dataclasses.dataclass
 class MeshConfig:
-    """Attributes:
-    data: devices over which a batch is split; -1 takes all that `model` leaves.
-    model: devices over which attention heads, feed-forward and embedding features are split.
-    shard_parameters: split matrices and their optimiser state over the data axis as well: less
-        memory per device, more communication.
+    """The device mesh, with the axes "data" and "model".
+
+    Attributes:
+        data: devices over which a batch is sharded; -1 means all devices divided by `model`.
+        model: devices over which attention heads, feed-forward features and embedding features
+            are sharded.
+        shard_parameters: shard matrices and their optimizer state over the data axis as well. A
+            device then needs less memory, and the devices communicate more.
     """
 
     data: int = -1
@@ -46,8 +54,11 @@ class MeshConfig:
 
 @dataclasses.dataclass
 class LossConfig:
-    """Attributes:
-    weights: "linear" (exit i counts i times: the paper), "uniform", or "last" (only the last).
+    """The weights of the exits' losses in the joint loss.
+
+    Attributes:
+        weights: "linear" (exit i has weight i, as in PABEE), "uniform", or "last" (only the last
+            exit is trained).
     """
 
     weights: str = "linear"
@@ -55,11 +66,13 @@ class LossConfig:
 
 @dataclasses.dataclass
 class DistillConfig:
-    """What the early exits learn from the last one beside the labels (FastBERT, BERxiT).
+    """Distillation of the last exit into the early exits (FastBERT, BERxiT).
 
     Attributes:
-        weight: of the distillation in each early exit's loss; 0 switches it off.
-        temperature: softens both predictions; classification only.
+        weight: weight of the distillation loss, at least 0, added to the loss of each early exit
+            on the labels; 0 switches distillation off.
+        temperature: divisor, above 0, of the logits of both exits before the softmax;
+            classification only.
     """
 
     weight: float = 0.0
@@ -68,48 +81,56 @@ class DistillConfig:
 
 @dataclasses.dataclass
 class TrainConfig(DataConfig):
-    """One training run.
+    """The configuration of one training run.
 
     Attributes:
         task, data_dir, files: see `DataConfig`.
-        model: hub id, directory or `gs://` address of the encoder; empty: from scratch.
-        scratch, mesh, loss, distill: see their classes.
-        strategy: which exits learn when: "joint", all of them always (PABEE); "two_stage", first
-            the last exit with the encoder, then the others with all else frozen (DeeBERT);
-            "alternating", odd steps the last exit alone and even steps all (BERxiT); "last_first",
-            first the last exit alone, then all.
-        last_exit_share: of the steps, for "two_stage" and "last_first": how many train the last
-            exit alone.
-        gradient: how much of an early exit's gradient enters the encoder: "full"; "equilibrium",
-            every layer gets the mean over the exits above it instead of their sum (ElasticBERT),
-            which AdamW undoes where layers do not share parameters: docs/training-exits.md;
-            "scaled", multiplied by `gradient_scale`.
-        gradient_scale: from 0 (early exits read a detached encoder) to 1, for "scaled".
-        pooler: "shared" by all exits (PABEE), or one "per_exit" (DeeBERT).
-        pooling: what an exit reads: "cls", the first token (PABEE), or the "mean" over the tokens.
-        classifier_bias: where new classifiers start: at "zero", or at the "prior": the training
-            rows' mean score, or the logarithms of their class frequencies.
-        order: of the training rows: "shuffled", or "length_grouped": rows of similar length share a
-            batch, so that less of it is padding.
-        max_seq_length: in tokens; longer texts are cut.
-        batch_size: rows per step, over all devices together.
-        gradient_accumulation: microbatches into which a step's batch is cut; they run one after
-            another, for less memory. The loss stays the mean over the whole batch.
-        rematerialize: in the backward pass, compute each layer once more from its input instead of
-            keeping its matrix products and dropout masks: less memory, about a third more time.
-            (What is cheap, as activations and LayerNorm, is always computed once more.)
-        learning_rate: its peak; it falls linearly to 0 at the last step.
-        num_epochs: passes over the training rows; a fraction is fine.
-        max_steps: optimiser steps; 0 derives them from `num_epochs`.
+        model: hub id, directory or `gs://` address of the encoder; if empty, the demo trains the
+            encoder from scratch.
+        scratch: see `ScratchConfig`.
+        max_seq_length: sequence length in tokens, at least 8; longer texts are truncated.
+        batch_size: rows per step, summed over all devices.
+        gradient_accumulation: number of microbatches per step. The microbatches run one after
+            another, which needs less memory. The loss is the mean over the whole batch.
+        rematerialize: recompute each layer in the backward pass from the layer's input. Matrix
+            products and dropout masks are then not stored, which needs less memory and about a
+            third more time. (Cheap operations, such as activations and LayerNorm, are always
+            recomputed.)
+        learning_rate: peak learning rate; it falls linearly to 0 at the last step.
+        num_epochs: passes over the training rows; fractions are allowed.
+        max_steps: optimizer steps; 0 derives the number of steps from `num_epochs`.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        weight_decay: AdamW's; biases and LayerNorm parameters are exempt.
-        adam_epsilon: AdamW's epsilon.
+        weight_decay: weight decay of AdamW; biases and LayerNorm parameters are exempt.
+        adam_epsilon: epsilon of AdamW.
         max_grad_norm: global norm to which gradients are clipped; 0 switches clipping off.
-        seed: of the data order, the dropout and the new parameters.
+        seed: seed of the data order, the dropout and the new parameters, from 0 to 2^31 - 1.
         dtype: compute type, "float32" or "bfloat16"; parameters and reductions stay float32.
-        eval_every: steps between evaluations on dev; 0 means every epoch.
-        save_every: steps between checkpoints; 0 means at every evaluation.
-        export: which parameters the finished run directory holds: "last", or "best" on dev.
+        eval_every: steps between evaluations on dev; 0 evaluates after every epoch.
+        save_every: steps between checkpoints; 0 saves at every evaluation.
+        export: parameters in the finished run directory: "last" (of the last step), or "best" (of
+            the step with the best score on dev).
+        mesh: see `MeshConfig`.
+        loss: see `LossConfig`.
+        strategy: which exits are trained in which steps. "joint": all exits in all steps (PABEE).
+            "two_stage": first the last exit with the encoder, then the early exits with all other
+            parameters frozen (DeeBERT). "alternating": the last exit alone in odd steps (counted
+            from 1), all exits in even steps (BERxiT). "last_first": first the last exit alone, then
+            all exits.
+        last_exit_share: fraction of the steps, between 0 and 1, that train the last exit alone;
+            for "two_stage" and "last_first".
+        gradient: how the gradients of early exits enter the encoder. "full": unscaled.
+            "equilibrium": every layer receives the mean, not the sum, of the gradients of the
+            exits above (ElasticBERT); AdamW undoes this scaling where layers do not share
+            parameters (docs/training-exits.md). "scaled": multiplied by `gradient_scale`.
+        gradient_scale: factor from 0 (early exits do not train the encoder) to 1, for "scaled".
+        distill: see `DistillConfig`.
+        pooler: "shared" (one pooler for all exits, as in PABEE) or "per_exit" (DeeBERT).
+        pooling: input of an exit: "cls" (the first token, as in PABEE), or "mean" (the mean over
+            all tokens without padding).
+        classifier_bias: initial bias of new classifiers: "zero", or "prior" (the mean score of the
+            training rows, or the logarithms of their class frequencies).
+        order: order of the training rows: "shuffled", or "length_grouped" (rows of similar length
+            share a batch, so that batches have less padding).
     """
 
     model: str = ""
@@ -176,7 +197,7 @@ _LARGEST_SEED = 2**31 - 1
 
 
 def check(config: TrainConfig) -> None:
-    """Raises InputError for the first value that no run could use."""
+    """Raise InputError for the first invalid value of `config`."""
     for name, choices in _CHOICES.items():
         value = _get(config, name)
         if value not in choices:
@@ -191,7 +212,9 @@ def check(config: TrainConfig) -> None:
     if not 0 <= rate < 1:
         raise InputError(f"config.scratch.dropout is {rate}; it must be from 0 to below 1")
     if not 0 <= config.gradient_scale <= 1:
-        raise InputError(f"config.gradient_scale is {config.gradient_scale}; it must be 0 to 1")
+        raise InputError(
+            f"config.gradient_scale is {config.gradient_scale}; it must be from 0 to 1"
+        )
     if not 0 < config.last_exit_share < 1:
         raise InputError(
             f"config.last_exit_share is {config.last_exit_share}; it must be between 0 and 1"
@@ -204,7 +227,7 @@ def check(config: TrainConfig) -> None:
 
 
 def _refuse_settings_without_effect(config: TrainConfig) -> None:
-    """A setting that cannot change the run was surely meant otherwise."""
+    """Raise InputError for a setting without effect, because such a setting is a mistake."""
     if config.loss.weights == "last":
         reason = "with config.loss.weights=last no early exit is trained"
         refuse_changed(config, ("strategy", "gradient", "distill.weight", "pooler"), reason)
@@ -212,18 +235,20 @@ def _refuse_settings_without_effect(config: TrainConfig) -> None:
         reason = "with config.strategy=two_stage early exits never change the encoder"
         refuse_changed(config, ("gradient",), reason)
     if config.strategy not in ("two_stage", "last_first"):
-        reason = "it is for config.strategy two_stage and last_first"
+        reason = "it has an effect only with config.strategy two_stage or last_first"
         refuse_changed(config, ("last_exit_share",), reason)
     if config.gradient == "scaled" and config.gradient_scale == 1:
-        raise InputError("config.gradient_scale is 1, which scales nothing; give one below 1")
+        raise InputError("config.gradient_scale is 1, which has no effect; it must be below 1")
     if config.gradient != "scaled":
-        refuse_changed(config, ("gradient_scale",), "it is for config.gradient=scaled")
+        reason = "it has an effect only with config.gradient=scaled"
+        refuse_changed(config, ("gradient_scale",), reason)
     if not config.distill.weight:
-        refuse_changed(config, ("distill.temperature",), "config.distill.weight is 0")
+        reason = "it has no effect while config.distill.weight is 0"
+        refuse_changed(config, ("distill.temperature",), reason)
 
 
 def refuse_changed(config: TrainConfig, names: tuple[str, ...], reason: str) -> None:
-    """Raises InputError for the first of these settings that is not its default."""
+    """Raise InputError for the first setting in `names` that differs from its default."""
     default = TrainConfig()
     for name in names:
         if _get(config, name) != _get(default, name):

@@ -1,4 +1,4 @@
-"""Whether the files of a folder are still those that were written there."""
+"""Digests of the files of a checkpoint, which detect files that changed after they were written."""
 
 import hashlib
 import json
@@ -14,47 +14,56 @@ _FILE = "digests.json"
 
 
 def write(folder: epath.Path) -> None:
-    """Leaves the size and a digest of every file in `folder` beside them."""
-    text = json.dumps(_found(folder), indent=1) + "\n"
+    """Write the size and a digest of every file in `folder` to `digests.json` in `folder`."""
+    text = json.dumps(_file_digests(folder), indent=1) + "\n"
     write_atomically(folder / _FILE, lambda path: path.write_text(text))
 
 
 def problem(folder: epath.Path) -> str | None:
-    """The first file that is not as it was written, in words; None if all are.
+    """Describe the first file that differs from its digest; return None if no file differs.
 
-    A folder without digests (a kill came between the two, or an older version wrote it) is taken to
-    be good.
+    A folder without digests is taken to be intact: the run was killed before it wrote the digests,
+    or an older version wrote the folder.
     """
     path = folder / _FILE
     if not path.exists():
         return None
     try:
-        expected, found = json.loads(path.read_text()), _found(folder)
-        for name, one in sorted(expected.items()):
-            size = one["bytes"]
-            if name not in found:
+        expected_files, actual_files = json.loads(path.read_text()), _file_digests(folder)
+        for name, expected in sorted(expected_files.items()):
+            size = expected["bytes"]
+            if name not in actual_files:
                 return f"{name} is missing"
-            if found[name]["bytes"] != size:
-                return f"{name} has {found[name]['bytes']} bytes instead of {size}"
-            if found[name] != one:
-                return f"{name} has other contents than were written"
+            actual = actual_files[name]
+            if actual["bytes"] != size:
+                return f"{name} has {actual['bytes']} bytes instead of {size}"
+            if actual != expected:
+                return f"{name} changed after it was written"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_FILE} cannot be read"
     return None
 
 
-def _found(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    """By name: `bytes` and `sha256`; in a bucket `crc32c`, which it keeps of every object."""
+def _file_digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    """Return `bytes` and `sha256` of every file, by name.
+
+    In a bucket, `crc32c` replaces `sha256`, because a bucket stores the CRC-32C of every object.
+    """
     if storage.is_remote(folder):
         return {
             name: {"bytes": about["size"], "crc32c": about["crc32c"]}
             for name, about in sorted(storage.objects(folder).items())
             if name != _FILE
         }
-    here = pathlib.Path(folder)
-    files = sorted(path for path in here.rglob("*") if path.is_file() and path.name != _FILE)
+    local_folder = pathlib.Path(folder)
+    files = sorted(
+        path for path in local_folder.rglob("*") if path.is_file() and path.name != _FILE
+    )
     return {
-        path.relative_to(here).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(local_folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
         for path in files
     }
 

@@ -53,10 +53,11 @@ def training_logits(
 
     Args:
         key: the dropout of layer i is a function of `key` and i only.
-        gradient_scales: absent, no gradient is scaled.
-        rematerialize: what the backward pass computes once more (`TrainConfig.rematerialize`).
-            False keeps each layer's matrix products and dropout masks and recomputes the rest; True
-            keeps only each layer's input; None lets the compiler choose, and it keeps everything.
+        gradient_scales: if absent, no gradient is scaled.
+        rematerialize: which values the backward pass recomputes (`TrainConfig.rematerialize`).
+            False stores each layer's matrix products and dropout masks and recomputes the rest.
+            True stores only each layer's input. None leaves the choice to the compiler, which
+            stores all values.
     """
 
     def step(hidden, layer, parameters):
@@ -69,7 +70,7 @@ def training_logits(
 
     if rematerialize is not None:
         policy = None if rematerialize else _PRODUCTS_AND_MASKS
-        # Inside a scan the compiler cannot merge the two computations.
+        # Inside a scan, the compiler cannot merge the original computation and the recomputation.
         step = jax.checkpoint(step, policy=policy, prevent_cse=not model.is_stacked)
     hidden, mask = model.embed(batch, jax.random.fold_in(key, 0))
     return over_layers(model, step, hidden)

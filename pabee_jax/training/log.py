@@ -1,4 +1,4 @@
-"""A run's log: `metrics.jsonl` always, TensorBoard if it is installed."""
+"""The log of a run: `metrics.jsonl`, and TensorBoard if it is installed."""
 
 import json
 import math
@@ -20,55 +20,66 @@ _COPY_EVERY_S = 60
 
 
 class MetricsLog:
-    """One JSON object per line, each with its `step`, written at once.
+    """The log of a run: one JSON object per line, with its `step`.
 
-    A run that goes on from step n drops what the killed run had logged beyond n, so that the log
-    has neither gaps nor doubles. Of several processes only the first one writes.
+    Every line is written immediately. In a run of several processes, only process 0 writes.
 
-    In a bucket nothing can be appended to: a run there logs on this machine, and the log is copied
-    to the bucket by `flush` and at least once a minute.
+    The objects of a bucket cannot be appended to. A run in a bucket therefore logs to a local
+    directory. `flush` copies the directory to the bucket, and `write` calls `flush` when the last
+    copy is older than 60 s.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
+        """Open the log of the run in `workdir`, which starts or resumes at `step`.
+
+        Lines of later steps, which a killed run wrote, are removed. The log of a resumed run
+        therefore has every step once.
+        """
         self._file = self._tensorboard = None
         if not processes.is_first():
             return
         self._workdir = workdir
-        self._here = tempfile.TemporaryDirectory() if storage.is_remote(workdir) else None
-        folder = pathlib.Path(self._here.name if self._here else workdir)
-        kept = [line for line in read(workdir) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        is_remote = storage.is_remote(workdir)
+        self._local_directory = tempfile.TemporaryDirectory() if is_remote else None
+        folder = pathlib.Path(self._local_directory.name if self._local_directory else workdir)
+        lines = [line for line in read(workdir) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
         path = folder / METRICS_FILE
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
-        self._copied = time.monotonic()
+        self._last_copy = time.monotonic()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Logs nested dicts of numbers and lists of numbers."""
+        """Log `values`, nested dicts of numbers and of lists with one number per exit."""
         if self._file is None:
             return
         self._file.write(strict_json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._tensorboard:
-            for tag, value in _flat(values):
+            for tag, value in _flatten(values):
                 self._tensorboard.add_scalar(tag, value, step)
-        if self._here and time.monotonic() - self._copied > _COPY_EVERY_S:
+        if self._local_directory and time.monotonic() - self._last_copy > _COPY_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when what was logged is in the run's folder, or a warning says that it is not."""
-        if self._file is None or self._here is None:
+        """Copy the log to the bucket of the run; log a warning if the copy fails.
+
+        For a local run, this method does nothing.
+        """
+        if self._file is None or self._local_directory is None:
             return
         if self._tensorboard:
             self._tensorboard.flush()
-        self._copied = time.monotonic()
+        self._last_copy = time.monotonic()
         try:
-            storage.upload(pathlib.Path(self._here.name), self._workdir)
-        except Exception as error:  # Not worth a run; and it must not hide why one ends.
-            logging.warning("the log is not copied to %s: %s", self._workdir, error)
+            storage.upload(pathlib.Path(self._local_directory.name), self._workdir)
+        except Exception as error:
+            # A failed copy must not end the run, and must not hide the error that ends the run.
+            logging.warning("the log cannot be copied to %s: %s", self._workdir, error)
 
     def close(self) -> None:
+        """Copy the log to the bucket of the run, and close all files."""
         if self._file is None:
             return
         self.flush()
@@ -76,29 +87,30 @@ class MetricsLog:
         if self._tensorboard:
             try:
                 self._tensorboard.close()
-            except OSError as error:  # Must not hide why the run ends.
-                logging.warning("TensorBoard's file is incomplete: %s", error)
-        if self._here:
-            self._here.cleanup()
+            except OSError as error:  # This error must not hide the error that ends the run.
+                logging.warning("the TensorBoard file is incomplete: %s", error)
+        if self._local_directory:
+            self._local_directory.cleanup()
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The complete lines of a run's log; a line that a kill cut short is left out."""
+    """Return the complete lines of the log in `workdir`; [] without a log."""
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    # What follows the last newline was being written when the run was killed.
+    # Text after the last newline is a line that a killed run did not finish.
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _flat(values: Any, name: str = ""):
+def _flatten(values: Any, name: str = ""):
+    """Yield the tag and the value of every finite number in `values`."""
     if isinstance(values, dict):
-        for key, value in values.items():
-            yield from _flat(value, f"{name}/{key}" if name else key)
+        for child, value in values.items():
+            yield from _flatten(value, f"{name}/{child}" if name else child)
     elif isinstance(values, list):
         for index, value in enumerate(values, start=1):
-            yield from _flat(value, f"{name}/exit_{index}")
+            yield from _flatten(value, f"{name}/exit_{index}")
     elif math.isfinite(values):
         yield name, values
 

@@ -1,4 +1,4 @@
-"""The training run: start or go on, step, evaluate, save, export."""
+"""The training run: start or resume, train, evaluate, save, export."""
 
 import contextlib
 import dataclasses
@@ -52,20 +52,26 @@ from pabee_jax.training.strategy import in_last_phase, phase_of
 
 
 class TrainingDiverged(InputError):
-    """The loss or the gradient is no longer a finite number."""
+    """Raised when the loss, the gradient or the parameters are not finite."""
 
 
 def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Trains, or goes on training, and leaves a finished checkpoint in `workdir`.
+    """Train a model, or resume its training, and write a Hugging Face style checkpoint.
 
-    `workdir` is a local path or a `gs://` address.
+    If `workdir` contains a run with the same config, training resumes from the latest training
+    checkpoint, or starts from step 0 if there is no checkpoint. If `workdir` contains a run with
+    another config, InputError is raised.
 
-    The rules for going on: a folder with the same config and a checkpoint goes on from the latest
-    one; with the same config and none, it starts anew; with another config it is refused.
+    Args:
+        config: the configuration of the run.
+        workdir: the directory of the run, a local path or a `gs://` address.
+        overwrite: remove the run in `workdir`, and start from step 0.
 
     Raises:
-        InputError: anything the user can mend; nothing in `workdir` is lost.
-        TrainingDiverged: a non-finite loss, with the step and the last good checkpoint.
+        InputError: an invalid setting, model, data set or `workdir`; no file in `workdir` is lost.
+        TrainingDiverged: a loss, gradient or parameter is not finite. The message names the step
+            and the last good checkpoint.
+        Preempted: SIGTERM stopped the run after a checkpoint was saved.
     """
     check(config)
     workdir = storage.path_of(workdir)
@@ -86,7 +92,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
 
 
 class _Run:
-    """One process's view of a run; `run` reads like the story."""
+    """A run in one process of possibly several; `run` executes the run."""
 
     def __init__(self, config, workdir, mesh, task, start: Pretrained, data):
         self.config = config
@@ -104,30 +110,32 @@ class _Run:
         self.num_exits = start.model.config.num_hidden_layers
         self.graph, parameters = split(stacked(start.model))
         state = initial_state(parameters, config)
-        where = sharding.shardings(state, mesh, shard_parameters=config.mesh.shard_parameters)
-        self.state = sharding.put(state, where)
+        shardings = sharding.shardings(state, mesh, shard_parameters=config.mesh.shard_parameters)
+        self.state = sharding.put(state, shardings)
         self.speed = Speed(start.model.config, mesh.size)
-        self.train_step = make_train_step(self.graph, config, self.total_steps, where)
+        self.train_step = make_train_step(self.graph, config, self.total_steps, shardings)
         self.eval_step = make_eval_step(self.graph, mesh)
 
     def run(self) -> None:
+        """Resume from the latest checkpoint if there is a checkpoint, train, and export."""
         self.checkpoints = Checkpoints(self.workdir / run_directory.CHECKPOINTS)
         self._resume()
         self.log = MetricsLog(self.workdir, self.step)
         closing = contextlib.closing
         with closing(self.checkpoints), closing(self.log), StopRequest() as self.stop:
-            self._steps()
+            self._train()
             self._export()
 
     def _resume(self) -> None:
         self.step = self.checkpoints.latest or 0
         if self.step:
             self.state = self.checkpoints.restore(self.step, self.state)
-            self._say(f"going on from step {self.step} of {self.total_steps}")
+            self._print(f"resumed from step {self.step} of {self.total_steps}")
 
-    def _steps(self) -> None:
+    def _train(self) -> None:
+        """Run the steps that remain, with the evaluations and checkpoints that are due."""
         pending: tuple[int, StepMetrics] | None = None
-        # A log file gets a line now and then, a terminal a bar that moves.
+        # In a log file, each update of the progress bar is a line, so updates are rare.
         interval = 0.2 if sys.stderr.isatty() else 30
         bar = tqdm(
             total=self.total_steps,
@@ -144,29 +152,31 @@ class _Run:
                 phase = phase_of(self.config, self.step, self.total_steps, self.num_exits)
                 self.state, step_metrics = self.train_step(self.state, batch, phase)
                 self.step += 1
-                # The device is at work on this step while the host reads the one before.
+                # The host reads the metrics of the previous step while the device runs this step.
                 if pending:
                     self._record(pending, bar)
                 self.speed.count(tokens, *batch["input_ids"].shape)
                 pending = (self.step, step_metrics)
-                stops = self.stop.reached(self.step) and self.step < self.total_steps
-                if stops or self._is_due(self.eval_every) or self._is_due(self.save_every):
+                stop_now = self.stop.reached(self.step) and self.step < self.total_steps
+                if stop_now or self._is_due(self.eval_every) or self._is_due(self.save_every):
                     self._record(pending, bar)
                     pending = None
                     if speed := self.speed.measured():
                         self.log.write(self.step, {"speed": speed})
-                    self._evaluate_and_save(stops)
+                    self._evaluate_and_save(stop_now)
                     self.speed.restart()
-                if stops:
-                    self._say(
-                        f"stopped by SIGTERM; step {self.step} of {self.total_steps} is saved: the "
-                        "same command goes on from there"
+                if stop_now:
+                    self._print(
+                        f"stopped by SIGTERM; step {self.step} of {self.total_steps} is saved; run "
+                        "the same command again to resume"
                     )
                     raise Preempted
 
     def _batch(self, step: int) -> tuple[int, dict[str, jax.Array]]:
-        """The tokens of the batch of `step`, and this process's rows of it, on their way to its
-        devices."""
+        """Return the number of tokens in the batch of `step`, and the batch on the devices.
+
+        A process reads only its own rows of the batch.
+        """
         size, config = self.config.batch_size, self.config
         batch = training_batch(
             self.training_data,
@@ -181,27 +191,29 @@ class _Run:
         tokens = int(self.training_data.lengths[rows].sum())
         return tokens, sharding.shard_batch(batch, self.mesh, size)
 
-    def _evaluate_and_save(self, stops: bool) -> None:
-        """What is due after this step; a run that stops saves in any case."""
-        # The loss of this step is from before its update, which may have ruined the parameters.
+    def _evaluate_and_save(self, stop_now: bool) -> None:
+        """Evaluate and save if due after this step; a run that stops always saves."""
+        # The loss of this step was computed before the update, so the new parameters may be NaN
+        # although the loss is finite.
         if not all_finite(self.state.parameters):
             self._stop_diverged(self.step, "the new parameters are not finite")
         score = self._evaluate() if self._is_due(self.eval_every) else None
         if not in_last_phase(self.config, self.step - 1, self.total_steps):
-            score = None  # Whatever it is: the early exits are not trained yet.
-        # The best step can only be exported if every evaluated one was saved.
-        wants_best = score is not None and self.config.export == "best"
-        if stops or self._is_due(self.save_every) or wants_best:
-            self.log.flush()  # A run that goes on from here finds what was logged before.
+            score = None  # The early exits are not trained yet: this step must not become the best.
+        # The best step can only be exported if every evaluated step was saved.
+        may_be_best = score is not None and self.config.export == "best"
+        if stop_now or self._is_due(self.save_every) or may_be_best:
+            self.log.flush()  # A run that resumes from this checkpoint needs the log up to here.
             self.checkpoints.save(self.state, score)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total_steps
 
     def _record(self, pending: tuple[int, StepMetrics], bar: tqdm) -> None:
+        """Check and log the metrics of a step, and update the progress bar."""
         step, values = pending
         values = jax.device_get(values)
-        self._refuse_divergence(step, values)
+        self._check_finite(step, values)
         self.log.write(
             step,
             {
@@ -214,54 +226,65 @@ class _Run:
         bar.set_postfix(loss=f"{values.loss:.3f}", refresh=False)
         bar.update(step - bar.n)
 
-    def _refuse_divergence(self, step: int, values: StepMetrics) -> None:
+    def _check_finite(self, step: int, values: StepMetrics) -> None:
         if not (math.isfinite(values.loss) and math.isfinite(values.gradient_norm)):
             self._stop_diverged(
-                step, f"the loss is {values.loss} and the gradient norm {values.gradient_norm}"
+                step, f"the loss is {values.loss} and the gradient norm is {values.gradient_norm}"
             )
 
-    def _stop_diverged(self, step: int, what: str) -> NoReturn:
-        kept = self.checkpoints.latest
-        good = (
-            f"the last good checkpoint is {self.workdir / run_directory.CHECKPOINTS / str(kept)}"
-            if kept
+    def _stop_diverged(self, step: int, problem: str) -> NoReturn:
+        latest = self.checkpoints.latest
+        last_good = (
+            f"the last good checkpoint is {self.workdir / run_directory.CHECKPOINTS / str(latest)}"
+            if latest
             else "there is no checkpoint yet"
         )
         raise TrainingDiverged(
-            f"at step {step} {what}: training stopped; {good}. A smaller learning_rate may help"
+            f"training stopped at step {step}: {problem}; {last_good}; a smaller learning_rate may "
+            "help"
         )
 
     def _evaluate(self) -> float:
-        """Every exit on dev; returns the last exit's primary metric on the first part."""
+        """Evaluate and log all exits on dev.
+
+        Returns:
+            The last exit's primary metric on the first part of dev.
+        """
         results = {}
         for name, dataset in self.dev_data.items():
             labels, logits = dataset.labels, self.all_exit_logits(dataset)
-            assert labels is not None  # `labeled_examples` checked it.
-            exits = [metrics.compute(self.task.metrics, exit, labels) for exit in logits]
+            assert labels is not None  # `labeled_examples` raised InputError otherwise.
+            exit_metrics = [
+                metrics.compute(self.task.metrics, exit_logits, labels) for exit_logits in logits
+            ]
             results[name] = {
-                metric: [values[metric] for values in exits] for metric in self.task.metrics
+                metric: [values[metric] for values in exit_metrics] for metric in self.task.metrics
             }
         self.log.write(self.step, results)
         score = next(iter(results.values()))[self.task.metrics[0]][-1]
-        self._say(f"step {self.step}: dev {self.task.metrics[0]} {score:.4f} at the last exit")
+        self._print(f"step {self.step}: dev {self.task.metrics[0]} {score:.4f} at the last exit")
         return score
 
     def all_exit_logits(self, dataset: Dataset) -> np.ndarray:
-        """(L, N, C) logits of every row in input order; padding rows are left out."""
+        """Return the logits (L, N, C) of all rows of `dataset`, in the order of `dataset`."""
         size = self.config.batch_size
-        shape = self.start.model.config
-        result = np.empty((shape.num_hidden_layers, len(dataset), shape.num_labels), np.float32)
+        model_config = self.start.model.config
+        all_logits = np.empty(
+            (model_config.num_hidden_layers, len(dataset), model_config.num_labels), np.float32
+        )
         for rows, part in by_bucket([dataset], size, self.buckets):
-            mine = sharding.process_rows(size, self.mesh)
-            here = np.arange(len(part))[mine]
-            batch = assemble(part, here, mine.stop - mine.start, part.input_ids.shape[1])
+            process_rows = sharding.process_rows(size, self.mesh)
+            part_rows = np.arange(len(part))[process_rows]
+            num_rows = process_rows.stop - process_rows.start
+            batch = assemble(part, part_rows, num_rows, part.input_ids.shape[1])
             batch = sharding.shard_batch(batch, self.mesh, size)
             logits = self.eval_step(self.state.parameters, batch)
-            result[:, rows] = np.asarray(logits)[:, : len(rows)]
-        return result
+            # The last rows of a batch may be padding rows.
+            all_logits[:, rows] = np.asarray(logits)[:, : len(rows)]
+        return all_logits
 
     def _export(self) -> None:
-        """The finished run directory: a Hugging Face style checkpoint."""
+        """Write the last or the best parameters to `workdir` as a Hugging Face style checkpoint."""
         parameters, step = self.state.parameters, self.step
         if self.config.export == "best" and self.checkpoints.best is not None:
             step = self.checkpoints.best
@@ -272,8 +295,9 @@ class _Run:
             model = unstacked(merge(self.graph, parameters))
             save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
         processes.wait_for_all("the parameters are written")
-        self._say(f"the parameters of step {step} are in {self.workdir}")
+        self._print(f"the parameters of step {step} are in {self.workdir}")
 
-    def _say(self, message: str) -> None:
+    def _print(self, message: str) -> None:
+        """Print `message` on process 0, without breaking the progress bar."""
         if processes.is_first():
             tqdm.write(message)

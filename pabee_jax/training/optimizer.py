@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and decay, clipped by the global norm: `torch.optim.AdamW`'s steps."""
+"""AdamW with linear warm-up, linear decay and clipping by global norm, as `torch.optim.AdamW`."""
 
 import optax
 
@@ -6,7 +6,7 @@ from pabee_jax.training.config import TrainConfig
 
 
 def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Rises linearly over the warm-up, then falls linearly to 0 at `total_steps`."""
+    """Return the schedule: a linear rise over the warm-up, a linear fall to 0 at `total_steps`."""
     decay = optax.linear_schedule(
         config.learning_rate, 0.0, max(total_steps - config.warmup_steps, 1)
     )
@@ -17,7 +17,10 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
 
 
 def decays(name: str) -> bool:
-    """Weight decay is for matrices and embeddings, not for biases and LayerNorm parameters."""
+    """Return whether the parameter `name` has weight decay.
+
+    Matrices and embeddings have weight decay; biases and LayerNorm parameters have none.
+    """
     return name.endswith(("kernel", "embedding"))
 
 
@@ -26,14 +29,18 @@ def _decay_mask(parameters: dict) -> dict[str, bool]:
 
 
 def make_adamw(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW over parameters by name (`pabee_jax.parameters.split`), at a learning rate of 1."""
+    """Return AdamW with a learning rate of 1.
+
+    The parameters are a dict by name (`pabee_jax.models.parameters.split`). The training step
+    multiplies the updates by the scheduled learning rate.
+    """
     return optax.adamw(
         1.0, eps=config.adam_epsilon, weight_decay=config.weight_decay, mask=_decay_mask
     )
 
 
 def make_clipping(config: TrainConfig) -> optax.GradientTransformation:
-    """Clips by the norm over all gradients of a step together."""
+    """Return the clipping of gradients by the norm over all gradients of a step."""
     if not config.max_grad_norm:
         return optax.identity()
     return optax.clip_by_global_norm(config.max_grad_norm)

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and whether this run may use it."""
+"""The directory of a run: its files, and the checks before a run writes to it."""
 
 import dataclasses
 import json
@@ -20,9 +20,9 @@ from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 CONFIG_FILE = "train_config.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
-# What the last attempt to start wrote there, while it looks whether all processes see it.
-_MARK = ".started"
-# What a run and its evaluation write; --overwrite removes these and nothing else.
+# Process 0 writes this file; the other processes read it to check that they share the directory.
+_MARKER_FILE = ".started"
+# The files that a run and its evaluation write; --overwrite removes these files and no others.
 _OWN_FILES = (
     METRICS_FILE,
     CHECKPOINTS,
@@ -45,42 +45,48 @@ _OWN_FILES = (
     "special_tokens_map.json",
     "vocab.txt",
     "spiece.model",
-    _MARK,
-    CONFIG_FILE,  # Last: while it is there, a removal that was cut short can be repeated.
+    _MARKER_FILE,
+    # Removed last: while this file exists, an interrupted removal can be repeated.
+    CONFIG_FILE,
 )
-# A run may go on with another number of devices.
+# Prefixes of the fields that may change when a run is resumed: the number of devices may differ.
 _MAY_CHANGE = ("mesh.",)
-# Network file systems show a new file late.
-_SEEN_WITHIN_S = 60
+# On a network file system, a new file can take some seconds to appear on other machines.
+_MARKER_TIMEOUT_S = 60
 
 
 def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
-    """Refuses, before anything is loaded, a folder that this run may not use. Changes nothing.
+    """Raise InputError if this run may not use `workdir`. Changes no file.
 
     Raises:
-        InputError: the folder holds another run or somebody else's files.
+        InputError: `workdir` is the pretrained model, is a file, contains files but no run, or
+            contains a run with another config (allowed with `overwrite`).
     """
-    if config.model and _is(workdir, config.model):
-        raise InputError(f"--workdir {workdir} is the pretrained model itself; choose another one")
+    if config.model and _is_same_path(workdir, config.model):
+        raise InputError(
+            f"--workdir {workdir} is the pretrained model itself; choose another directory"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
-    # A run that was killed in its first moment leaves this file and nothing else.
-    if not workdir.is_dir() or _names(workdir) <= {temporary_of(workdir / CONFIG_FILE).name}:
+    # A run that was killed while it wrote its config leaves only this temporary file.
+    if not workdir.is_dir() or _file_names(workdir) <= {temporary_of(workdir / CONFIG_FILE).name}:
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
-            f"--workdir {workdir} holds files that are not a run's; choose another (nothing was "
-            "removed)"
+            f"--workdir {workdir} is not empty and not a run directory (it has no {CONFIG_FILE}); "
+            "choose another directory (nothing was removed)"
         )
     if not overwrite:
         _refuse_another_config(workdir, config)
 
 
 def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
-    """Makes a folder that was checked ready for a fresh run or for going on with the same run.
+    """Create `workdir` and write the config; with `overwrite`, first remove the previous run.
+
+    Call `check` before.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: `workdir` cannot be written.
     """
     try:
         if overwrite:
@@ -88,79 +94,87 @@ def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> Non
         storage.make_folder(workdir)
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
-    except Exception as error:  # A bucket has its own: no such bucket, no permission, no network.
+    except Exception as error:  # Buckets raise many types: absent, no permission, no network.
         reason = storage.reason_of(error)
         raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
 
 
 def check_shared(workdir: epath.Path) -> None:
-    """Whether every process sees the folder that the first one has prepared; waits for all.
+    """Raise InputError unless all processes share the `workdir` that process 0 has prepared.
+
+    The call waits for all processes.
 
     Raises:
-        InputError: one does not.
+        InputError: a process cannot read the marker file that process 0 wrote.
     """
     if jax.process_count() == 1:
         return
-    mark, token = workdir / _MARK, secrets.token_hex(8)
+    marker, token = workdir / _MARKER_FILE, secrets.token_hex(8)
     if processes.is_first():
-        mark.write_text(token)
+        marker.write_text(token)
     token, *_ = processes.gathered(token)
-    patience = time.monotonic() + _SEEN_WITHIN_S
-    while not (seen := mark.is_file() and mark.read_text() == token):
-        if time.monotonic() > patience:
+    deadline = time.monotonic() + _MARKER_TIMEOUT_S
+    while not (is_shared := marker.is_file() and marker.read_text() == token):
+        if time.monotonic() > deadline:
             break
         time.sleep(1)
-    found = processes.gathered(seen)
+    shared_by_process = processes.gathered(is_shared)
     if processes.is_first():
-        mark.unlink()
-    if not all(found):
+        marker.unlink()
+    if not all(shared_by_process):
         raise InputError(
-            f"process {found.index(False)} does not see what process 0 wrote into --workdir "
-            f"{workdir}: give a place that all processes share, such as a gs:// address"
+            f"process {shared_by_process.index(False)} cannot read the file that process 0 wrote "
+            f"to --workdir {workdir}; give a directory that all processes share, such as a gs:// "
+            "address"
         )
 
 
 def read_config(workdir: epath.Path) -> TrainConfig:
-    """The configuration with which a run directory was trained.
+    """Return the config of the run in `workdir`.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: `train_config.json` is missing, or is not a valid config.
     """
     path = workdir / CONFIG_FILE
     try:
         return from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(
-            f"{workdir} has no {CONFIG_FILE}, so it does not say which data it is for: give "
-            "--config configs/glue.py:TASK"
+            f"{workdir} has no {CONFIG_FILE}, which names the task and its data; give "
+            "--config glue:TASK"
         ) from None
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is not a run's configuration: {error}") from None
+        raise InputError(f"{path} is not the config of a run: {error}") from None
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """A (nested) dataclass from JSON values; an unknown field or a wrong type is a TypeError."""
+    """Return a dataclass of type `kind`, with nested dataclasses, from JSON values.
+
+    Raises:
+        TypeError: an unknown field, or a value of the wrong type.
+    """
     if not isinstance(values, dict):
-        raise TypeError(f"{values!r} stands where {kind.__name__} should")
+        raise TypeError(f"{values!r} is not an object with the fields of {kind.__name__}")
     default, fields = kind(), {}
     for name, value in values.items():
-        old = getattr(default, name, None)
-        if dataclasses.is_dataclass(old):
-            value = from_dict(type(old), value)
-        elif not isinstance(value, (int, float) if isinstance(old, float) else type(old)):
-            raise TypeError(f"{name} is {value!r}")
+        default_value = getattr(default, name, None)
+        is_float = isinstance(default_value, float)
+        if dataclasses.is_dataclass(default_value):
+            value = from_dict(type(default_value), value)
+        elif not isinstance(value, (int, float) if is_float else type(default_value)):
+            raise TypeError(f"{name} is {value!r}, which is not a valid value")
         fields[name] = value
     return kind(**fields)
 
 
-def _names(folder: epath.Path) -> set[str]:
+def _file_names(folder: epath.Path) -> set[str]:
     if not storage.is_remote(folder):
         return {path.name for path in folder.iterdir()}
-    # A folder that was made by hand is an object without a name of its own.
+    # A folder that a user created in a bucket is an object with an empty name.
     return {name for name in storage.objects(folder) if name}
 
 
-def _is(workdir: epath.Path, model: str) -> bool:
+def _is_same_path(workdir: epath.Path, model: str) -> bool:
     return storage.absolute(storage.path_of(model)) == storage.absolute(workdir)
 
 
@@ -174,15 +188,17 @@ def _clear(workdir: epath.Path) -> None:
 
 
 def _refuse_another_config(workdir: epath.Path, config: TrainConfig) -> None:
-    theirs, ours = (
-        traverse_util.flatten_dict(dataclasses.asdict(one), sep=".")
-        for one in (read_config(workdir), config)
+    stored_fields, new_fields = (
+        traverse_util.flatten_dict(dataclasses.asdict(fields), sep=".")
+        for fields in (read_config(workdir), config)
     )
-    for name, value in ours.items():
-        # The first process wrote where its own copies are.
-        differs = theirs[name] != value and (processes.is_first() or name not in PLACES)
+    for name, value in new_fields.items():
+        stored = stored_fields[name]
+        # The stored paths are those of process 0; other processes may use other paths.
+        differs = stored != value and (processes.is_first() or name not in PLACES)
         if differs and not name.startswith(_MAY_CHANGE):
             raise InputError(
-                f"--workdir {workdir} holds a run with another config ({name} is {theirs[name]!r} "
-                f"there and {value!r} here); choose another, or --overwrite to replace it"
+                f"--workdir {workdir} contains a run with another config ({name} is {stored!r} in "
+                f"that run and {value!r} in this run); choose another directory, or replace that "
+                "run with --overwrite"
             )

@@ -1,4 +1,4 @@
-"""How fast training is, for the log."""
+"""Training throughput for the log."""
 
 import time
 
@@ -9,20 +9,32 @@ from pabee_jax.models.config import ModelConfig
 
 
 class Speed:
-    """Adds up the steps since `restart`. The first of all, which compiles, is left out."""
+    """Counts of the steps, tokens and FLOPs since `restart`.
+
+    The first step of a run is not counted, because it includes compilation.
+    """
 
     def __init__(self, config: ModelConfig, devices: int):
-        peak = flops.peak_per_second(jax.devices()[0])
-        self._config, self._peak = config, peak and peak * devices
-        self._since: float | None = None
+        """Start without counts; `devices` is the number of devices of the run."""
+        peak_per_device = flops.peak_per_second(jax.devices()[0])
+        self._config = config
+        self._peak = peak_per_device and peak_per_device * devices
+        self._start_time: float | None = None
 
     def restart(self) -> None:
-        """To be called after what is not training: evaluating, saving."""
-        self._since, self._steps, self._tokens, self._flops = time.perf_counter(), 0, 0, 0.0
+        """Reset all counts. Call after evaluation or saving, so that their time is excluded."""
+        self._start_time = time.perf_counter()
+        self._steps, self._tokens, self._flops = 0, 0, 0.0
 
     def count(self, tokens: int, rows: int, length: int) -> None:
-        """One more step is given to the devices: its real tokens, and its padded shape."""
-        if self._since is None:
+        """Count one dispatched step.
+
+        Args:
+            tokens: the tokens of the batch, without padding.
+            rows: the rows of the batch, with padding rows.
+            length: the sequence length of the batch, with padding.
+        """
+        if self._start_time is None:
             self.restart()
             return
         self._steps += 1
@@ -30,18 +42,19 @@ class Speed:
         self._flops += flops.of_training_step(self._config, rows, length)
 
     def measured(self) -> dict[str, float]:
-        """Per second since `restart`, over all devices; nothing without a step.
+        """Return the throughput per second since `restart`, summed over all devices.
 
-        `flop_utilisation` is the share of the chips' bfloat16 peak that the model's own operations
-        made use of, padding included ("MFU"); only for chips whose peak is known.
+        `flop_utilisation` ("MFU") is the model's FLOPs per second, padding included, as a fraction
+        of the bfloat16 peak of all devices. It is absent for chips without a peak in
+        `pabee_jax.models.flops`. The result is empty if no step was counted.
         """
-        if self._since is None or not self._steps:
+        if self._start_time is None or not self._steps:
             return {}
-        seconds = time.perf_counter() - self._since
-        found = {
+        seconds = time.perf_counter() - self._start_time
+        throughput = {
             "steps_per_second": self._steps / seconds,
             "tokens_per_second": self._tokens / seconds,
         }
         if self._peak:
-            found["flop_utilisation"] = self._flops / seconds / self._peak
-        return found
+            throughput["flop_utilisation"] = self._flops / seconds / self._peak
+        return throughput

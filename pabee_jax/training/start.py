@@ -1,4 +1,4 @@
-"""Where a run starts: its rows, and the model before the first step."""
+"""The start of a run: the rows, and the model before the first step."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,11 @@ from pabee_jax.training.config import PLACES, TrainConfig, refuse_changed
 
 
 def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
-    """The parts of a split, all of which must have labels."""
+    """Return the parts of a split.
+
+    Raises:
+        InputError: a part has no labels.
+    """
     parts = task.read(split)
     for name, examples in parts.items():
         if examples.labels is None:
@@ -31,7 +35,7 @@ def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
 
 
 def tokenized(parts: Mapping[str, Examples], start: Pretrained) -> Mapping[str, Dataset]:
-    """The parts of a split as arrays."""
+    """Return the parts of a split as tokenized rows with labels."""
     return {
         name: dataclasses.replace(
             start.encode(examples.texts, examples.pairs), labels=examples.labels
@@ -41,21 +45,21 @@ def tokenized(parts: Mapping[str, Examples], start: Pretrained) -> Mapping[str, 
 
 
 def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examples]) -> Pretrained:
-    """The model that training starts from: a pretrained encoder, or a small ALBERT from scratch.
+    """Return the model before the first step: a pretrained encoder, or a new small ALBERT.
 
     Raises:
-        InputError: a setting that does not fit the task or the checkpoint.
+        InputError: a setting does not fit the task or the checkpoint.
     """
     if task.is_regression and config.distill.temperature != 1:
         raise InputError(
             f"config.distill.temperature is {config.distill.temperature}, but task {task.name} is "
-            "a regression: there is nothing to soften"
+            "a regression task, whose scores have no temperature; it must be 1"
         )
     exits = {"exit_pooler": config.pooler, "exit_pooling": config.pooling}
     bias = None
     if config.classifier_bias == "prior":
         (examples,) = training.values()
-        assert examples.labels is not None  # `labeled_examples` checked it.
+        assert examples.labels is not None  # `labeled_examples` raised InputError otherwise.
         bias = prior_bias(examples.labels, task.num_labels)
     if config.model:
         start = load_pretrained(
@@ -69,13 +73,13 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
     elif config.task == "demo":
         start = _from_scratch(config, task, exits, bias)
     else:
-        raise InputError("config.model is empty: give a Hugging Face hub id or a directory")
+        raise InputError("config.model is empty; give a Hugging Face hub id or a directory")
     start = start.with_max_length(config.max_seq_length)
     if start.model.config.num_hidden_layers == 1:
         refuse_changed(
             config,
             ("strategy", "gradient", "distill.weight"),
-            "the model has one layer: there is no early exit to train",
+            "the model has one layer, so there is no early exit",
         )
     return dataclasses.replace(start, label_names=task.label_names, criterion=None)
 
@@ -83,34 +87,36 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
 def check_same_everywhere(
     config: TrainConfig, start: Pretrained, data: Mapping[str, Mapping[str, Dataset]]
 ) -> None:
-    """Whether all processes of this run would train the same; waits for all of them.
+    """Raise InputError unless all processes have the same settings, rows and parameters.
 
-    Each reads its own files, and what differs would be trained on in silence.
+    Every process reads its own files. Without this check, processes with different files would
+    train together without an error. The call waits for all processes.
 
     Raises:
-        InputError: another process has other settings, rows or parameters.
+        InputError: the first setting or hash that differs between processes.
     """
     if jax.process_count() == 1:
         return
-    ours = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
-    # Where a machine keeps its copy is its own affair: what is in it is compared.
-    ours = {name: value for name, value in ours.items() if name not in PLACES}
-    ours |= {
-        f"the {name} rows": _digest([vars(dataset) for dataset in parts.values()])
+    fields = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
+    # Paths may differ between machines: the contents of the files are compared instead.
+    values = {name: value for name, value in fields.items() if name not in PLACES}
+    values |= {
+        f"the hash of the {name} rows": _hash([vars(dataset) for dataset in parts.values()])
         for name, parts in data.items()
     }
-    ours["the parameters before the first step"] = _digest(split(start.model)[1])
-    first, *others = processes.gathered(ours)
-    for process, theirs in enumerate(others, start=1):
-        for name, value in first.items():
-            if theirs.get(name) != value:
+    values["the hash of the initial parameters"] = _hash(split(start.model)[1])
+    first_values, *other_values = processes.gathered(values)
+    for process, process_values in enumerate(other_values, start=1):
+        for name, value in first_values.items():
+            if process_values.get(name) != value:
                 raise InputError(
-                    f"the processes of a run must be alike, but {name}: {value!r} in process 0, "
-                    f"{theirs.get(name)!r} in process {process}"
+                    "all processes need the same settings, rows and parameters; "
+                    f"{name} is {value!r} on process 0 and {process_values.get(name)!r} on "
+                    f"process {process}"
                 )
 
 
-def _digest(arrays: Any) -> str:
+def _hash(arrays: Any) -> str:
     digest = hashlib.sha256()
     for array in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(array).data)
@@ -118,10 +124,11 @@ def _digest(arrays: Any) -> str:
 
 
 def prior_bias(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """(C,) the bias with which a classifier that reads nothing predicts best.
+    """Return the bias (C,) with the lowest loss for a classifier whose kernel is 0.
 
-    The mean score, or the logarithms of the class frequencies; a class without any row counts as
-    having one, because the logarithm of 0 would never let it be learnt.
+    The bias is the mean score for regression, and the logarithms of the class frequencies for
+    classification. A class without rows counts as a class with one row, because a bias of -inf
+    could not change in training.
     """
     if num_labels == 1:
         return np.array([labels.mean()], np.float32)
@@ -145,8 +152,8 @@ def _from_scratch(
         **exits,
         **scratch,
     }
-    shape = ModelConfig.from_hugging_face(values, task.num_labels)
-    model = EarlyExitModel(shape, dtype=config.dtype, rngs=nnx.Rngs(config.seed))
+    model_config = ModelConfig.from_hugging_face(values, task.num_labels)
+    model = EarlyExitModel(model_config, dtype=config.dtype, rngs=nnx.Rngs(config.seed))
     if bias is not None:
         model.classifiers.bias.set_value(model.classifiers.bias[...] + bias)
     return Pretrained(model, tokenizer, values, task.label_names, config.max_seq_length)

@@ -1,4 +1,4 @@
-"""One optimiser step and one evaluation step, both compiled over the mesh."""
+"""The training step and the evaluation step, both compiled for the device mesh."""
 
 import functools
 from collections.abc import Callable
@@ -25,13 +25,13 @@ Parameters = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """All that changes during training, and all that a checkpoint must hold.
+    """The state that training changes and that a checkpoint stores.
 
     Attributes:
-        step: optimiser steps taken.
-        parameters: by name, in float32, layers stacked.
-        optimizer: AdamW's state for each part of the parameters (`strategy.PARTS`), each with a
-            count of its own steps, because some strategies train a part in some steps only.
+        step: number of optimizer steps taken.
+        parameters: float32 parameters by name; the layers are stacked.
+        optimizer: AdamW's state by part of the parameters (`strategy.PARTS`). The state of a part
+            has its own step count, because some strategies train a part in some steps only.
     """
 
     step: Int[Array, ""]
@@ -40,11 +40,13 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Attributes:
-    loss: what the step minimises, before the step.
-    exit_losses: (L,) each exit's own mean loss on the labels.
-    gradient_norm: of all that the step changes, before clipping.
-    learning_rate: used in this step.
+    """The metrics of one training step.
+
+    Attributes:
+        loss: the loss that the step minimizes, at the parameters before the update.
+        exit_losses: (L,) the mean loss of each exit on the labels.
+        gradient_norm: global norm, before clipping, of the gradients of the trained parameters.
+        learning_rate: learning rate of this step.
     """
 
     loss: Float[Array, ""]
@@ -54,6 +56,7 @@ class StepMetrics(NamedTuple):
 
 
 def initial_state(parameters: Parameters, config: TrainConfig) -> TrainState:
+    """Return the state before the first step."""
     adamw = make_adamw(config)
     parts = split_parts(parameters, config.pooler)
     moments = {part: adamw.init(values) for part, values in parts.items()}
@@ -63,18 +66,24 @@ def initial_state(parameters: Parameters, config: TrainConfig) -> TrainState:
 def make_train_step(
     graph: Structure, config: TrainConfig, total_steps: int, shardings: TrainState | None = None
 ) -> functools.partial[tuple[TrainState, StepMetrics]]:
-    """The compiled training step of (state, batch, phase). It takes over the state's buffers.
+    """Return the compiled training step, a function of (state, batch, phase).
 
-    What a phase does not train costs nothing: a frozen encoder has no backward pass. `shardings`
-    are those that the new state shall have.
+    The step donates the buffers of `state`. Only the parameters that `phase` trains have gradients:
+    if the encoder is frozen, the step has no backward pass through the encoder.
+
+    Args:
+        graph: the structure of the model.
+        config: the configuration of the run.
+        total_steps: the step at which the learning rate reaches 0.
+        shardings: the shardings of the new state; absent, the compiler chooses.
     """
     clipping, adamw = make_clipping(config), make_adamw(config)
     schedule = learning_rate_schedule(config, total_steps)
 
     def loss_of(trained, frozen, batch, count, key, phase):
         model = merge(graph, join_parts(frozen | trained))
-        scales, again = gradient_scales(phase), config.rematerialize
-        logits = training_logits(model, batch, key, scales, rematerialize=again)
+        scales = gradient_scales(phase)
+        logits = training_logits(model, batch, key, scales, rematerialize=config.rematerialize)
         losses = exit_losses(logits, batch["labels"], batch["valid"], count)
         total = losses
         if config.distill.weight:
@@ -89,24 +98,27 @@ def make_train_step(
         if config.gradient_accumulation == 1:
             return gradient(trained, frozen, batch, count, key, phase)
 
-        def add(sums, part):
-            index, batch = part
-            key_of_part = jax.random.fold_in(key, index)
-            found = gradient(trained, frozen, batch, count, key_of_part, phase)
-            return jax.tree.map(jnp.add, sums, found), None
+        def add(sums, index_and_microbatch):
+            index, microbatch = index_and_microbatch
+            microbatch_key = jax.random.fold_in(key, index)
+            terms = gradient(trained, frozen, microbatch, count, microbatch_key, phase)
+            return jax.tree.map(jnp.add, sums, terms), None
 
-        parts = _microbatches(batch, config.gradient_accumulation)
+        microbatches = _microbatches(batch, config.gradient_accumulation)
+        indices = jnp.arange(config.gradient_accumulation)
         shapes = jax.eval_shape(lambda: gradient(trained, frozen, batch, count, key, phase))
-        zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
-        return jax.lax.scan(add, zeros, (jnp.arange(config.gradient_accumulation), parts))[0]
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return jax.lax.scan(add, zeros, (indices, microbatches))[0]
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="phase")
     def train_step(state, batch, phase, seed):
-        # The dropout is a function of seed, step and layer: a resumed run repeats it.
+        # Dropout is a function of the seed, the step and the layer, so that a resumed run draws
+        # the same masks.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         parts = split_parts(state.parameters, config.pooler)
         trained = {part: parts.pop(part) for part in phase.parts}
-        (loss, losses), gradients = losses_and_gradients(trained, parts, batch, key, phase)
+        frozen = parts
+        (loss, losses), gradients = losses_and_gradients(trained, frozen, batch, key, phase)
         norm = optax.tree.norm(gradients)
         clipped: Any = clipping.update(gradients, clipping.init(trained))[0]
         rate = jnp.float32(schedule(state.step))
@@ -116,19 +128,19 @@ def make_train_step(
             updates = jax.tree.map(lambda update: rate * update, updates)
             updated: Any = optax.apply_updates(values, updates)
             trained[part] = updated
-        parameters = join_parts(parts | trained)
+        parameters = join_parts(frozen | trained)
         metrics = StepMetrics(loss, losses, norm, rate)
-        new = TrainState(state.step + 1, parameters, moments)
+        new_state = TrainState(state.step + 1, parameters, moments)
         if shardings is not None:
-            new = jax.lax.with_sharding_constraint(new, shardings)
-        return new, metrics
+            new_state = jax.lax.with_sharding_constraint(new_state, shardings)
+        return new_state, metrics
 
-    # The seed is an argument, so that runs with other seeds share compiled programs.
+    # The seed is an argument, so that runs with different seeds share a compiled program.
     return functools.partial(train_step, seed=np.int32(config.seed))
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:
-    """Every array as (count, rows / count, ...); each device's rows stay on it."""
+    """Reshape every array to (count, rows / count, ...); rows do not move between devices."""
     return {
         name: jnp.moveaxis(jnp.reshape(value, (-1, count, *value.shape[1:])), 1, 0)
         for name, value in batch.items()
@@ -138,9 +150,9 @@ def _microbatches(batch: Batch, count: int) -> Batch:
 def make_eval_step(
     graph: Structure, mesh: Mesh | None = None
 ) -> Callable[[Parameters, Batch], Float[Array, "exits batch classes"]]:
-    """The compiled evaluation step: every exit's logits, without dropout.
+    """Return the compiled evaluation step, which computes all exits' logits without dropout.
 
-    Over a mesh, every device, and so every process, gets those of the whole batch.
+    With `mesh`, the logits of the whole batch are replicated to every device of every process.
     """
 
     def eval_step(parameters, batch):
@@ -151,5 +163,5 @@ def make_eval_step(
 
 @jax.jit
 def all_finite(parameters: Parameters) -> Bool[Array, ""]:
-    """Whether every parameter is a finite number."""
+    """Return whether all values of all parameters are finite."""
     return jnp.array([jnp.isfinite(value).all() for value in parameters.values()]).all()

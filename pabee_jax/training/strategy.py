@@ -1,4 +1,4 @@
-"""Which exits' losses count in a step, with which weights, and what they may change."""
+"""Training strategies: the loss weights and the trained parameters of every step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from pabee_jax.models.config import exit_modules
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.forward import GradientScales
 
-# The parameters of all exits together, of the early exits, and of the last one.
+# The parameters that all exits share, those of the early exits, and those of the last exit.
 PARTS = ("shared", "early", "last")
 Parts = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What one step trains: a static argument of the compiled step.
+    """The loss weights and the trained parameters of a step; a static argument of the step.
 
     Attributes:
-        weights: of each exit's loss; they sum to 1.
-        parts: of the parameters, those that change. The others stay as they are, to the bit: no
-            gradient, no weight decay, and no change of their optimiser state.
+        weights: the weight of each exit's loss; the weights sum to 1.
+        parts: the parts of the parameters that the step trains. The other parts have no gradient
+            and no weight decay, and neither the parameters nor their optimizer state change.
         gradient: `TrainConfig.gradient`.
         gradient_scale: `TrainConfig.gradient_scale`.
     """
@@ -34,31 +34,37 @@ class Phase:
 
 
 def phase_of(config: TrainConfig, step: int, total_steps: int, num_exits: int) -> Phase:
-    """The phase of step number `step` (from 0): a function of nothing else, so a run can resume."""
+    """Return the phase of step `step`, which is counted from 0.
+
+    The phase is a function of the arguments only, so that a resumed run has the same phases.
+    """
     weights = exit_weights(config.loss.weights, num_exits)
     last_alone = exit_weights("last", num_exits)
     if config.strategy == "joint":
         return _phase(config, weights)
-    if config.strategy == "alternating":  # Its paper counts steps from 1.
+    if config.strategy == "alternating":  # BERxiT counts steps from 1.
         return _phase(config, weights if step % 2 else last_alone)
     if not in_last_phase(config, step, total_steps):
         return _phase(config, last_alone)
     if config.strategy == "last_first":
         return _phase(config, weights)
-    early = sum(weights[:-1])
-    return Phase((*(weight / early for weight in weights[:-1]), 0.0), ("early",))
+    early_sum = sum(weights[:-1])
+    return Phase((*(weight / early_sum for weight in weights[:-1]), 0.0), ("early",))
 
 
 def in_last_phase(config: TrainConfig, step: int, total_steps: int) -> bool:
-    """Whether step number `step` (from 0) belongs to the phase in which early exits are trained."""
+    """Return whether step `step`, counted from 0, is in the last phase of the strategy.
+
+    The last phase trains the early exits. A strategy without phases is always in its last phase.
+    """
     if config.strategy not in ("two_stage", "last_first"):
         return True
-    # Both phases have a step at least.
+    # Both phases have at least one step.
     return step >= max(1, min(round(config.last_exit_share * total_steps), total_steps - 1))
 
 
 def exit_weights(kind: str, num_exits: int) -> tuple[float, ...]:
-    """Weights that sum to 1: `linear` (exit i counts i times), `uniform`, or `last`."""
+    """Return loss weights that sum to 1: "linear" (exit i has weight i), "uniform" or "last"."""
     exits = range(1, num_exits + 1)
     weights = {
         "linear": list(exits),
@@ -75,31 +81,34 @@ def _phase(config: TrainConfig, weights: tuple[float, ...]) -> Phase:
 
 
 def gradient_scales(phase: Phase) -> GradientScales | None:
-    """What the phase multiplies the gradients with on their way into the encoder.
+    """Return the factors on the gradients that enter the encoder; None if all factors are 1.
 
-    "equilibrium": with L exits, layer i takes 1/(L-i+1) of its own exit's gradient and
-    (L-i)/(L-i+1) of what comes from above, which makes it the mean over exits i..L ("Improved
-    Techniques for Training Adaptive Deep Networks", section 3.2; ElasticBERT).
+    With "equilibrium" and L exits, layer i receives 1/(L-i+1) of the gradient of exit i, and
+    (L-i)/(L-i+1) of the gradient from the layers above. The sum is the mean of the gradients of
+    exits i..L ("Improved Techniques for Training Adaptive Deep Networks", section 3.2;
+    ElasticBERT).
     """
     if phase.gradient == "full":
         return None
-    count = len(phase.weights)
-    above = jnp.arange(count - 1, -1, -1, dtype=jnp.float32)
+    num_exits = len(phase.weights)
+    layers_above = jnp.arange(num_exits - 1, -1, -1, dtype=jnp.float32)
     if phase.gradient == "equilibrium":
-        return GradientScales(exit=1 / (above + 1), path=above / (above + 1))
-    scale = jnp.where(above == 0, 1.0, phase.gradient_scale)
-    return GradientScales(exit=scale, path=jnp.ones(count))
+        return GradientScales(exit=1 / (layers_above + 1), path=layers_above / (layers_above + 1))
+    scale = jnp.where(layers_above == 0, 1.0, phase.gradient_scale)
+    return GradientScales(exit=scale, path=jnp.ones(num_exits))
 
 
 def split_parts(parameters: Mapping[str, Any], pooler: str) -> Parts:
-    """The parameters by part; those of the exits have a leading axis over the exits.
+    """Return the parameters by part.
 
-    `pooler` is `TrainConfig.pooler`: one that all exits share is part of what they share.
+    Args:
+        parameters: parameters by name. Parameters of exits have a leading axis over the exits.
+        pooler: `TrainConfig.pooler`. A shared pooler belongs to the part "shared".
     """
-    owned = exit_modules(pooler)
+    modules_per_exit = exit_modules(pooler)
     parts: Parts = {part: {} for part in PARTS}
     for name, value in parameters.items():
-        if name.partition(".")[0] not in owned:
+        if name.partition(".")[0] not in modules_per_exit:
             parts["shared"][name] = value
             continue
         parts["last"][name] = value[-1:]
@@ -109,7 +118,7 @@ def split_parts(parameters: Mapping[str, Any], pooler: str) -> Parts:
 
 
 def join_parts(parts: Parts) -> dict[str, Any]:
-    """The inverse of `split_parts`."""
+    """Undo `split_parts`."""
     early, last = parts["early"], parts["last"]
     joined = {name: jnp.concatenate([early[name], last[name]]) for name in early}
     return parts["shared"] | last | joined

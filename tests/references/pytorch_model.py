@@ -1,7 +1,7 @@
-"""The PyTorch side of every comparison: a Hugging Face encoder with internal classifiers.
+"""The PyTorch reference model: a Hugging Face encoder with internal classifiers.
 
-Needs torch and transformers; works with transformers 4.44 (as record.py needs) and with 5.
-Nothing here comes from pabee_jax.
+Requires torch and transformers, and runs with transformers 4.44 (which record.py requires) and 5.
+This file does not use pabee_jax.
 """
 
 import torch
@@ -12,11 +12,12 @@ Batch = dict[str, Tensor]
 
 
 class ReferenceModel(nn.Module):
-    """BertModel or AlbertModel under PABEE's parameter names, a linear classifier on every layer.
+    """BertModel or AlbertModel with a linear classifier on every layer, under PABEE's names.
 
-    The library runs the encoder; hooks on its layers (ALBERT: layer groups) note what enters the
-    first and what leaves each. The library's own `hidden_states` will not do: for ALBERT they hold
-    every group application in transformers 4 and every inner layer in transformers 5.
+    transformers runs the encoder. Hooks on its layers (ALBERT: layer groups) record the input of
+    the first layer and the output of every layer. The `hidden_states` of transformers cannot be
+    used: for ALBERT, they have the output of every group in transformers 4, and the output of every
+    inner layer in transformers 5.
     """
 
     def __init__(self, config: PretrainedConfig):
@@ -37,7 +38,7 @@ class ReferenceModel(nn.Module):
         )
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """The encoder's input followed by every layer's output (L + 1), and all exits' logits."""
+        """Return the first layer's input followed by every layer's output, and all exit logits."""
         self._hidden_states: list[Tensor] = []
         getattr(self, self.config.model_type)(**batch)
         exits = zip(self.classifiers, self._hidden_states[1:], strict=True)
@@ -53,9 +54,9 @@ class ReferenceModel(nn.Module):
         if not self._hidden_states:
             self._hidden_states.append(arguments[0])
         if self.config.model_type == "albert" and len(arguments) > 2:
-            # transformers 4 cuts its absent head mask to num_hidden_layers // num_hidden_groups
-            # entries and looks up inner_group_num of them: an IndexError for 3 layers in 2 groups
-            # of 2 inner layers.
+            # transformers 4 slices its default head mask to num_hidden_layers // num_hidden_groups
+            # entries and then reads inner_group_num entries. This raises an IndexError for 3 layers
+            # in 2 groups of 2 inner layers.
             no_head_mask = [None] * self.config.inner_group_num
             return (*arguments[:2], no_head_mask, *arguments[3:])
         return arguments
@@ -65,7 +66,10 @@ class ReferenceModel(nn.Module):
 
 
 def draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
-    """Draws every parameter so that one left out, swapped or transposed changes the outputs."""
+    """Draw every parameter at random.
+
+    A parameter that is missing, swapped or transposed then changes the outputs.
+    """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.data = 0.5 * torch.randn(module.weight.shape, generator=generator)

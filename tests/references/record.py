@@ -1,15 +1,16 @@
-"""Makes small random models and records what PyTorch and Hugging Face's Flax classes compute.
+"""Creates small random models and records the outputs of PyTorch and Hugging Face's Flax classes.
 
-Run by hand, in a virtual environment of its own (Python 3.11); the tests only read the files:
+Run this script by hand, in a separate virtual environment (Python 3.11). The tests read only the
+recorded files.
 
     pip install torch==2.13.0 transformers==4.44.2 safetensors==0.8.0 numpy==1.26.4 scipy==1.13.1 \
         jax==0.4.30 jaxlib==0.4.30 flax==0.8.5 optax==0.2.5 orbax-checkpoint==0.6.4 chex==0.1.90
     python tests/references/record.py [OUTPUT_DIRECTORY]
 
-Without an argument the files beside this script are replaced. A second run writes the same bytes.
-(4.44 is among the last releases of transformers with Flax classes.)
+Without an argument, the script replaces the files in its own folder. A second run writes the same
+bytes. transformers 4.44 is one of the last releases with Flax classes.
 
-README.md beside this script says what the files hold. Nothing here comes from pabee_jax.
+README.md in the same folder describes the files. This script does not use pabee_jax.
 """
 
 import math
@@ -46,9 +47,9 @@ SIZES = {
     "type_vocab_size": 2,
 }
 ALBERT_SIZES = {"embedding_size": 16, "hidden_act": "gelu_new"}
-# The Flax files and the training runs are about names and updates, not about width.
+# The Flax checkpoints and the training runs test names and updates, so a small model is enough.
 SMALL = SIZES | {"hidden_size": 16, "intermediate_size": 24}
-# BERT's 1e-12 is invisible in the outputs, and so would be a wrong value; this one is not.
+# With BERT's epsilon of 1e-12, a wrong epsilon would not change the outputs. With 1e-3 it does.
 VISIBLE_LAYER_NORM_EPS = 1e-3
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TRAINING_STEPS = 6
@@ -56,14 +57,15 @@ TRAINING_BATCH = 8
 
 
 def generator_for(name: str) -> torch.Generator:
-    """A stream of random numbers that depends on the folder's name only."""
+    """Return a random number generator whose seed depends only on the folder's name."""
     return torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
 
 def make_batch(generator: torch.Generator, lengths: list[int], hole_in_row: int = -1) -> Batch:
-    """Random token ids of the given lengths, each row's second half of token type 1.
+    """Return a batch of random token ids; the second half of every row has token type 1.
 
-    Padding has id 0, which no valid position has: torch gives the padding row no gradient.
+    Padding has id 0, and no other position has id 0, because torch gives the embedding of id 0 no
+    gradient.
     """
     shape = (len(lengths), SEQUENCE_LENGTH)
     positions = torch.arange(SEQUENCE_LENGTH).expand(shape)
@@ -82,7 +84,7 @@ def make_batch(generator: torch.Generator, lengths: list[int], hole_in_row: int 
 
 
 def as_numpy(arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """int32 and float32 arrays, as the tests want them."""
+    """Return the tensors as int32 and float32 arrays, the dtypes that the tests expect."""
     return {
         name: array.detach().numpy().astype("float32" if array.is_floating_point() else "int32")
         for name, array in arrays.items()
@@ -106,7 +108,7 @@ def save_checkpoint(folder: Path, model: ReferenceModel) -> None:
 
 
 def model_configs() -> Iterator[tuple[str, PretrainedConfig]]:
-    """Every recorded model's folder name and config."""
+    """Yield the folder name and the configuration of every recorded model."""
     for layers in (3, 12):
         fields = {"num_hidden_layers": layers, "num_labels": 3}
         if layers == 3:
@@ -123,7 +125,7 @@ def model_configs() -> Iterator[tuple[str, PretrainedConfig]]:
 
 @torch.no_grad()
 def record_model(folder: Path, config: PretrainedConfig) -> None:
-    """Writes one model and the embeddings, hidden states and logits it computes."""
+    """Save a model and its embeddings, hidden states and logits on a batch."""
     generator = generator_for(folder.name)
     model = ReferenceModel(config).eval()
     draw_parameters(model, generator)
@@ -139,7 +141,7 @@ def record_model(folder: Path, config: PretrainedConfig) -> None:
 
 
 def draw_flax_parameters(params: dict, generator: torch.Generator) -> dict:
-    """The same distributions as draw_parameters, for a Flax parameter tree."""
+    """Draw a Flax parameter tree from the same distributions as `draw_parameters`."""
     flat = flatten_dict(params)
     for path in sorted(flat):
         noise = torch.randn(flat[path].shape, generator=generator).numpy()
@@ -152,10 +154,10 @@ def draw_flax_parameters(params: dict, generator: torch.Generator) -> dict:
 
 
 def record_flax(folder: Path, config: PretrainedConfig) -> None:
-    """Saves a model as Hugging Face's Flax class does, and what its encoder computes.
+    """Save a Hugging Face Flax checkpoint and the outputs of its encoder.
 
-    BERT is saved with its pre-training heads (names start with bert/ and cls/), ALBERT as the bare
-    encoder (names have no prefix).
+    BERT is saved with its pretraining heads, so names start with bert/ and cls/. ALBERT is saved as
+    the encoder only, so names have no prefix.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = generator_for(folder.name)
@@ -181,19 +183,24 @@ def record_flax(folder: Path, config: PretrainedConfig) -> None:
 
 
 def exit_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Each exit's mean loss: squared error for one output, cross-entropy for several."""
-    regression = logits.shape[-1] == 1
-    loss = nn.functional.mse_loss if regression else nn.functional.cross_entropy
-    return torch.stack([loss(one[:, 0] if regression else one, labels) for one in logits])
+    """Return the mean loss of every exit: squared error for 1 output, else cross-entropy."""
+    if logits.shape[-1] == 1:
+        losses = [nn.functional.mse_loss(exit_logits[:, 0], labels) for exit_logits in logits]
+    else:
+        losses = [nn.functional.cross_entropy(exit_logits, labels) for exit_logits in logits]
+    return torch.stack(losses)
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW that decays everything but biases and layer norms (also full_layer_layer_norm)."""
+    """Return AdamW with weight decay for all parameters except biases and layer norms.
+
+    ALBERT's full_layer_layer_norm is a layer norm too.
+    """
     norms = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
-        exempt = name.endswith("bias") or id(parameter) in norms
-        (no_decay if exempt else decay).append(parameter)
+        is_exempt = name.endswith("bias") or id(parameter) in norms
+        (no_decay if is_exempt else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
 
@@ -211,7 +218,10 @@ def training_batches(generator: torch.Generator, num_labels: int) -> Iterator[Ba
 
 
 def record_training(folder: Path, config: PretrainedConfig) -> None:
-    """Six steps of joint training: AdamW, clipping to 1, two warm-up steps of eight, no dropout."""
+    """Record 6 steps of joint training without dropout.
+
+    AdamW with gradients clipped to norm 1, on a schedule of 8 steps with 2 warm-up steps.
+    """
     generator = generator_for(folder.name)
     model = ReferenceModel(config).eval()
     draw_parameters(model, generator)

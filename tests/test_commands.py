@@ -1,0 +1,104 @@
+"""The command pabee-jax: its subcommands, its options, and the configurations of the package."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from pabee_jax import InputError, __version__
+from pabee_jax.commands.config_file import BUILT_IN, load_config
+from pabee_jax.commands.evaluate_options import EvaluateOptions
+from pabee_jax.commands.main import COMMANDS, main
+from pabee_jax.commands.options import define_flags, option, read_flags
+from pabee_jax.commands.train import TrainOptions
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_lists_every_command(capsys):
+    main(["pabee-jax", "--help"])
+    assert {"train", "evaluate", "compare", "export"} <= set(capsys.readouterr().out.split())
+    for name in COMMANDS:
+        assert callable(importlib.import_module(f"pabee_jax.commands.{name}").main)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [([], "missing"), (["trian"], "'trian'")])
+def test_an_unknown_command_ends_with_status_2_and_the_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pabee-jax", *arguments])
+    assert stop.value.code == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr and "usage: pabee-jax COMMAND" in stderr
+
+
+def test_version(capsys):
+    main(["pabee-jax", "--version"])
+    assert capsys.readouterr().out == f"pabee_jax {__version__}\n"
+
+
+@pytest.mark.parametrize("module", ["pabee_jax.compare", "pabee_jax.export"])
+def test_the_modules_are_commands_too(module, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", module], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["demo", "files", "glue:mrpc", "glue:stsb,recommended"])
+def test_a_configuration_is_found_by_name_from_any_directory(name, tmp_path, monkeypatch):
+    file, *argument = name.split(":")
+    from_a_clone = load_config(":".join([str(ROOT / "configs" / f"{file}.py"), *argument]))
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == from_a_clone
+    assert file in BUILT_IN
+
+
+def test_a_file_of_the_user_may_have_the_name_of_a_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo.py").write_text(
+        "from pabee_jax.training.config import TrainConfig\n"
+        "def get_config():\n    return TrainConfig(task='demo', seed=7)\n"
+    )
+    assert load_config("demo.py").seed == 7
+    assert load_config("demo").seed == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    name: str = option("A name.", "")
+    count: int | None = option("A count.")
+    rate: float = option("A rate.", 0.5)
+    fast: bool = option("Whether to be fast.", False)
+    part: tuple[str, ...] = option("A part; may be given several times.", ())
+
+
+def parsed(kind, *arguments):
+    values = flags.FlagValues()
+    define_flags(kind, values)
+    values(["program", *arguments])
+    return read_flags(kind, values)
+
+
+def test_the_fields_of_a_dataclass_become_flags():
+    assert parsed(Settings) == Settings()
+    given = parsed(Settings, "--name=x", "--count=3", "--rate=1", "--fast", "--part=a", "--part=b")
+    assert given == Settings("x", 3, 1.0, True, ("a", "b"))
+    with pytest.raises(flags.IllegalFlagValueError):
+        parsed(Settings, "--count=three")
+
+
+def test_evaluate_reads_its_options_from_flags():
+    options = parsed(EvaluateOptions, "--checkpoint=runs/x", "--patience=1,2", "--nosweep")
+    assert options == EvaluateOptions(checkpoint="runs/x", patience="1,2")
+
+
+@pytest.mark.parametrize("name", ["coordinator", "num_processes", "process_id", "start_timeout"])
+def test_train_refuses_options_of_several_processes_for_one(name):
+    value = "localhost:1" if name == "coordinator" else 1
+    with pytest.raises(InputError, match=f"--{name} has no effect without --multihost"):
+        TrainOptions(workdir="runs/x", **{name: value})
