@@ -24,7 +24,7 @@ from benchmarks.measure import Budget, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
 from pabee_jax.checkpoints.pretrained import Pretrained
-from pabee_jax.data.batching import MODEL_INPUTS, by_bucket, inference_buckets
+from pabee_jax.data.batching import MODEL_INPUTS, batches_by_bucket, inference_buckets
 from pabee_jax.models.flops import per_token_and_layer
 
 matplotlib.use("Agg")
@@ -130,7 +130,7 @@ def checkpoint_case(options) -> list[dict]:
     if options.torch:
         forward = pytorch.make_forward(pretrained.model, options.dtype)
         buckets = inference_buckets(pretrained.max_length)
-        padded = dataset.fitted(pretrained.max_length)
+        padded = dataset.resized(pretrained.max_length)
         tokens = {name: getattr(padded, name) for name in MODEL_INPUTS}
         batches_by_way = {
             f"PyTorch, padded to {pretrained.max_length}": [
@@ -142,7 +142,7 @@ def checkpoint_case(options) -> list[dict]:
             ),
             "PyTorch, pabee_jax's buckets": [
                 {name: getattr(part, name) for name in MODEL_INPUTS}
-                for _, part in by_bucket([dataset], PYTORCH_BATCH, buckets)
+                for _, part in batches_by_bucket([dataset], PYTORCH_BATCH, buckets)
             ],
         }
         for name, batches in batches_by_way.items():

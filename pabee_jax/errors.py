@@ -13,8 +13,8 @@ class Preempted(SystemExit):
     """The run received SIGTERM and saved its state; it can be resumed.
 
     The exit status is 143, which the shell reports for a process that SIGTERM ended. Schedulers
-    therefore start the job again, and `train.py ... && evaluate.py ...` does not evaluate an
-    unfinished run.
+    therefore start the job again, and `pabee-jax train ... && pabee-jax evaluate ...` does not
+    evaluate an unfinished run.
     """
 
     def __init__(self):

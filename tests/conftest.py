@@ -33,6 +33,7 @@ import pytest
 jaxtyping.install_import_hook(
     [
         "pabee_jax.models.encoder",
+        "pabee_jax.models.transformer",
         "pabee_jax.drivers",
         "pabee_jax.training.loss",
         "pabee_jax.training.step",

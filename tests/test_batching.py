@@ -11,7 +11,7 @@ import pytest
 
 from pabee_jax.data.batching import (
     assemble,
-    by_bucket,
+    batches_by_bucket,
     inference_buckets,
     sequence_buckets,
     steps_per_epoch,
@@ -185,7 +185,7 @@ def test_by_bucket_yields_every_row_once_in_its_bucket(rows, batch_size, block):
     dataset = random_dataset(rows)
     blocks = [dataset.take(slice(start, start + block)) for start in range(0, rows, block)]
     seen_rows, buckets_of_short_batches = [], []
-    for group, part in by_bucket(blocks, batch_size, BUCKETS):
+    for group, part in batches_by_bucket(blocks, batch_size, BUCKETS):
         assert 1 <= len(group) == len(part) <= batch_size
         width_of_batch = part.input_ids.shape[1]
         lengths = dataset.lengths[group]
@@ -214,6 +214,6 @@ def test_a_batch_is_yielded_as_soon_as_its_bucket_is_full():
             blocks_read.append(number)
             yield dataset_of([5, 5])
 
-    batches = by_bucket(blocks(), 4, BUCKETS)
+    batches = batches_by_bucket(blocks(), 4, BUCKETS)
     assert next(batches)[0].tolist() == [0, 1, 2, 3] and blocks_read == [0, 1]
     assert next(batches)[0].tolist() == [4, 5, 6, 7] and blocks_read == [0, 1, 2, 3]

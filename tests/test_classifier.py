@@ -124,7 +124,7 @@ def test_two_hundred_calls_after_warmup_compile_nothing(classifier):
 
 def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch):
     """The test compares the plan with the compiler's memory analysis of the program."""
-    shape = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4)
+    shape = dict(num_hidden_layers=3, hidden_size=64, intermediate_size=256, num_attention_heads=4)
     for family, rows, length in (("bert", 96, 24), ("albert", 200, 16)):
         model = tiny_model(family, **shape)
         pretrained = Pretrained(model, None, {}, ("0", "1", "2"), length)
@@ -160,7 +160,7 @@ def test_most_rows_exit_at_the_same_layer_in_bfloat16_and_float32(devices):
     """bfloat16 changes logits by a few percent, with every driver."""
     predictions = {}
     for dtype, driver in (("float32", "full"), ("bfloat16", "loop"), ("bfloat16", "pool")):
-        config = tiny_model("bert").config
+        config = tiny_model("bert", num_hidden_layers=4).config
         model = EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
         pretrained = Pretrained(model, None, {}, ("0", "1", "2"), 12)
         runner = EarlyExitClassifier(
@@ -191,7 +191,7 @@ def test_batches_are_dispatched_before_the_first_result_is_fetched(classifier, m
             events.append("prepare")
             yield Job(np.array([row]), part, 1, lambda batch, row: (row, row))
 
-    rows_in_order = [rows.tolist() for rows, _ in dispatch.results(jobs(), sharding.make_mesh(1))]
+    rows_in_order = [rows.tolist() for rows, _ in dispatch.run_jobs(jobs(), sharding.make_mesh(1))]
     assert rows_in_order == [[row] for row in range(7)]
     assert events.index("fetch") == 5, "dispatch five batches before fetching the first result"
 

@@ -208,13 +208,13 @@ def test_the_mean_exit_layer_is_computed_for_each_kind_of_example():
     assert operating_points.mean_exit_by_kind(point, ["b", "a", "b"]) == {"b": 2.5, "a": 4.0}
 
 
-def test_a_row_hangs_on_rounding_if_a_decision_up_to_its_exit_is_within_the_margin():
+def test_a_row_is_within_the_rounding_margin_if_a_decision_up_to_its_exit_is():
     """Three exits, two classes: row 0 exits at layer 2, row 1 exits at layer 3."""
     logits = np.zeros((3, 2, 2), np.float32)
     logits[:, 0] = [[3, 1], [0.5, 0], [7, 7]]  # The tie at layer 3 is after the exit of row 0.
     logits[:, 1] = [[1, 2], [4, 1], [0, 1e-6]]
-    hangs = operating_points.hangs_on_rounding
-    assert hangs(Patience(1), logits).tolist() == [False, True]
+    is_within = operating_points.within_rounding_margin
+    assert is_within(Patience(1), logits).tolist() == [False, True]
     point = operating_points.OperatingPoint(Patience(1), np.array([2, 3]), logits[-1], {}, 3)
     different = operating_points.OperatingPoint(Patience(1), np.array([2, 2]), logits[-1], {}, 3)
     text = operating_points.agreement([different], [point], logits)
@@ -225,10 +225,10 @@ def test_a_row_hangs_on_rounding_if_a_decision_up_to_its_exit_is_within_the_marg
     confident = np.zeros((2, 2, 2), np.float32)
     confident[0, :, 1] = [2 + 1e-6, 2 + 1e-3]
     threshold = 1 / (1 + np.exp(-2))
-    assert hangs(MaxProbability(threshold), confident).tolist() == [True, False]
+    assert is_within(MaxProbability(threshold), confident).tolist() == [True, False]
 
     # The scores of two exits may move toward each other, so a difference of 8e-6 is within the
     # margin of 1e-5 per score.
     scores = np.float32([0.0, 0.25 + 8e-6, 1.0]).reshape(3, 1, 1)
-    assert hangs(Patience(1, 0.25), scores).tolist() == [True]
-    assert hangs(Patience(1, 0.5), scores).tolist() == [False]
+    assert is_within(Patience(1, 0.25), scores).tolist() == [True]
+    assert is_within(Patience(1, 0.5), scores).tolist() == [False]

@@ -87,7 +87,7 @@ def agreement(
     total = differing = within_margin = 0
     for measured_point, replayed_point in zip(found, expected, strict=True):
         differs = measured_point.exit_layers != replayed_point.exit_layers
-        close = hangs_on_rounding(replayed_point.criterion, logits)
+        close = within_rounding_margin(replayed_point.criterion, logits)
         total += len(differs)
         differing += int(differs.sum())
         within_margin += int((differs & close).sum())
@@ -97,7 +97,7 @@ def agreement(
     )
 
 
-def hangs_on_rounding(
+def within_rounding_margin(
     criterion: ExitCriterion, logits: Float[np.ndarray, "exits rows classes"]
 ) -> Bool[np.ndarray, " rows"]:
     """Return which rows change their exit layer or their class if the logits move by `MARGIN`.

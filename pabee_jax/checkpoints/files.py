@@ -137,7 +137,7 @@ def _from_bucket(directory: epath.Path) -> Path:
     files = [path.name for path in directory.iterdir() if path.is_file()]
     patterns = _patterns(files, directory)
     matches = [name for name in files if any(fnmatch.fnmatch(name, glob) for glob in patterns)]
-    return storage.downloaded(directory, matches)
+    return storage.download(directory, matches)
 
 
 def _download(hub_id: str) -> Path:

@@ -124,7 +124,7 @@ def load_pretrained(
     if num_labels is None:
         raise InputError(
             f"{path_or_hub_id} has no internal classifiers yet: give num_labels= to initialize "
-            "them from scratch (1 means regression), or train them with train.py"
+            "them from scratch (1 means regression), or train them with pabee-jax train"
         )
     if exits is not None:
         if trained_labels is not None:

@@ -1,7 +1,7 @@
 """Exit criteria: the rules that decide at which layer a row exits, one class per criterion.
 
 To add a criterion, add a class decorated with `@registered("its_name")` to a file of this package.
-Every driver, `replay`, `evaluate.py --criterion` and `config.json` then accept the criterion.
+Every driver, `replay`, the option `--criterion` and `config.json` then accept the criterion.
 """
 
 from pabee_jax.criteria.agreement import Divergence, Vote

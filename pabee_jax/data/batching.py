@@ -118,7 +118,7 @@ def assemble(
         `input_ids`, `attention_mask` and `token_type_ids` (int32), `valid` (bool: true for rows of
         the dataset, false for padding rows) and, if the dataset has labels, `labels`.
     """
-    part = dataset.take(rows).fitted(sequence_length)
+    part = dataset.take(rows).resized(sequence_length)
 
     def padded(values: np.ndarray, dtype) -> np.ndarray:
         result = np.zeros((batch_size, *values.shape[1:]), dtype)
@@ -174,7 +174,7 @@ def prefetched(blocks: Iterable[Block]) -> Generator[Block]:
             yield block
 
 
-def by_bucket(
+def batches_by_bucket(
     blocks: Iterable[Dataset], batch_size: int, buckets: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, Dataset]]:
     """Yield inference batches whose rows share a bucket.
@@ -196,10 +196,10 @@ def by_bucket(
         bucket_indices = np.searchsorted(buckets, block.lengths)
         for index in np.unique(bucket_indices):
             bucket, block_rows = buckets[index], np.flatnonzero(bucket_indices == index)
-            rows, part = offset + block_rows, block.take(block_rows).fitted(bucket)
+            rows, part = offset + block_rows, block.take(block_rows).resized(bucket)
             if bucket in waiting:
                 waiting_rows, waiting_part = waiting.pop(bucket)
-                rows, part = np.concatenate([waiting_rows, rows]), waiting_part.joined(part)
+                rows, part = np.concatenate([waiting_rows, rows]), waiting_part.concatenated(part)
             batched = len(rows) // batch_size * batch_size
             for start in range(0, batched, batch_size):
                 batch = slice(start, start + batch_size)

@@ -37,13 +37,13 @@ class Dataset:
         ids, mask, segments = (values[rows] for values in self._tokens)
         return Dataset(ids, mask, segments, labels)
 
-    def fitted(self, width: int) -> "Dataset":
+    def resized(self, width: int) -> "Dataset":
         """Return the same rows, cut or padded to `width` tokens."""
         padding = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
         ids, mask, segments = (np.pad(values[:, :width], padding) for values in self._tokens)
         return Dataset(ids, mask, segments, self.labels)
 
-    def joined(self, other: "Dataset") -> "Dataset":
+    def concatenated(self, other: "Dataset") -> "Dataset":
         """Return these rows followed by the rows of `other`, which must have the same width."""
         array_pairs = zip(self._tokens, other._tokens, strict=True)
         ids, mask, segments = map(np.concatenate, array_pairs)

@@ -118,7 +118,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def gathered(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """Return the values of all processes, in process order.
 
     `value` must be serializable as JSON. Blocks until all processes have called this function.

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pabee_jax.drivers.exit_rule import Layer
-from pabee_jax.models.encoder import Batch, EarlyExitModel, Hidden, LayerGroup
+from pabee_jax.models.encoder import Batch, EarlyExitModel
+from pabee_jax.models.transformer import Hidden, LayerGroup
 
 # (hidden states, layer from 0, its parameters) -> (hidden states, logits of its exit)
 Step = Callable[[Hidden, Layer, LayerGroup], tuple[Hidden, Array]]

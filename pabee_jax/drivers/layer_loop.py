@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.exit_rule import Exits, ExitState, Layer
-from pabee_jax.models.encoder import EarlyExitModel, Hidden, Mask
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.transformer import Hidden, Mask
 
 # (layer from 0, hidden states, done) -> (hidden states, logits of this layer's exit). The hidden
 # states are a pytree that the driver chooses. The values of rows that are done are not used.

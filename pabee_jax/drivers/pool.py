@@ -29,15 +29,8 @@ from pabee_jax.drivers.layer_loop import (
     run_layers,
     zero_logits,
 )
-from pabee_jax.models.encoder import (
-    Batch,
-    EarlyExitModel,
-    Hidden,
-    KeysValues,
-    Mask,
-    Queries,
-    attention_mask,
-)
+from pabee_jax.models.encoder import Batch, EarlyExitModel, attention_mask
+from pabee_jax.models.transformer import Hidden, KeysValues, Mask, Queries
 
 Carry = TypeVar("Carry")
 # For the layer that was started last: its input hidden states, and their keys and values.

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,7 +11,7 @@ from jaxtyping import Float
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
-from pabee_jax.data.batching import bucket_of, by_bucket, inference_buckets, prefetched
+from pabee_jax.data.batching import batches_by_bucket, bucket_of, inference_buckets
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.replay import replay
@@ -20,31 +19,13 @@ from pabee_jax.drivers.shapes import next_power_of_two
 from pabee_jax.errors import InputError
 from pabee_jax.inference import compilation_cache as persistent_cache
 from pabee_jax.inference import planning
-from pabee_jax.inference.dispatch import Job, results
-from pabee_jax.inference.inputs import Text, Tokens, checked_texts, checked_tokens
+from pabee_jax.inference.dispatch import Job, run_jobs
+from pabee_jax.inference.inputs import Text, Tokens
 from pabee_jax.inference.predictions import Predictions, predictions_of
 from pabee_jax.inference.programs import run_early_exit, run_full
+from pabee_jax.inference.row_source import RowSource, row_source, tokenize
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import in_compute_dtype, merge, split
-
-_ROWS_PER_BLOCK = 256  # Number of texts that are tokenized at a time.
-
-
-class _Source(NamedTuple):
-    """The rows of one call, in blocks.
-
-    Attributes:
-        num_rows: number of rows.
-        longest: an upper bound for the number of tokens of a row.
-        buckets: the sequence lengths at which the rows run.
-        blocks: the rows, in blocks of `_ROWS_PER_BLOCK`. Iterating tokenizes the texts of a block,
-            which overlaps with the device's work on earlier blocks.
-    """
-
-    num_rows: int
-    longest: int
-    buckets: tuple[int, ...]
-    blocks: Iterable[Dataset]
 
 
 class EarlyExitClassifier:
@@ -164,13 +145,13 @@ class EarlyExitClassifier:
             exit_layers, logits = replay(self.criterion, self.all_exit_logits(inputs, batch_size))
             exit_layers, logits = np.array(exit_layers), np.array(logits)
         else:
-            source = self._source(inputs)
+            source = row_source(self.pretrained, inputs)
             exit_layers = np.empty(source.num_rows, np.int32)
             logits = np.empty(
                 (source.num_rows, self.pretrained.model.config.num_labels), np.float32
             )
             jobs = self._early_exit_jobs(source, batch_size)
-            for rows, (batch_exit_layers, batch_logits) in results(jobs, self._mesh):
+            for rows, (batch_exit_layers, batch_logits) in run_jobs(jobs, self._mesh):
                 exit_layers[rows], logits[rows] = batch_exit_layers, batch_logits
         label_names = self.pretrained.label_names
         return Predictions(predictions_of(logits), logits, exit_layers, label_names)
@@ -185,7 +166,7 @@ class EarlyExitClassifier:
         """
         planning.check_size("batch_size", batch_size)
         size = batch_size or planning.DEFAULT_BATCH_SIZE
-        source = self._source(inputs)
+        source = row_source(self.pretrained, inputs)
         config = self.pretrained.model.config
         exit_logits = np.empty(
             (source.num_rows, config.num_hidden_layers, config.num_labels), np.float32
@@ -197,9 +178,9 @@ class EarlyExitClassifier:
             del row
             return run_full(self._graph, self._parameters, batch)
 
-        batches = by_bucket(source.blocks, size, source.buckets)
+        batches = batches_by_bucket(source.blocks, size, source.buckets)
         jobs = (Job(rows, part, padded_rows, run) for rows, part in batches)
-        for rows, batch_logits in results(jobs, self._mesh):
+        for rows, batch_logits in run_jobs(jobs, self._mesh):
             exit_logits[rows] = batch_logits
         return exit_logits.swapaxes(0, 1)
 
@@ -209,12 +190,7 @@ class EarlyExitClassifier:
         Raises:
             InputError: as `predict`.
         """
-        if isinstance(inputs, Dataset):
-            return inputs
-        if isinstance(inputs, Mapping):
-            return checked_tokens(inputs, self.pretrained.model.config)
-        texts, pairs = checked_texts(inputs)
-        return self.pretrained.encode(texts, pairs)
+        return tokenize(self.pretrained, inputs)
 
     @functools.cached_property
     def pool_rows(self) -> int:
@@ -306,28 +282,7 @@ class EarlyExitClassifier:
         """The largest batch, over all devices, for which driver "auto" uses the loop."""
         return planning.backend(self._mesh).loop_rows * self._mesh.shape[sharding.DATA]
 
-    def _source(self, inputs: Sequence[Text] | Tokens | Dataset) -> _Source:
-        """Check the inputs; return their rows in blocks, which are tokenized on iteration."""
-        if isinstance(inputs, Dataset | Mapping):
-            dataset = self.tokenize(inputs)
-            num_rows, longest = len(dataset), int(dataset.lengths.max())
-            read_block = dataset.take
-        else:
-            texts, pairs = checked_texts(inputs)
-            num_rows, longest = len(texts), 0
-
-            def read_block(rows):
-                return self.pretrained.encode(texts[rows], pairs[rows])
-
-        starts = range(0, num_rows, _ROWS_PER_BLOCK)
-        blocks = (read_block(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
-        if num_rows > _ROWS_PER_BLOCK:
-            blocks = prefetched(blocks)
-        max_length = self.pretrained.max_length
-        buckets = inference_buckets(max(longest, max_length))
-        return _Source(num_rows, longest or max_length, buckets, blocks)
-
-    def _early_exit_jobs(self, source: _Source, batch_size: int | None) -> Iterator[Job]:
+    def _early_exit_jobs(self, source: RowSource, batch_size: int | None) -> Iterator[Job]:
         """Yield a job of driver `loop` or `pool` for every batch."""
         size = self._batch_size(batch_size)
         if batch_size and self._uses_pool(min(size, source.num_rows)):
@@ -347,7 +302,7 @@ class EarlyExitClassifier:
                 chunk_size=chunk_size,
             )
 
-        for rows, part in by_bucket(source.blocks, size, source.buckets):
+        for rows, part in batches_by_bucket(source.blocks, size, source.buckets):
             if self._uses_pool(len(rows)):
                 padded_rows = planning.pool_shape(len(rows), size)
                 pool = self._pool_plan(padded_rows, part.input_ids.shape[1])

@@ -33,7 +33,7 @@ class Job(NamedTuple):
     run: Callable[[dict[str, jax.Array], jax.Array], Any]
 
 
-def results(jobs: Iterable[Job], mesh: Mesh) -> Iterator[tuple[np.ndarray, Any]]:
+def run_jobs(jobs: Iterable[Job], mesh: Mesh) -> Iterator[tuple[np.ndarray, Any]]:
     """Run every job; yield (row indices, results on the host), in the order of the jobs.
 
     A few jobs are dispatched before the first result is fetched, so that the host prepares the next

@@ -128,7 +128,7 @@ def upload(source: pathlib.Path, folder: epath.Path) -> None:
         _copy(path, folder / path.relative_to(source))
 
 
-def downloaded(folder: epath.Path, names: Collection[str]) -> pathlib.Path:
+def download(folder: epath.Path, names: Collection[str]) -> pathlib.Path:
     """Return a local folder with copies of these files of `folder`.
 
     The local folder is deleted when the process ends.

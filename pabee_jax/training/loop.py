@@ -16,7 +16,7 @@ from pabee_jax.analysis import metrics
 from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
 from pabee_jax.data.batching import (
     assemble,
-    by_bucket,
+    batches_by_bucket,
     prefetched,
     rows_of_step,
     sequence_buckets,
@@ -272,7 +272,7 @@ class _Run:
         all_logits = np.empty(
             (model_config.num_hidden_layers, len(dataset), model_config.num_labels), np.float32
         )
-        for rows, part in by_bucket([dataset], size, self.buckets):
+        for rows, part in batches_by_bucket([dataset], size, self.buckets):
             process_rows = sharding.process_rows(size, self.mesh)
             part_rows = np.arange(len(part))[process_rows]
             num_rows = process_rows.stop - process_rows.start

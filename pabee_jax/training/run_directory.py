@@ -112,13 +112,13 @@ def check_shared(workdir: epath.Path) -> None:
     marker, token = workdir / _MARKER_FILE, secrets.token_hex(8)
     if processes.is_first():
         marker.write_text(token)
-    token, *_ = processes.gathered(token)
+    token, *_ = processes.gather(token)
     deadline = time.monotonic() + _MARKER_TIMEOUT_S
     while not (is_shared := marker.is_file() and marker.read_text() == token):
         if time.monotonic() > deadline:
             break
         time.sleep(1)
-    shared_by_process = processes.gathered(is_shared)
+    shared_by_process = processes.gather(is_shared)
     if processes.is_first():
         marker.unlink()
     if not all(shared_by_process):

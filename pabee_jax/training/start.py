@@ -105,7 +105,7 @@ def check_same_everywhere(
         for name, parts in data.items()
     }
     values["the hash of the initial parameters"] = _hash(split(start.model)[1])
-    first_values, *other_values = processes.gathered(values)
+    first_values, *other_values = processes.gather(values)
     for process, process_values in enumerate(other_values, start=1):
         for name, value in first_values.items():
             if process_values.get(name) != value:

@@ -1,0 +1,182 @@
+"""The embeddings and layers of a BERT or ALBERT encoder, as modules that hold parameters only.
+
+The PRNG key is an argument: `key=None` means inference, and a key means training with dropout.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from pabee_jax.models.activations import ACTIVATIONS
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.layers import Embed, LayerNorm, Linear, dropout
+
+Hidden = Float[Array, "batch seq hidden"]
+Mask = Bool[Array, "batch seq"]
+Heads = Float[Array, "batch seq heads features"]
+KeysValues = tuple[Heads, Heads]
+# Hidden states of all positions, or of the first positions only.
+Queries = Float[Array, "batch queries hidden"]
+
+
+def _split(key: Key[Array, ""] | None, count: int):
+    return [None] * count if key is None else jax.random.split(key, count)
+
+
+class Builder:
+    """A factory for submodules that share an initializer and a compute dtype."""
+
+    def __init__(self, config: ModelConfig, dtype: np.dtype, rngs: nnx.Rngs):
+        self.init = jax.nn.initializers.normal(config.initializer_range)
+        self.eps, self.dtype, self.rngs = config.layer_norm_eps, dtype, rngs
+
+    def linear(self, features_in: int, features_out: int, dtype=None) -> Linear:
+        return Linear(
+            features_in,
+            features_out,
+            kernel_init=self.init,
+            dtype=dtype or self.dtype,
+            rngs=self.rngs,
+        )
+
+    def embed(self, rows: int, features: int) -> Embed:
+        return Embed(rows, features, embedding_init=self.init, dtype=self.dtype, rngs=self.rngs)
+
+    def norm(self, features: int) -> LayerNorm:
+        # The fast variance E[x^2] - E[x]^2 cancels too many digits for the reference's epsilon of
+        # 1e-12.
+        return LayerNorm(
+            features,
+            epsilon=self.eps,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
+
+
+class Embeddings(nnx.Module):
+    """Sum of word, position and token type embeddings; ALBERT also projects to `hidden_size`."""
+
+    def __init__(self, config: ModelConfig, build: Builder):
+        size = config.embedding_size
+        self.word = build.embed(config.vocab_size, size)
+        self.position = build.embed(config.max_position_embeddings, size)
+        self.token_type = build.embed(config.type_vocab_size, size)
+        self.norm = build.norm(size)
+        # BERT has no projection. ALBERT has a projection even if the two sizes are equal.
+        is_albert = config.family == "albert"
+        self.projection = nnx.data(build.linear(size, config.hidden_size) if is_albert else None)
+        self.dropout_rate = config.hidden_dropout_prob
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch seq"],
+        token_type_ids: Int[Array, "batch seq"],
+        key: Key[Array, ""] | None = None,
+    ) -> Hidden:
+        positions = self.position(jnp.arange(input_ids.shape[1]))
+        summed = self.word(input_ids) + positions + self.token_type(token_type_ids)
+        embedded = dropout(self.norm(summed), self.dropout_rate, key)
+        return embedded if self.projection is None else self.projection(embedded)
+
+
+class TransformerLayer(nnx.Module):
+    """Self-attention and a feed-forward block, both followed by dropout, residual and LayerNorm."""
+
+    def __init__(self, config: ModelConfig, build: Builder):
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.query_projection = build.linear(hidden, hidden)
+        self.key_projection = build.linear(hidden, hidden)
+        self.value_projection = build.linear(hidden, hidden)
+        self.attention_output = build.linear(hidden, hidden)
+        self.attention_norm = build.norm(hidden)
+        self.intermediate = build.linear(hidden, inner)
+        self.output = build.linear(inner, hidden)
+        self.output_norm = build.norm(hidden)
+        self.num_heads = config.num_attention_heads
+        self.activation = config.hidden_act
+        self.dropout_rate = config.hidden_dropout_prob
+        self.attention_dropout_rate = config.attention_probs_dropout_prob
+
+    def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
+        return self.finish(hidden, self.keys_values(hidden), mask, key)
+
+    def keys_values(self, hidden: Hidden) -> KeysValues:
+        """Return the attention keys and values of all positions."""
+        return self._heads(self.key_projection(hidden)), self._heads(self.value_projection(hidden))
+
+    def finish(
+        self,
+        hidden: Queries,
+        keys_values: KeysValues,
+        mask: Mask,
+        key: Key[Array, ""] | None = None,
+    ) -> Queries:
+        """Return the layer's output at the positions of `hidden`.
+
+        `hidden` has all positions or the first positions only. `keys_values` and `mask` have all
+        positions.
+        """
+        attention_key, context_key, output_key = _split(key, 3)
+        context = self.attention_output(self._attend(hidden, keys_values, mask, attention_key))
+        hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, context_key))
+        expanded = ACTIVATIONS[self.activation](self.intermediate(hidden))
+        output = dropout(self.output(expanded), self.dropout_rate, output_key)
+        return self.output_norm(hidden + output)
+
+    def _heads(self, projected: Queries) -> Float[Array, "batch queries heads features"]:
+        return projected.reshape(*projected.shape[:2], self.num_heads, -1)
+
+    def _attend(
+        self,
+        hidden: Queries,
+        keys_values: KeysValues,
+        mask: Mask,
+        key: Key[Array, ""] | None,
+    ) -> Queries:
+        query, (keys, values) = self._heads(self.query_projection(hidden)), keys_values
+        mask = mask[:, None, None, :]
+        if key is None:
+            context = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        else:
+            context = _attention_with_dropout(
+                query, keys, values, mask, self.attention_dropout_rate, key
+            )
+        return context.reshape(hidden.shape)
+
+
+def _attention_with_dropout(query, keys, values, mask, rate, key):
+    """Return attention with dropout on the probabilities.
+
+    `jax.nn.dot_product_attention` has no dropout.
+    """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores / query.shape[-1] ** 0.5, jnp.finfo(jnp.float32).min)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1).astype(values.dtype), rate, key)
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities, values)
+
+
+class LayerGroup(nnx.Module):
+    """The parameters of one layer: `inner_group_num` transformer layers (1 for BERT)."""
+
+    def __init__(self, config: ModelConfig, build: Builder):
+        self.inner = nnx.List(
+            [TransformerLayer(config, build) for _ in range(config.inner_group_num)]
+        )
+
+    def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
+        for layer, layer_key in zip(self.inner, _split(key, len(self.inner)), strict=True):
+            hidden = layer(hidden, mask, layer_key)
+        return hidden
+
+    def start(self, hidden: Hidden, mask: Mask) -> tuple[Hidden, KeysValues]:
+        """Return the input of the last inner layer, and that layer's attention keys and values."""
+        for layer in list(self.inner)[:-1]:
+            hidden = layer(hidden, mask)
+        return hidden, self.inner[-1].keys_values(hidden)
+
+    def finish(self, hidden: Queries, keys_values: KeysValues, mask: Mask) -> Queries:
+        """Return the output at the positions of `hidden`; see `TransformerLayer.finish`."""
+        return self.inner[-1].finish(hidden, keys_values, mask)
