@@ -116,7 +116,7 @@ def _read_flax(path: Path) -> Tensors:
 
 def _read_torch(path: Path) -> Tensors:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             f"reading {path} needs PyTorch; install pabee_jax[torch], or convert the file to "

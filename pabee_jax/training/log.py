@@ -117,7 +117,7 @@ def _flatten(values: Any, name: str = ""):
 
 def _tensorboard_writer(directory: pathlib.Path):
     try:
-        from tensorboard.summary import Writer
+        from tensorboard.summary import Writer  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     return Writer(str(directory))
