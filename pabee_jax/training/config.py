@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from pabee_jax.data.config import DataConfig
+from pabee_jax.data.config import FilesConfig as FilesConfig  # For configurations of the user.
 from pabee_jax.errors import InputError
 from pabee_jax.models.config import EXIT_CHOICES
 
