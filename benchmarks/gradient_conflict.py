@@ -45,7 +45,7 @@ _QUANTITIES = {
 }
 
 
-def make_probe(graph, pooler: str):
+def make_probe(structure, pooler: str):
     """Return a compiled function from (parameters, batch) to the recorded quantities of every exit.
 
     Returns:
@@ -55,7 +55,7 @@ def make_probe(graph, pooler: str):
     """
 
     def losses_of(shared, parts, batch):
-        model = merge(graph, join_parts(parts | {"shared": shared}))
+        model = merge(structure, join_parts(parts | {"shared": shared}))
         return exit_losses(all_exit_logits(model, batch), batch["labels"], batch["valid"])
 
     def pooled_of(model, batch):
@@ -74,7 +74,7 @@ def make_probe(graph, pooler: str):
         gradients = jax.jacrev(losses_of)(parts["shared"], parts, batch)
         flat = [leaf.reshape(len(losses), -1) for leaf in jax.tree.leaves(gradients)]
         products = sum(leaf @ leaf.T for leaf in flat)
-        pooled = pooled_of(merge(graph, parameters), batch)
+        pooled = pooled_of(merge(structure, parameters), batch)
         tanh_derivative = jnp.mean(1 - pooled**2, axis=(1, 2))
         spread = jnp.sqrt(jnp.mean(jnp.var(pooled, axis=1), axis=1))
         return losses, products, tanh_derivative, spread
@@ -90,11 +90,11 @@ def train_and_probe(recipe: str, options) -> dict[str, Any]:
     examples = labeled_examples(task, "train")
     start = starting_point(config, task, examples)
     (data,) = tokenized(examples, start).values()
-    graph, parameters = split(stacked(start.model))
+    structure, parameters = split(stacked(start.model))
     mesh = sharding.make_mesh(1)
     state = sharding.replicate(initial_state(parameters, config), mesh)
-    train_step = make_train_step(graph, config, options.steps)
-    probe, exits = make_probe(graph, config.pooler), start.model.config.num_hidden_layers
+    train_step = make_train_step(structure, config, options.steps)
+    probe, exits = make_probe(structure, config.pooler), start.model.config.num_hidden_layers
     buckets = sequence_buckets(config.max_seq_length)
     record = {"recipe": recipe, "step": [], **{name: [] for name in _QUANTITIES}}
     for step in range(options.steps):

@@ -37,9 +37,9 @@ CONTROLS = {
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def straight_line(graph, parameters, batch, layers):
+def straight_line(structure, parameters, batch, layers):
     """Run the first `layers` layers with their classifiers, without a test in between."""
-    model = merge(graph, parameters)
+    model = merge(structure, parameters)
     hidden, mask = model.embed(batch)
     logits = []
     for layer in range(layers):
@@ -53,7 +53,7 @@ def timed_calls_of(
 ) -> dict[str, TimedCall]:
     """Return the calls to time, by name; every call waits for its result."""
     mesh = sharding.make_mesh(1)
-    graph, parameters = split(in_compute_dtype(model))
+    structure, parameters = split(in_compute_dtype(model))
     parameters = sharding.replicate(parameters, mesh)
     batch = random_tokens(model.config, 1, length)
     row = np.zeros(1, np.int32)
@@ -62,11 +62,11 @@ def timed_calls_of(
     def run_loop(exit_layer, control):
         schedule = ExitSchedule(np.array([exit_layer], np.int32))
         return jax.device_get(
-            run_early_exit(graph, mesh, parameters, batch, schedule, row, control=control)
+            run_early_exit(structure, mesh, parameters, batch, schedule, row, control=control)
         )
 
     def run_straight_line(layers):
-        return jax.device_get(straight_line(graph, parameters, batch, layers))
+        return jax.device_get(straight_line(structure, parameters, batch, layers))
 
     timed_calls: dict[str, TimedCall] = {}
     # The deepest exit first: its untimed call follows PyTorch, whose threads spin for a while.

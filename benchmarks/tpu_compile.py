@@ -155,7 +155,7 @@ def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     batch = {name: abstract((rows, length), jnp.int32) for name in inputs}
     if "train" in options.programs:
         yield "training step", _training_step(options, config, model, mesh, batch, abstract)
-    graph, parameters = split(jax.eval_shape(in_compute_dtype, model))
+    structure, parameters = split(jax.eval_shape(in_compute_dtype, model))
     replicated = sharding.replicated(mesh)
     parameters, criterion = jax.tree.map(
         lambda leaf: abstract(leaf.shape, leaf.dtype, replicated),
@@ -167,7 +167,7 @@ def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     for name, chunk_size in (("loop", None), ("pool", chunk)):
         if name in options.programs:
             lowered = run_early_exit.trace(
-                graph, mesh, parameters, batch, criterion, row, chunk_size=chunk_size
+                structure, mesh, parameters, batch, criterion, row, chunk_size=chunk_size
             ).lower(lowering_platforms=("tpu",))
             yield f"driver {name}", lowered
 
@@ -179,7 +179,7 @@ def _training_step(options, config: ModelConfig, model, mesh: Mesh, batch, abstr
         gradient_accumulation=options.gradient_accumulation,
     )
     check(train_config)
-    graph, parameters = split(jax.eval_shape(stacked, model))
+    structure, parameters = split(jax.eval_shape(stacked, model))
     state = jax.eval_shape(lambda parameters: initial_state(parameters, train_config), parameters)
     state_shardings = sharding.shardings(state, mesh, shard_parameters=options.shard_parameters)
     state = jax.tree.map(
@@ -187,7 +187,7 @@ def _training_step(options, config: ModelConfig, model, mesh: Mesh, batch, abstr
     )
     rows = options.batch_size
     labels = {"labels": abstract((rows,), jnp.int32), "valid": abstract((rows,), bool)}
-    step = make_train_step(graph, train_config, _TOTAL_STEPS, state_shardings)
+    step = make_train_step(structure, train_config, _TOTAL_STEPS, state_shardings)
     phase = phase_of(train_config, 0, _TOTAL_STEPS, config.num_hidden_layers)
     return step.func.trace(state, batch | labels, phase, **step.keywords).lower(
         lowering_platforms=("tpu",)

@@ -36,7 +36,7 @@ from pabee_jax.data import glue
 from pabee_jax.data.load import load_task
 from pabee_jax.io.atomic import write_atomically
 from pabee_jax.training.config import TrainConfig
-from pabee_jax.training.loop import train
+from pabee_jax.training.run import train
 from pabee_jax.training.strategy import phase_of
 
 SAVINGS = (0.25, 0.5)

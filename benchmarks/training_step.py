@@ -35,10 +35,10 @@ def random_batch(config: ModelConfig, rows: int, length: int) -> dict[str, np.nd
 def make_jax_step(model, batch, config: TrainConfig, phase: Phase) -> TimedCall:
     """Return a function that runs one training step and waits for it."""
     mesh = sharding.make_mesh(1)
-    graph, parameters = split(stacked(model))
+    structure, parameters = split(stacked(model))
     parameters = jax.tree.map(jnp.copy, parameters)  # The step donates its parameters.
     state = sharding.replicate(initial_state(parameters, config), mesh)
-    step = make_train_step(graph, config, _TOTAL_STEPS)
+    step = make_train_step(structure, config, _TOTAL_STEPS)
     batch = sharding.shard_batch(batch, mesh)
 
     def run():

@@ -89,11 +89,11 @@ def run_on(mesh, model, batch, criterion, **driver):
     padding = ((0, -rows % devices), (0, 0))
     batch = {name: np.pad(array, padding) for name, array in batch.items()}
     row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
-    graph, parameters = split(model)
+    structure, parameters = split(model)
     batch = sharding.shard_batch(batch | {"row": row}, mesh)
     row, parameters = batch.pop("row"), sharding.replicate(parameters, mesh)
     exit_layers, logits = run_early_exit(
-        graph, mesh, parameters, batch, as_arrays(criterion), row, **driver
+        structure, mesh, parameters, batch, as_arrays(criterion), row, **driver
     )
     assert (np.asarray(exit_layers[rows:]) == 0).all(), (
         "a padding row has an exit layer; a driver must not run padding rows"

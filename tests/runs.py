@@ -15,10 +15,10 @@ import pytest
 
 from helpers import tiny_checkpoint
 from pabee_jax.data.config import FilesConfig
-from pabee_jax.training import loop
+from pabee_jax.training import run
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import MeshConfig, TrainConfig
-from pabee_jax.training.loop import train
+from pabee_jax.training.run import train
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = ["good", "fine", "great", "fair", "bright", "poor", "bad", "dull", "weak", "bleak"]
@@ -86,7 +86,7 @@ class Recording:
 @pytest.fixture
 def recording(monkeypatch):
     recording = Recording()
-    save, training_batch = Checkpoints.save, loop.training_batch
+    save, training_batch = Checkpoints.save, run.training_batch
 
     def recorded_save(self, state, score):
         recording.saved[int(state.step)] = jax.device_get(state.parameters)
@@ -98,7 +98,7 @@ def recording(monkeypatch):
         return training_batch(*arguments, **options)
 
     monkeypatch.setattr(Checkpoints, "save", recorded_save)
-    monkeypatch.setattr(loop, "training_batch", batch_or_kill)
+    monkeypatch.setattr(run, "training_batch", batch_or_kill)
     return recording
 
 

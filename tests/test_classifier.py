@@ -131,10 +131,10 @@ def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch)
         runner = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=8 * length)
         plan = runner.pool_plan(rows)
         assert (plan.rows, plan.chunk_size) == (rows, 8)
-        graph, parameters = split(model)
+        structure, parameters = split(model)
         batch = random_batch(rows, length)
         program = run_early_exit.lower(
-            graph,
+            structure,
             sharding.make_mesh(1),
             parameters,
             batch,

@@ -234,7 +234,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_run_leaves_what_was_there(case, checkpoint, monkeypatch, capsys):
-    from pabee_jax.training.loop import train
+    from pabee_jax.training.run import train
 
     monkeypatch.chdir(checkpoint.parent)
     Path("mine").mkdir()

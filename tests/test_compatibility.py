@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.export import load
 from pabee_jax.training import run_directory
-from pabee_jax.training.loop import train
+from pabee_jax.training.run import train
 
 RECORDED = Path(__file__).parent / "fixtures" / "version_0_1"
 

@@ -181,10 +181,10 @@ def test_the_programs_contain_no_collectives(name, chunk_size):
         sharding.make_mesh(8),
         sharding.shard_batch(random_batch(32), sharding.make_mesh(8)),
     )
-    graph, parameters = split(model_of(name, 3))
+    structure, parameters = split(model_of(name, 3))
     criterion, row = as_arrays(Patience(1)), sharding.shard_batch({"row": np.arange(32)}, mesh)
     program = run_early_exit.lower(
-        graph, mesh, parameters, batch, criterion, row["row"], chunk_size=chunk_size
+        structure, mesh, parameters, batch, criterion, row["row"], chunk_size=chunk_size
     )
     text = program.compile().as_text()
     assert "while(" in text and not COLLECTIVES.findall(text)

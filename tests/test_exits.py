@@ -70,13 +70,13 @@ def test_the_loop_and_the_pool_equal_replay(family):
     widest_gap = int(np.argmax(np.diff(highest)))
     threshold = float(highest[widest_gap : widest_gap + 2].mean())
     mesh = sharding.make_mesh(1)
-    graph, parameters = split(model)
+    structure, parameters = split(model)
     row = np.arange(14, dtype=np.int32)
     for criterion in (Patience(0), Patience(1), MaxProbability(threshold)):
         expected_layers, expected_logits = replay(criterion, logits)
         for chunk_size in (None, 5):
             exit_layers, exit_logits = run_early_exit(
-                graph, mesh, parameters, batch, as_arrays(criterion), row, chunk_size=chunk_size
+                structure, mesh, parameters, batch, as_arrays(criterion), row, chunk_size=chunk_size
             )
             case = f"{criterion}, chunk_size {chunk_size} (None: loop)"
             np.testing.assert_array_equal(exit_layers, expected_layers, case)

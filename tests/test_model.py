@@ -163,9 +163,9 @@ def test_stacked_and_unstacked_are_inverse():
 
 def test_split_and_merge_are_inverse():
     model = tiny_model(num_hidden_groups=2, inner_group_num=2)
-    graph, parameters = split(stacked(model))
+    structure, parameters = split(stacked(model))
     assert parameters["groups.inner.1.query_projection.kernel"].shape == (2, 32, 32)
-    restored = split(merge(graph, parameters))[1]
+    restored = split(merge(structure, parameters))[1]
     assert restored.keys() == parameters.keys()
 
 

@@ -34,10 +34,10 @@ def batch_of(seed, rows=ROWS, valid=ROWS):
 def trained(model, mesh, *, shard_parameters=False, valid=ROWS, **settings):
     """Train for STEPS steps; return the exit losses of the steps, and the last state."""
     config = TrainConfig(learning_rate=1e-3, **settings)
-    graph, parameters = split(stacked(model))
+    structure, parameters = split(stacked(model))
     state = initial_state(parameters, config)
     shardings = sharding.shardings(state, mesh, shard_parameters=shard_parameters)
-    step = make_train_step(graph, config, STEPS, shardings)
+    step = make_train_step(structure, config, STEPS, shardings)
     phase, losses = phase_of(config, 0, STEPS, model.config.num_hidden_layers), []
     state = sharding.put(state, shardings)
     for seed in range(STEPS):
@@ -121,9 +121,9 @@ def test_rematerialization_changes_no_loss(alone, family):
 def test_rematerialization_needs_less_memory():
     def temporary_bytes(rematerialize):
         config = TrainConfig(rematerialize=rematerialize)
-        graph, parameters = split(stacked(small_model(num_hidden_layers=6)))
+        structure, parameters = split(stacked(small_model(num_hidden_layers=6)))
         state = initial_state(parameters, config)
-        step = make_train_step(graph, config, STEPS)
+        step = make_train_step(structure, config, STEPS)
         batch = batch_of(0, rows=64)
         phase = phase_of(config, 0, STEPS, 6)
         program = step.func.lower(state, batch, phase, **step.keywords).compile()
@@ -197,8 +197,8 @@ def test_the_program_does_not_grow_with_depth():
     def program_lines(layers):
         config = TrainConfig()
         model = EarlyExitModel(small_model(num_hidden_layers=layers).config, rngs=nnx.Rngs(0))
-        graph, parameters = split(stacked(model))
-        step = make_train_step(graph, config, STEPS)
+        structure, parameters = split(stacked(model))
+        step = make_train_step(structure, config, STEPS)
         state, phase = initial_state(parameters, config), phase_of(config, 0, STEPS, layers)
         return step.func.lower(state, batch_of(0), phase, **step.keywords).as_text().count("\n")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pabee_jax.errors import InputError
-from pabee_jax.training import digests, log, loop
+from pabee_jax.training import digests, log, run
 from pabee_jax.training.checkpoint import Checkpoints, SaveFailed
 from pabee_jax.training.config import DistillConfig, MeshConfig, TrainConfig
-from pabee_jax.training.loop import train
+from pabee_jax.training.run import train
 from pabee_jax.training.step import initial_state
 from runs import (
     TOTAL_STEPS,
@@ -115,14 +115,14 @@ def test_a_run_resumes_with_another_number_of_devices(finished, sources, recordi
 def test_sigterm_saves_the_step_and_the_run_resumes_from_the_step(
     finished, sources, tmp_path, monkeypatch
 ):
-    training_batch, previous_handler = loop.training_batch, signal.getsignal(signal.SIGTERM)
+    training_batch, previous_handler = run.training_batch, signal.getsignal(signal.SIGTERM)
 
     def batch_and_signal(*arguments, **options):
         if arguments[-1] + 1 == 7:  # Batch 7 is assembled while step 6 runs.
             signal.raise_signal(signal.SIGTERM)
         return training_batch(*arguments, **options)
 
-    monkeypatch.setattr(loop, "training_batch", batch_and_signal)
+    monkeypatch.setattr(run, "training_batch", batch_and_signal)
     with pytest.raises(SystemExit) as stopped:
         train(run_config(sources, save_every=4), tmp_path)
     assert stopped.value.code == 143

@@ -14,7 +14,7 @@ from pabee_jax.analysis.risk_control import (
     p_values,
     rows_needed,
 )
-from pabee_jax.criteria import Entropy, FixedLayer, MaxProbability, Patience
+from pabee_jax.criteria import Entropy, FixedLayer, MaxProbability, Patience, PatientConfidence
 from pabee_jax.drivers.replay import replay_many
 from pabee_jax.errors import InputError
 
@@ -168,3 +168,11 @@ def test_max_drop_and_confidence_must_be_between_0_and_1(invalid):
     values = {"max_drop": 0.01, "confidence": 0.95} | invalid
     with pytest.raises(InputError, match="must be between 0 and 1"):
         fastest_safe_setting({"a": [Entropy(0.5)]}, np.zeros((2, 3, 2), np.float32), None, **values)
+
+
+def test_criteria_without_settings_for_the_model_are_an_error():
+    families = PatientConfidence.families(np.zeros((2, 9, 2), np.float32), 10)
+    with pytest.raises(NoSetting, match="no settings for a model with 2 exits"):
+        fastest_safe_setting(
+            families, np.zeros((2, 9, 2), np.float32), None, max_drop=0.5, confidence=0.5
+        )

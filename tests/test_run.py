@@ -17,9 +17,9 @@ from pabee_jax.data.config import FilesConfig
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
-from pabee_jax.training import loop, run_directory
+from pabee_jax.training import run, run_directory
 from pabee_jax.training.config import DistillConfig
-from pabee_jax.training.loop import TrainingDiverged, train
+from pabee_jax.training.run import TrainingDiverged, train
 from runs import (
     TOTAL_STEPS,
     WORDS,
@@ -187,7 +187,7 @@ def test_overwrite_replaces_the_run_and_removes_no_other_file(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(sources, tmp_path, monkeypatch):
-    training_batch = loop.training_batch
+    training_batch = run.training_batch
 
     def batch_without_valid_rows(*arguments, **options):
         batch = training_batch(*arguments, **options)
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(sources, tmp_path, monkeypatch)
             batch["valid"] = np.zeros_like(batch["valid"])  # The mean of no rows is 0 / 0.
         return batch
 
-    monkeypatch.setattr(loop, "training_batch", batch_without_valid_rows)
+    monkeypatch.setattr(run, "training_batch", batch_without_valid_rows)
     good = tmp_path / "checkpoints" / "4"
     with pytest.raises(
         TrainingDiverged, match=rf"step 6: the loss .*last good checkpoint is {good}\b"
@@ -212,7 +212,7 @@ def test_parameters_that_are_not_finite_are_not_saved(sources, tmp_path, monkeyp
         return finite_twice.calls < 3
 
     finite_twice.calls = 0
-    monkeypatch.setattr(loop, "all_finite", finite_twice)
+    monkeypatch.setattr(run, "all_finite", finite_twice)
     good = tmp_path / "checkpoints" / "4"
     with pytest.raises(TrainingDiverged, match=rf"step 6: the new parameters .* is {good}\b"):
         train(run_config(sources), tmp_path)

@@ -47,14 +47,14 @@ def labeled_batch(labels=3, rows=8):
 
 
 def start(model, config):
-    graph, parameters = split(stacked(model))
-    return graph, initial_state(jax.tree.map(jnp.copy, parameters), config)
+    structure, parameters = split(stacked(model))
+    return structure, initial_state(jax.tree.map(jnp.copy, parameters), config)
 
 
 def run_steps(model, config, phases, batch=None):
     """Return the parameters before the first step and after every step, and the last metrics."""
-    graph, state = start(model, config)
-    step = make_train_step(graph, config, STEPS)
+    structure, state = start(model, config)
+    step = make_train_step(structure, config, STEPS)
     batch = batch or labeled_batch(model.config.num_labels)
     parameters = [jax.device_get(state.parameters)]
     for phase in phases:
@@ -146,12 +146,12 @@ def test_bias_correction_counts_the_steps_of_each_part():
 @functools.cache
 def gradients_of_each_exit(pooling):
     """Return the gradient of each exit's loss, from an independent implementation of the loss."""
-    graph, parameters = split(stacked(model_of(pooling=pooling)))
+    structure, parameters = split(stacked(model_of(pooling=pooling)))
     batch = labeled_batch()
     labels = jnp.asarray(batch["labels"])
 
     def losses(parameters):
-        logits = all_exit_logits(merge(graph, parameters), batch)
+        logits = all_exit_logits(merge(structure, parameters), batch)
         log_likelihood = jnp.take_along_axis(
             jax.nn.log_softmax(logits), labels[None, :, None], axis=2
         )
@@ -183,9 +183,9 @@ def test_gradients_of_exits_enter_the_encoder_with_the_documented_factors(poolin
     config = config_of(pooling=pooling, **fields)
     model, batch = model_of(pooling=pooling), labeled_batch()
     exit_gradients = gradients_of_each_exit(pooling)
-    graph, state = start(model, config)
+    structure, state = start(model, config)
     phase = phase_of(config, 0, STEPS, EXITS)
-    state, _ = make_train_step(graph, config, STEPS)(state, batch, phase)
+    state, _ = make_train_step(structure, config, STEPS)(state, batch, phase)
     # After one step AdamW's first moment is 0.1 times the gradient.
     moments = state.optimizer["shared"][0].mu
     for name, moment in moments.items():
@@ -279,9 +279,9 @@ def test_combined_settings_in_bfloat16_on_two_devices_follow_float32_on_one_devi
     for dtype, devices in (("float32", 1), ("bfloat16", 2)):
         model = EarlyExitModel(model_config, dtype=dtype, rngs=nnx.Rngs(0))
         mesh = sharding.make_mesh(devices)
-        graph, state = start(model, config)
+        structure, state = start(model, config)
         state = sharding.replicate(state, mesh)
-        step = make_train_step(graph, config, STEPS)
+        step = make_train_step(structure, config, STEPS)
         batch = sharding.shard_batch(labeled_batch(), mesh)
         exit_losses = []
         for index in range(3):  # Rounding errors grow from step to step.

@@ -62,10 +62,10 @@ def labeled_batch(seed=0, rows=16):
 
 
 @functools.cache
-def compiled_step(graph, weights="linear"):
+def compiled_step(structure, weights="linear"):
     """Return the compiled step; tests share compiled steps, because compiling takes seconds."""
     config = training_config(weights)
-    step = make_train_step(graph, config, TOTAL_STEPS)
+    step = make_train_step(structure, config, TOTAL_STEPS)
     phase = phase_of(config, 0, TOTAL_STEPS, 3)
     return lambda state, batch: step(state, batch, phase)
 
@@ -78,17 +78,17 @@ def training_config(weights="linear"):
 
 
 def start(model, step=0):
-    graph, parameters = split(stacked(model))
+    structure, parameters = split(stacked(model))
     # The step donates the buffers of the state, and the model may be used again.
     parameters = jax.tree.map(jnp.copy, parameters)
     state = initial_state(parameters, training_config())
-    return graph, state._replace(step=jnp.int32(step))
+    return structure, state._replace(step=jnp.int32(step))
 
 
 def one_step(model, batch, step=0, weights="linear"):
     """Return the state and the metrics after training step `step`."""
-    graph, state = start(model, step)
-    return compiled_step(graph, weights)(state, batch)
+    structure, state = start(model, step)
+    return compiled_step(structure, weights)(state, batch)
 
 
 def gradients_of(state):
@@ -106,8 +106,8 @@ def gradients_of(state):
 def test_six_steps_equal_pytorch(run):
     folder = REFERENCES / "training" / run
     expected = np.load(folder / "expected.npz")
-    graph, state = start(reference_model(run))
-    step = compiled_step(graph)
+    structure, state = start(reference_model(run))
+    step = compiled_step(structure)
     for index, batch in enumerate(reference_batches(run)):
         state, metrics = step(state, batch)
         for actual, name in (
@@ -119,7 +119,7 @@ def test_six_steps_equal_pytorch(run):
             message = f"{name} of step {index}"
             np.testing.assert_allclose(actual, expected[name][index], rtol=1e-4, err_msg=message)
     assert int(state.step) == len(expected["losses"]) == 6
-    tensors = to_tensors(unstacked(merge(graph, state.parameters)))
+    tensors = to_tensors(unstacked(merge(structure, state.parameters)))
     pytorch_tensors = load_file(folder / "final.safetensors")
     assert tensors.keys() == pytorch_tensors.keys()
     for name, tensor in pytorch_tensors.items():
@@ -237,12 +237,12 @@ def test_one_device_and_eight_devices_give_the_same_losses():
 
     def losses(devices):
         mesh = sharding.make_mesh(devices)
-        graph, state = start(small_bert())
+        structure, state = start(small_bert())
         state = sharding.replicate(state, mesh)
         result = []
         for seed in range(5):
             batch = sharding.shard_batch(labeled_batch(seed), mesh)
-            state, metrics = compiled_step(graph)(state, batch)
+            state, metrics = compiled_step(structure)(state, batch)
             result.append(metrics.exit_losses)
         assert len(metrics.loss.sharding.device_set) == devices
         return np.array(result)
@@ -299,10 +299,10 @@ def test_bfloat16_accumulates_gradients_in_float32():
     batch = jax.tree.map(jnp.asarray, labeled_batch(rows=rows))
 
     def gradients(dtype):
-        graph, parameters = split(stacked(small_bert(dtype)))
+        structure, parameters = split(stacked(small_bert(dtype)))
 
         def loss(parameters):
-            logits = all_exit_logits(merge(graph, parameters), batch)
+            logits = all_exit_logits(merge(structure, parameters), batch)
             return exit_losses(logits, batch["labels"], batch["valid"]).sum()
 
         return jax.grad(loss)(parameters)

@@ -132,11 +132,14 @@ def fastest_safe_setting(
     Raises:
         InputError: `max_drop` or `confidence` is not between 0 and 1, or the logits are regression
             scores and `tolerance` is None.
-        NoSetting: no setting qualifies, or there are too few calibration rows.
+        NoSetting: no setting qualifies, there are no settings, or there are too few calibration
+            rows.
     """
     for name, value in (("max_drop", max_drop), ("confidence", confidence)):
         if not 0 < value < 1:
             raise InputError(f"{name} must be between 0 and 1, not {value}")
+    if not families:
+        raise NoSetting(f"the criteria have no settings for a model with {len(logits)} exits")
     rows, level = logits.shape[1], (1 - confidence) / len(families)
     needed = rows_needed(0.0, max_drop, level)
     if rows < needed:

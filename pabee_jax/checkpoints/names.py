@@ -20,7 +20,7 @@ from absl import logging
 from flax import nnx, traverse_util
 
 from pabee_jax.errors import InputError
-from pabee_jax.models.config import ModelConfig, exit_modules
+from pabee_jax.models.config import FAMILIES, ModelConfig, exit_modules
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import merge, split
 
@@ -107,7 +107,7 @@ def from_tensors(
     """
     tensors = {canonical_name(name): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if "position_ids" not in name}
-    graph, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
+    structure, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
     loaded, missing, used = {}, {}, set()
     for path, shape in shapes.items():
         names = _names_in(tensors, path, config)
@@ -131,7 +131,7 @@ def from_tensors(
         loaded["classifiers.bias"] += classifier_bias
     loaded = {path: jnp.asarray(value, jnp.float32) for path, value in loaded.items()}
     report = LoadReport(tuple(absent_names), tuple(sorted(tensors.keys() - used)))
-    return merge(graph, loaded), report
+    return merge(structure, loaded), report
 
 
 def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
@@ -152,7 +152,7 @@ def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
 
 def canonical_name(name: str) -> str:
     """Return a tensor's name without wrapper and family prefixes, and with current leaf names."""
-    name = re.sub(r"^(module\.)?((bert|albert)\.)?", "", name)
+    name = re.sub(rf"^(module\.)?(({'|'.join(FAMILIES)})\.)?", "", name)
     for old, new in _OLD_NAMES:
         name = re.sub(old, new, name)
     return name

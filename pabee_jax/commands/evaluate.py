@@ -18,7 +18,7 @@ from pabee_jax.analysis.curves import curves
 from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
-from pabee_jax.commands import command_line, perturbed, risk_control
+from pabee_jax.commands import choose_setting, command_line, perturbed
 from pabee_jax.commands.config_file import USAGE
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.commands.options import define_flags, read_flags
@@ -57,7 +57,7 @@ def evaluate(options: EvaluateOptions, config: TrainConfig | None) -> None:
     """
     pretrained, task = _load(options, config)
     if options.calibrate:
-        risk_control.choose_setting(options, pretrained, task)
+        choose_setting.choose_setting(options, pretrained, task)
         return
     if options.perturbed:
         perturbed.compare_texts(options, pretrained, task)
@@ -141,9 +141,9 @@ def _checkpoints(
     if not folder.is_dir():
         raise InputError(f"--all_checkpoints: {options.checkpoint} has no training checkpoints")
     checkpoints = Checkpoints(folder, read_only=True)
-    graph, like = split(stacked(pretrained.model))
+    structure, like = split(stacked(pretrained.model))
     for step in checkpoints.steps:
-        model = unstacked(merge(graph, checkpoints.parameters(step, like)))
+        model = unstacked(merge(structure, checkpoints.parameters(step, like)))
         yield f"step {step}", dataclasses.replace(pretrained, model=model)
     checkpoints.close()
 

@@ -120,7 +120,12 @@ class EvaluateOptions:
 
     @functools.cached_property
     def settings(self) -> tuple[ExitCriterion, ...]:
-        """The rows of the table: every patience, then every setting of another criterion."""
+        """The rows of the table: every patience, then every setting of another criterion.
+
+        With --calibrate, there are no settings: the command chooses one.
+        """
+        if self.calibrate:
+            return ()
         settings = [criteria.parse(text) for text in self._criterion_texts if ":" in text]
         if self.patience is not None or not settings:
             threshold = self.regression_threshold or 0.0

@@ -16,7 +16,7 @@ from pabee_jax.commands.options import define_flags, option, read_flags, refuse_
 from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import TrainConfig
-from pabee_jax.training.loop import train
+from pabee_jax.training.run import train
 
 _TIMEOUT_S = 300
 

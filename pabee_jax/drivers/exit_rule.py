@@ -1,6 +1,7 @@
 """The exit rule: the one place that decides "this row exits at this layer".
 
-`loop`, `pool` and `replay` all call `update`, so they cannot disagree.
+`layer_loop.run_layers` (drivers `loop` and `pool`) and `replay` call `apply`, so that the drivers
+and the replay cannot disagree.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ def initial_state(
     return ExitState(criterion.init(zero_logits, row), done, exit_layer, zero_logits)
 
 
-def update(
+def apply(
     criterion: ExitCriterion,
     state: ExitState,
     logits: Float[Array, "batch classes"],

@@ -73,7 +73,7 @@ def run_layers(
     def step(state: LoopState) -> LoopState:
         hidden, logits = run_layer(state.layer, state.hidden, state.exits.done)
         layer = state.layer + 1
-        exits = exit_rule.update(criterion, state.exits, logits, layer, num_layers)
+        exits = exit_rule.apply(criterion, state.exits, logits, layer, num_layers)
         return LoopState(layer, hidden, exits)
 
     row = jnp.arange(mask.shape[0]) if row is None else row

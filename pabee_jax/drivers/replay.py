@@ -21,7 +21,7 @@ def _replay(criterion, logits):
 
     def step(state, x):
         layer, logits = x
-        return exit_rule.update(criterion, state, logits, layer, num_layers), None
+        return exit_rule.apply(criterion, state, logits, layer, num_layers), None
 
     zero_logits = jnp.zeros_like(logits[0])
     state = exit_rule.initial_state(

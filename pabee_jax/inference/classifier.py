@@ -56,7 +56,7 @@ class EarlyExitClassifier:
         self.criterion = criterion or pretrained.criterion or Patience(0)
         self._mesh = mesh or sharding.make_mesh(1)
         self._chunk_tokens = chunk_tokens
-        self._graph, parameters = split(in_compute_dtype(pretrained.model))
+        self._structure, parameters = split(in_compute_dtype(pretrained.model))
         self._parameters = sharding.replicate(parameters, self._mesh)
 
     @classmethod
@@ -119,7 +119,7 @@ class EarlyExitClassifier:
     @property
     def model(self) -> EarlyExitModel:
         """The model with its parameters on the mesh, for custom programs with `early_exit`."""
-        return merge(self._graph, self._parameters)
+        return merge(self._structure, self._parameters)
 
     @property
     def num_layers(self) -> int:
@@ -176,7 +176,7 @@ class EarlyExitClassifier:
 
         def run(batch, row):
             del row
-            return run_full(self._graph, self._parameters, batch)
+            return run_full(self._structure, self._parameters, batch)
 
         batches = batches_by_bucket(source.blocks, size, source.buckets)
         jobs = (Job(rows, part, padded_rows, run) for rows, part in batches)
@@ -293,7 +293,7 @@ class EarlyExitClassifier:
 
         def run(batch, row, chunk_size=None):
             return run_early_exit(
-                self._graph,
+                self._structure,
                 self._mesh,
                 self._parameters,
                 batch,

@@ -119,11 +119,11 @@ def _program(
     classifier: EarlyExitClassifier, sequence_length: int, platforms: Sequence[str]
 ) -> jax_export.Exported:
     """Export the driver `loop` for any number of rows, with weights and thresholds as inputs."""
-    graph, parameters = split(classifier.model)
+    structure, parameters = split(classifier.model)
     criterion_class = type(classifier.criterion)
 
     def run(weights, tokens, values):
-        return loop.early_exit(merge(graph, weights), tokens, criterion_class(**values))
+        return loop.early_exit(merge(structure, weights), tokens, criterion_class(**values))
 
     shape = (*jax_export.symbolic_shape("rows"), sequence_length)
     inputs = jax.tree.map(

@@ -23,14 +23,14 @@ Parameters = Mapping[str, Any]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_full(graph: Structure, parameters: Parameters, batch):
+def run_full(structure: Structure, parameters: Parameters, batch):
     """Return the logits of every exit, (rows, exits, classes)."""
-    return full.all_exit_logits(merge(graph, parameters), batch).swapaxes(0, 1)
+    return full.all_exit_logits(merge(structure, parameters), batch).swapaxes(0, 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("chunk_size", "control"))
 def run_early_exit(
-    graph: Structure,
+    structure: Structure,
     mesh: Mesh,
     parameters: Parameters,
     batch,
@@ -43,7 +43,7 @@ def run_early_exit(
     """Run driver `pool` in chunks of `chunk_size` rows per device; without `chunk_size`, `loop`."""
 
     def on_each_device(parameters, batch, criterion, row):
-        model = merge(graph, parameters)
+        model = merge(structure, parameters)
         if chunk_size is None:
             return loop.early_exit(model, batch, criterion, row, control=control)
         return pool.pooled_early_exit(

@@ -80,8 +80,8 @@ def in_compute_dtype(model: EarlyExitModel) -> EarlyExitModel:
 
     The pooler and the classifiers stay in float32.
     """
-    graph, parameters = split(model)
+    structure, parameters = split(model)
     for name, value in parameters.items():
         if not name.startswith(("pooler.", "classifiers.")):
             parameters[name] = value.astype(model.dtype)
-    return merge(graph, parameters)
+    return merge(structure, parameters)

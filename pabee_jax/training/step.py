@@ -64,7 +64,7 @@ def initial_state(parameters: Parameters, config: TrainConfig) -> TrainState:
 
 
 def make_train_step(
-    graph: Structure, config: TrainConfig, total_steps: int, shardings: TrainState | None = None
+    structure: Structure, config: TrainConfig, total_steps: int, shardings: TrainState | None = None
 ) -> functools.partial[tuple[TrainState, StepMetrics]]:
     """Return the compiled training step, a function of (state, batch, phase).
 
@@ -72,7 +72,7 @@ def make_train_step(
     if the encoder is frozen, the step has no backward pass through the encoder.
 
     Args:
-        graph: the structure of the model.
+        structure: the structure of the model.
         config: the configuration of the run.
         total_steps: the step at which the learning rate reaches 0.
         shardings: the shardings of the new state; absent, the compiler chooses.
@@ -81,7 +81,7 @@ def make_train_step(
     schedule = learning_rate_schedule(config, total_steps)
 
     def loss_of(trained, frozen, batch, count, key, phase):
-        model = merge(graph, join_parts(frozen | trained))
+        model = merge(structure, join_parts(frozen | trained))
         scales = gradient_scales(phase)
         logits = training_logits(model, batch, key, scales, rematerialize=config.rematerialize)
         losses = exit_losses(logits, batch["labels"], batch["valid"], count)
@@ -148,7 +148,7 @@ def _microbatches(batch: Batch, count: int) -> Batch:
 
 
 def make_eval_step(
-    graph: Structure, mesh: Mesh | None = None
+    structure: Structure, mesh: Mesh | None = None
 ) -> Callable[[Parameters, Batch], Float[Array, "exits batch classes"]]:
     """Return the compiled evaluation step, which computes all exits' logits without dropout.
 
@@ -156,7 +156,7 @@ def make_eval_step(
     """
 
     def eval_step(parameters, batch):
-        return all_exit_logits(merge(graph, parameters), batch)
+        return all_exit_logits(merge(structure, parameters), batch)
 
     return jax.jit(eval_step, out_shardings=mesh and sharding.replicated(mesh))
 

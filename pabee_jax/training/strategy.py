@@ -39,20 +39,20 @@ def phase_of(config: TrainConfig, step: int, total_steps: int, num_exits: int) -
     The phase is a function of the arguments only, so that a resumed run has the same phases.
     """
     weights = exit_weights(config.loss.weights, num_exits)
-    last_alone = exit_weights("last", num_exits)
+    last_exit_only = exit_weights("last", num_exits)
     if config.strategy == "joint":
         return _phase(config, weights)
     if config.strategy == "alternating":  # BERxiT counts steps from 1.
-        return _phase(config, weights if step % 2 else last_alone)
-    if not in_last_phase(config, step, total_steps):
-        return _phase(config, last_alone)
+        return _phase(config, weights if step % 2 else last_exit_only)
+    if not trains_early_exits(config, step, total_steps):
+        return _phase(config, last_exit_only)
     if config.strategy == "last_first":
         return _phase(config, weights)
     early_sum = sum(weights[:-1])
     return Phase((*(weight / early_sum for weight in weights[:-1]), 0.0), ("early",))
 
 
-def in_last_phase(config: TrainConfig, step: int, total_steps: int) -> bool:
+def trains_early_exits(config: TrainConfig, step: int, total_steps: int) -> bool:
     """Return whether step `step`, counted from 0, is in the last phase of the strategy.
 
     The last phase trains the early exits. A strategy without phases is always in its last phase.

@@ -48,7 +48,7 @@ from pabee_jax.training.step import (
     make_train_step,
 )
 from pabee_jax.training.stop import StopRequest
-from pabee_jax.training.strategy import in_last_phase, phase_of
+from pabee_jax.training.strategy import phase_of, trains_early_exits
 
 
 class TrainingDiverged(InputError):
@@ -108,13 +108,13 @@ class _Run:
         self.eval_every = config.eval_every or self.epoch_steps
         self.save_every = config.save_every or self.eval_every
         self.num_exits = start.model.config.num_hidden_layers
-        self.graph, parameters = split(stacked(start.model))
+        self.structure, parameters = split(stacked(start.model))
         state = initial_state(parameters, config)
         shardings = sharding.shardings(state, mesh, shard_parameters=config.mesh.shard_parameters)
         self.state = sharding.put(state, shardings)
         self.speed = Speed(start.model.config, mesh.size)
-        self.train_step = make_train_step(self.graph, config, self.total_steps, shardings)
-        self.eval_step = make_eval_step(self.graph, mesh)
+        self.train_step = make_train_step(self.structure, config, self.total_steps, shardings)
+        self.eval_step = make_eval_step(self.structure, mesh)
 
     def run(self) -> None:
         """Resume from the latest checkpoint if there is a checkpoint, train, and export."""
@@ -198,7 +198,7 @@ class _Run:
         if not all_finite(self.state.parameters):
             self._stop_diverged(self.step, "the new parameters are not finite")
         score = self._evaluate() if self._is_due(self.eval_every) else None
-        if not in_last_phase(self.config, self.step - 1, self.total_steps):
+        if not trains_early_exits(self.config, self.step - 1, self.total_steps):
             score = None  # The early exits are not trained yet: this step must not become the best.
         # The best step can only be exported if every evaluated step was saved.
         may_be_best = score is not None and self.config.export == "best"
@@ -292,7 +292,7 @@ class _Run:
         gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
         parameters = jax.device_get(gather(parameters))
         if processes.is_first():
-            model = unstacked(merge(self.graph, parameters))
+            model = unstacked(merge(self.structure, parameters))
             save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
         processes.wait_for_all("the parameters are written")
         self._print(f"the parameters of step {step} are in {self.workdir}")
