@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import command_line
 from benchmarks.models import SHAPES
@@ -135,8 +135,7 @@ def pod_mesh(topology: str, model: int) -> Mesh:
     count = len(pod.devices)
     if count % model:
         raise InputError(f"--mesh_model {model} does not divide the {count} chips of {topology}")
-    devices = np.array(pod.devices).reshape(-1, model)
-    return Mesh(devices, (sharding.DATA, sharding.MODEL), axis_types=(AxisType.Auto,) * 2)
+    return sharding.mesh_of(pod.devices, model)
 
 
 def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:

@@ -141,8 +141,15 @@ def program(sources, tmp_path_factory):
     """
     config = run_config(sources, max_seq_length=16, num_epochs=15, eval_every=6, save_every=3)
     path = tmp_path_factory.mktemp("config") / "config.py"
+    # The configuration is the user's code, so that it can give the processes of a run the device
+    # order of a TPU pod.
     path.write_text(
-        "from pabee_jax.training.config import *\n\n\n"
+        "import sys\n"
+        "from pabee_jax.training.config import *\n"
+        "if '--multihost' in sys.argv:\n"
+        f"    sys.path.append({str(Path(__file__).parent)!r})\n"
+        "    import device_orders\n"
+        "    device_orders.permute_meshes()\n\n\n"
         f"def get_config() -> TrainConfig:\n    return {config!r}\n"
     )
 
@@ -182,6 +189,8 @@ def free_port():
 
 def start_all(program, workdir, count, devices, *arguments, only=None, logs=None):
     """Start one run in `count` processes with `devices` devices per process.
+
+    The mesh has the device order of a TPU pod (`device_orders`).
 
     Args:
         program: the fixture `program`.

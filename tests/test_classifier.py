@@ -15,10 +15,12 @@ from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import as_arrays
 from pabee_jax.distributed import sharding
+from pabee_jax.drivers import replay as replay_module
+from pabee_jax.drivers.shapes import previous_power_of_two
 from pabee_jax.inference import classifier as classifier_module
 from pabee_jax.inference import dispatch, planning
 from pabee_jax.inference.dispatch import Job
-from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.inference.programs import run_early_exit, run_full
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
 
@@ -122,10 +124,36 @@ def test_two_hundred_calls_after_warmup_compile_nothing(classifier):
     assert run_early_exit._cache_size() == compiled
 
 
+def test_the_shapes_of_pools_are_few_for_any_batch_size():
+    shapes = {
+        planning.pool_shape(rows, previous_power_of_two(batch_size))
+        for batch_size in range(1, 4097)
+        for rows in {1, max(1, batch_size // 3), previous_power_of_two(batch_size)}
+    }
+    assert shapes == {2**power for power in range(13)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["auto", "full"])
+def test_the_number_of_programs_is_bounded_for_any_batch_sizes(classifier, driver):
+    """At most three lengths, each with at most 2 loops and pools of 1, 2, 4, 8, 16 and 32 rows."""
+    runner, random = with_driver(classifier, driver), np.random.default_rng(0)
+    program = run_full if driver == "full" else run_early_exit
+    before, replays = program._cache_size(), replay_module._replay_one._cache_size()
+    for _ in range(60):
+        rows, batch_size = random.integers(1, 64, 2)
+        batch = random_batch(int(rows), int(random.integers(2, 20)))
+        batch = {name: np.minimum(values, 4) for name, values in batch.items()}
+        predictions = runner.predict(batch, int(batch_size))
+        assert len(predictions.labels) == rows
+    assert program._cache_size() - before <= 3 * 8
+    assert replay_module._replay_one._cache_size() - replays <= 7
+
+
 def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch):
     """The test compares the plan with the compiler's memory analysis of the program."""
     shape = dict(num_hidden_layers=3, hidden_size=64, intermediate_size=256, num_attention_heads=4)
-    for family, rows, length in (("bert", 96, 24), ("albert", 200, 16)):
+    for family, rows, length in (("bert", 64, 24), ("albert", 256, 16)):
         model = tiny_model(family, **shape)
         pretrained = Pretrained(model, None, {}, ("0", "1", "2"), length)
         runner = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=8 * length)

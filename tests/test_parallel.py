@@ -1,10 +1,15 @@
 """Training gives the same losses on any mesh, with microbatches and with rematerialization."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
+import device_orders
 from helpers import random_batch, tiny_model
 from pabee_jax import InputError
 from pabee_jax.distributed import sharding
@@ -54,17 +59,18 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    ("family", "data", "model", "shard_parameters"),
+    ("family", "data", "model", "shard_parameters", "order"),
     [
-        ("bert", 8, 1, True),
-        ("bert", 4, 2, False),
-        ("bert", 2, 4, True),
-        ("albert", 2, 4, True),
+        ("bert", 8, 1, True, "of a pod"),
+        ("bert", 4, 2, False, "of a pod"),
+        ("bert", 2, 4, True, "of the CPU"),
+        ("albert", 2, 4, True, "of a pod"),
     ],
 )
-def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_parameters):
+def test_every_mesh_gives_the_same_losses(alone, family, data, model, shard_parameters, order):
     """The models have dropout, whose masks must not depend on the mesh."""
     mesh = sharding.make_mesh(data, model)
+    mesh = device_orders.permuted(mesh) if order == "of a pod" else mesh
     losses, state = trained(small_model(family), mesh, shard_parameters=shard_parameters)
     np.testing.assert_allclose(losses, alone[family][0], rtol=1e-5)
     for name, value in state.parameters.items():
@@ -206,4 +212,60 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_one_process_reads_the_whole_batch():
-    assert sharding.process_rows(24, sharding.make_mesh(4, 2)) == slice(0, 24)
+    for mesh in (sharding.make_mesh(4, 2), device_orders.permuted(sharding.make_mesh(8))):
+        assert sharding.process_rows(24, mesh).tolist() == list(range(24))
+
+
+def rows_by_process(mesh, batch_size):
+    count = 1 + max(device.process_index for device in mesh.devices.flat)
+    return [sharding.process_rows(batch_size, mesh, process).tolist() for process in range(count)]
+
+
+@pytest.mark.parametrize("pod", device_orders.BY_PROCESS)
+def test_the_processes_of_a_pod_read_every_row_once(pod):
+    """Row r is on the device r // 2 of the mesh axis `data`, in the order of the pod."""
+    by_process = device_orders.BY_PROCESS[pod]
+    rows = rows_by_process(device_orders.stand_in_mesh(by_process), 2 * len(by_process))
+    assert sorted(itertools.chain(*rows)) == list(range(2 * len(by_process)))
+    for process, process_rows in enumerate(rows):
+        assert [by_process[row // 2] for row in process_rows] == [process] * len(process_rows)
+
+
+def test_the_rows_of_a_process_are_not_contiguous_on_a_pod():
+    mesh = device_orders.stand_in_mesh(device_orders.BY_PROCESS["v5e:4x4"])
+    assert rows_by_process(mesh, 16)[0] == [0, 1, 6, 15]
+
+
+def test_processes_that_share_rows_over_the_model_axis_read_the_same_rows():
+    rows = rows_by_process(device_orders.stand_in_mesh([0, 1, 0, 1], model=2), 4)
+    assert rows == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+TOPOLOGIES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("size", TOPOLOGIES)
+def test_every_process_of_every_pod_reads_the_rows_of_its_devices(chip, size, monkeypatch):
+    """libtpu describes the pods; pip install --no-deps libtpu==0.0.42.1 for jax 0.10.2."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{size}").devices
+    for model in (1, 2, 4):
+        mesh = sharding.mesh_of(devices, model)
+        batch_size = 2 * mesh.shape[sharding.DATA]
+        rows = NamedSharding(mesh, PartitionSpec(sharding.DATA)).devices_indices_map((batch_size,))
+        for process in {device.process_index for device in devices}:
+            expected = {
+                row
+                for device, (part, *_) in rows.items()
+                if device.process_index == process
+                for row in range(batch_size)[part]
+            }
+            assert sharding.process_rows(batch_size, mesh, process).tolist() == sorted(expected)
+        by_process = [device.process_index for device in mesh.devices.flat]
+        recorded = device_orders.BY_PROCESS.get(f"v5e:{size}")
+        if model == 1 and recorded:
+            assert by_process == recorded, "tests/device_orders.py is not what libtpu says"

@@ -88,6 +88,17 @@ def test_a_killed_process_ends_the_others_and_fewer_processes_resume(program, al
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("interrupted", [0, 1])
+def test_ctrl_c_in_one_process_ends_all_processes(program, tmp_path, interrupted):
+    workdir = tmp_path / "run"
+    running = running_for_ten_steps(program, workdir, 2, 1)
+    running[interrupted].send_signal(signal.SIGINT)
+    assert running[interrupted].wait(timeout=60) == 130, outputs(workdir)
+    assert running[1 - interrupted].wait(timeout=60) != 0
+    assert "Traceback" not in workdir.with_suffix(f".{interrupted}.log").read_text()
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_processes_after_the_same_step(program, alone, tmp_path):
     workdir = tmp_path / "run"
     running = running_for_ten_steps(program, workdir, 2, 1)

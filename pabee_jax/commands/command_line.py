@@ -55,7 +55,7 @@ def run(
             _stop(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            processes.end(130)
         except Exception as error:
             if refused := storage.refusal(error):
                 _stop(f"{refused}: {getattr(error, 'filename', None) or error}")

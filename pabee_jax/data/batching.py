@@ -143,7 +143,7 @@ def training_batch(
     seed: int,
     step: int,
     order: str = "shuffled",
-    part: slice = slice(None),
+    batch_rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the batch of `step`, or the part of the batch that one process needs.
 
@@ -152,12 +152,15 @@ def training_batch(
 
     Args:
         order: see `TrainConfig.order`.
-        part: the rows to assemble, as a slice of the whole batch.
+        batch_rows: the rows of the batch to assemble, as ascending indices below `batch_size`;
+            absent, all rows.
     """
     rows = rows_of_step(dataset, batch_size, seed, step, order)
     longest = int(dataset.lengths[rows].max())
-    size = len(range(batch_size)[part])
-    return assemble(dataset, rows[part], size, bucket_of(longest, buckets))
+    if batch_rows is None:
+        batch_rows = np.arange(batch_size)
+    existing = batch_rows[batch_rows < len(rows)]  # The last batch of an epoch may have fewer rows.
+    return assemble(dataset, rows[existing], len(batch_rows), bucket_of(longest, buckets))
 
 
 def prefetched(blocks: Iterable[Block]) -> Generator[Block]:

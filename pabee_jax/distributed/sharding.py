@@ -6,12 +6,14 @@ devices and processes: XLA adds the communication (GSPMD).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from pabee_jax.errors import InputError
 from pabee_jax.models.config import ModelConfig
@@ -58,8 +60,29 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
             f"the mesh has {count * model} devices, but the {jax.process_count()} processes have "
             f"{len(devices)}; set mesh.data=-1 to use all of them"
         )
-    shape, axes = (count, model), (DATA, MODEL)
-    return jax.make_mesh(shape, axes, (AxisType.Auto,) * 2, devices=devices[: count * model])
+    return mesh_of(devices[: count * model], model)
+
+
+def mesh_of(devices: Sequence[Any], model: int) -> Mesh:
+    """Return the mesh over all of these devices, with `model` of them along the axis `model`.
+
+    On TPUs, JAX orders the devices along the rings of the interconnect. In this order, the devices
+    of one process are usually not next to each other.
+
+    Raises:
+        InputError: the TPU devices are no box of the interconnect.
+    """
+    shape = (len(devices) // model, model)
+    try:
+        # Not `jax.make_mesh`, which splits no axis of a TPU pod except on v5e: it refuses a model
+        # axis of 2 on v6e:4x4.
+        order = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except AssertionError:  # JAX's only check of the devices' coordinates.
+        raise InputError(
+            f"the mesh has {len(devices)} devices, which form no box of the TPU interconnect; set "
+            "mesh.data=-1 to use all devices"
+        ) from None
+    return Mesh(order, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
@@ -134,12 +157,26 @@ def put(tree: Any, where: Any) -> Any:
     return jax.tree.map(global_array, tree, where)
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> slice:
-    """Return the rows of a batch that this process must load: all rows with one process."""
-    sharding = NamedSharding(mesh, PartitionSpec(DATA))
-    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    ranges = [index[0].indices(batch_size) for index in indices if index]
-    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+def process_rows(
+    batch_size: int, mesh: Mesh, process: int | None = None
+) -> Int[np.ndarray, " rows"]:
+    """Return the rows of a batch that the devices of one process hold, in ascending order.
+
+    The rows of a process need not be contiguous: they depend on the order of the devices in the
+    mesh.
+
+    Args:
+        batch_size: rows of the whole batch.
+        mesh: over whose axis `data` the rows are sharded.
+        process: index of the process; absent, this process.
+    """
+    process = jax.process_index() if process is None else process
+    indices = NamedSharding(mesh, PartitionSpec(DATA)).devices_indices_map((batch_size,))
+    held = np.zeros(batch_size, bool)
+    for device, (rows, *_) in indices.items():
+        if device.process_index == process:
+            held[rows] = True
+    return np.flatnonzero(held)
 
 
 def shard_batch(
@@ -147,16 +184,27 @@ def shard_batch(
 ) -> dict[str, jax.Array]:
     """Return the batch with the leading axis of every array sharded over the mesh axis `data`.
 
-    In a run with several processes, `batch` has only the rows `process_rows` of a batch of
-    `batch_size` rows.
+    Args:
+        batch: the rows `process_rows(batch_size, mesh)` of the whole batch, in this order; with one
+            process, these are all rows.
+        mesh: the mesh.
+        batch_size: rows of the whole batch; absent, the rows of `batch`.
     """
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
+    if batch_size is None:
+        raise ValueError("batch_size is needed in a run of several processes")
+    first_local_row = np.searchsorted(process_rows(batch_size, mesh), np.arange(batch_size))
 
     def global_array(local_rows):
-        shape = (batch_size or len(local_rows), *local_rows.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, local_rows, shape)
+        def shard(index):
+            start, stop, _ = index[0].indices(batch_size)
+            first = first_local_row[start]
+            return local_rows[first : first + stop - start]
+
+        shape = (batch_size, *local_rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, shard)
 
     return {name: global_array(local_rows) for name, local_rows in batch.items()}
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Float, Int
 
 from pabee_jax.criteria import ExitCriterion, as_arrays
 from pabee_jax.drivers import exit_rule
@@ -38,10 +38,10 @@ _replay_many = jax.jit(jax.vmap(_replay, in_axes=(0, None)))
 
 def replay(
     criterion: ExitCriterion, logits: ArrayLike
-) -> tuple[Int[Array, " rows"], Float[Array, "rows classes"]]:
+) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, "rows classes"]]:
     """Return the exit layer (from 1) and the logits that `criterion` gives each row.
 
-    The exit rule is the drivers' own (`exit_rule.update`), so that replay and drivers cannot
+    The exit rule is the drivers' own (`exit_rule.apply`), so that replay and drivers cannot
     disagree. A new threshold does not recompile.
 
     Args:
@@ -52,8 +52,8 @@ def replay(
         InputError: `logits` is not of shape (exits, rows, classes).
     """
     padded, rows = _padded(logits)
-    exit_layer, exit_logits = _replay_one(as_arrays(criterion), padded)
-    return exit_layer[:rows], exit_logits[:rows]
+    exit_layers, exit_logits = jax.device_get(_replay_one(as_arrays(criterion), padded))
+    return exit_layers[:rows], exit_logits[:rows]
 
 
 def replay_many(
@@ -83,13 +83,16 @@ def replay_many(
     return exit_layers, exit_logits
 
 
-def _padded(logits: ArrayLike) -> tuple[Array, int]:
-    """Return the logits, padded to a power of two of rows, and the number of rows before."""
-    logits = jnp.asarray(logits, jnp.float32)
+def _padded(logits: ArrayLike) -> tuple[np.ndarray, int]:
+    """Return the logits, padded to a power of two of rows, and the number of rows before.
+
+    On the host: on a device, padding would compile a program for every number of rows.
+    """
+    logits = np.asarray(logits, np.float32)
     if logits.ndim != 3 or 0 in logits.shape:
         raise InputError(
             f"logits must have shape (exits, rows, classes), all at least 1, not {logits.shape}"
         )
     rows = logits.shape[1]
     # Padding to a power of two lets many row counts share a program.
-    return jnp.pad(logits, ((0, 0), (0, next_power_of_two(rows) - rows), (0, 0))), rows
+    return np.pad(logits, ((0, 0), (0, next_power_of_two(rows) - rows), (0, 0))), rows

@@ -15,7 +15,7 @@ from pabee_jax.data.batching import batches_by_bucket, bucket_of, inference_buck
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.replay import replay
-from pabee_jax.drivers.shapes import next_power_of_two
+from pabee_jax.drivers.shapes import next_power_of_two, previous_power_of_two
 from pabee_jax.errors import InputError
 from pabee_jax.inference import compilation_cache as persistent_cache
 from pabee_jax.inference import planning
@@ -133,8 +133,9 @@ class EarlyExitClassifier:
         Args:
             inputs: a list of texts and (text, text) pairs; or a dict of `input_ids` and optionally
                 `attention_mask` and `token_type_ids`, each (N, S) int; or a `Dataset`.
-            batch_size: rows that run together; absent, `pool_rows` for the drivers "pool" and
-                "auto", and 32 for "loop" and "full".
+            batch_size: the largest number of rows that run together, rounded down to a power of
+                two; absent, `pool_rows` for the drivers "pool" and "auto", and 32 for "loop" and
+                "full".
 
         Raises:
             InputError: `inputs` is empty, the model does not have a token id, or a pool of
@@ -143,7 +144,6 @@ class EarlyExitClassifier:
         planning.check_size("batch_size", batch_size)
         if self.driver == "full":
             exit_layers, logits = replay(self.criterion, self.all_exit_logits(inputs, batch_size))
-            exit_layers, logits = np.array(exit_layers), np.array(logits)
         else:
             source = row_source(self.pretrained, inputs)
             exit_layers = np.empty(source.num_rows, np.int32)
@@ -165,7 +165,7 @@ class EarlyExitClassifier:
             InputError: as `predict`.
         """
         planning.check_size("batch_size", batch_size)
-        size = batch_size or planning.DEFAULT_BATCH_SIZE
+        size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
         source = row_source(self.pretrained, inputs)
         config = self.pretrained.model.config
         exit_logits = np.empty(
@@ -207,14 +207,15 @@ class EarlyExitClassifier:
         """Return the sizes of the pool for a batch size, and its memory. Allocates nothing.
 
         Args:
-            batch_size: rows of the pool; absent, `pool_rows`: the device's default number of rows,
+            batch_size: as in `predict`; absent, `pool_rows`: the device's default number of rows,
                 or fewer where the pool would exceed a quarter of the free memory.
             sequence_length: tokens per row; absent, the checkpoint's maximum.
 
         Raises:
             InputError: a size is below 1.
         """
-        rows = self.pool_rows if batch_size is None else batch_size
+        planning.check_size("batch_size", batch_size)
+        rows = self.pool_rows if batch_size is None else previous_power_of_two(batch_size)
         length = self.pretrained.max_length if sequence_length is None else sequence_length
         return self._pool_plan(rows, length)
 
@@ -270,8 +271,15 @@ class EarlyExitClassifier:
         return self.driver in ("auto", "pool")
 
     def _batch_size(self, batch_size: int | None) -> int:
-        """Return `batch_size`, or the default of the driver."""
-        return batch_size or (self.pool_rows if self._may_pool else planning.DEFAULT_BATCH_SIZE)
+        """Return the rows that run together: `batch_size`, or the default of the driver.
+
+        `batch_size` is a limit. It is rounded down to a power of two, so that the number of
+        programs that a process compiles is bounded for any sequence of calls: after about 90
+        programs of 12 layers, a process has as many memory maps as Linux allows.
+        """
+        if batch_size is not None:
+            return previous_power_of_two(batch_size)
+        return self.pool_rows if self._may_pool else planning.DEFAULT_BATCH_SIZE
 
     def _uses_pool(self, rows: int) -> bool:
         """Return whether a batch of `rows` rows runs in a pool."""

@@ -63,5 +63,8 @@ def row_source(pretrained: Pretrained, inputs: Sequence[Text] | Tokens | Dataset
     blocks = (read_block(slice(start, start + _ROWS_PER_BLOCK)) for start in starts)
     if num_rows > _ROWS_PER_BLOCK:
         blocks = prefetched(blocks)
-    buckets = inference_buckets(max(longest, pretrained.max_length))
+    limit = pretrained.max_length
+    if longest > limit:  # One more set of buckets, whatever the lengths of tokenized rows.
+        limit = pretrained.model.config.max_position_embeddings
+    buckets = inference_buckets(limit)
     return RowSource(num_rows, longest or pretrained.max_length, buckets, blocks)

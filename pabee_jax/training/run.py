@@ -185,7 +185,7 @@ class _Run:
             config.seed,
             step,
             order=config.order,
-            part=sharding.process_rows(size, self.mesh),
+            batch_rows=sharding.process_rows(size, self.mesh),
         )
         rows = rows_of_step(self.training_data, size, config.seed, step, config.order)
         tokens = int(self.training_data.lengths[rows].sum())
@@ -274,9 +274,8 @@ class _Run:
         )
         for rows, part in batches_by_bucket([dataset], size, self.buckets):
             process_rows = sharding.process_rows(size, self.mesh)
-            part_rows = np.arange(len(part))[process_rows]
-            num_rows = process_rows.stop - process_rows.start
-            batch = assemble(part, part_rows, num_rows, part.input_ids.shape[1])
+            part_rows = process_rows[process_rows < len(part)]
+            batch = assemble(part, part_rows, len(process_rows), part.input_ids.shape[1])
             batch = sharding.shard_batch(batch, self.mesh, size)
             logits = self.eval_step(self.state.parameters, batch)
             # The last rows of a batch may be padding rows.
