@@ -35,7 +35,7 @@ def finished_run(folder, rows=ROWS, seed=3):
     files = FilesConfig(train="train.jsonl", dev="dev.jsonl", test="test.jsonl")
     config = TrainConfig(task="files", model="-", data_dir=str(folder), files=files, seed=seed)
     config.max_seq_length = 32
-    run_directory.prepare(folder / "run", config, overwrite=False)
+    run_directory.prepare(folder / "run", config, {}, overwrite=False)
     classifier = EarlyExitClassifier.from_pretrained(str(checkpoint), num_labels=2, seed=seed)
     classifier.pretrained = dataclasses.replace(classifier.pretrained, label_names=("no", "yes"))
     classifier.save_pretrained(folder / "run")

@@ -71,7 +71,7 @@ def checkpoint(tmp_path):
     values |= {"intermediate_size": 48, "max_position_embeddings": 24}
     directory = tmp_path / "run"
     config = parsed(*DEMO, *SMALL, "--config.seed=7")
-    run_directory.prepare(directory, config, overwrite=False)
+    run_directory.prepare(directory, config, {}, overwrite=False)
     save_pretrained(Pretrained(model, tokenizer, values, demo.LABEL_NAMES, 16), directory)
     return directory
 

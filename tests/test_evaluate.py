@@ -124,7 +124,7 @@ def test_data_with_another_number_of_outputs_is_an_input_error(run, tmp_path):
 
 def test_a_run_without_weights_config_or_checkpoints_is_an_input_error(run, tmp_path):
     config = run_directory.read_config(run)
-    run_directory.prepare(tmp_path / "new", config, overwrite=False)
+    run_directory.prepare(tmp_path / "new", config, {}, overwrite=False)
     with pytest.raises(InputError, match="is not finished: resume it with the train command"):
         evaluate(options(tmp_path / "new"), None)
     with pytest.raises(InputError, match="give --config glue:TASK"):

@@ -248,8 +248,8 @@ def test_overwrite_removes_the_results_of_the_previous_run(run, studied, tmp_pat
     shutil.copytree(studied, folder, dirs_exist_ok=True)
     for name in ("perturbed.csv", "perturbed.json"):
         (folder / name).touch()
-    run_directory.prepare(folder, run_directory.read_config(folder), overwrite=True)
-    assert [path.name for path in folder.iterdir()] == ["train_config.json"]
+    run_directory.prepare(folder, run_directory.read_config(folder), {}, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"train_config.json", "train_inputs.json"}
 
 
 def test_a_setting_is_described_by_its_name_and_its_fields():

@@ -2,15 +2,20 @@
 
 import errno
 import resource
+import shutil
 import signal
 import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
+from safetensors.numpy import load_file, save_file
 
+from pabee_jax import Patience
+from pabee_jax.checkpoints.pretrained import save_criterion
 from pabee_jax.errors import InputError
-from pabee_jax.training import digests, log, run
+from pabee_jax.training import digests, log, run, run_directory
 from pabee_jax.training.checkpoint import Checkpoints, SaveFailed
 from pabee_jax.training.config import DistillConfig, MeshConfig, TrainConfig
 from pabee_jax.training.run import train
@@ -328,3 +333,55 @@ def test_a_process_killed_repeatedly_while_saving_resumes(program, undisturbed, 
 
         kill_when(process, workdir, late_moment)
     assert_ends_like(undisturbed, program, workdir)
+
+
+def test_a_finished_run_is_left_as_it_is(sources, finished, tmp_path, capsys):
+    """Also with the criterion that was chosen for it, and if its data changed meanwhile."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    save_criterion(workdir, Patience(1), {"max_drop": 0.1})
+    before = contents(workdir)
+    config = run_config(sources)
+    train(config, workdir)
+    assert "is finished and was left as it is" in capsys.readouterr().out
+    assert contents(workdir) == before
+
+
+def test_a_run_is_not_resumed_with_other_rows_or_parameters(sources, recording, tmp_path):
+    copy = shutil.copytree(sources, tmp_path / "sources")
+    config, workdir = run_config(copy), tmp_path / "run"
+    recording.kill_in_step = 6
+    with pytest.raises(Killed):
+        train(config, workdir)
+    recording.kill_in_step = None
+    rows = (copy / "train.csv").read_text()
+    (copy / "train.csv").write_text(
+        rows.replace(",yes", ",?").replace(",no", ",yes").replace(",?", ",no")
+    )
+    before = contents(workdir)
+    with pytest.raises(InputError, match="started from other train rows"):
+        train(config, workdir)
+    (copy / "train.csv").write_text(rows)
+    tensors = load_file(copy / "model" / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    save_file(tensors | {name: 2 * tensors[name]}, copy / "model" / "model.safetensors")
+    with pytest.raises(InputError, match="started from other pretrained parameters"):
+        train(config, workdir)
+    assert contents(workdir) == before
+
+
+def test_a_second_process_in_the_same_directory_is_refused(sources, tmp_path):
+    workdir = tmp_path / "run"
+    with run_directory.locked(epath.Path(workdir)):
+        before = contents(workdir)
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="another process trains in --workdir"):
+                train(run_config(sources), workdir, overwrite=overwrite)
+        assert contents(workdir) == before
+    train(run_config(sources, max_steps=1), workdir)
+
+
+def test_a_run_without_parameters_may_be_started_with_another_config(sources, tmp_path):
+    workdir = tmp_path / "run"
+    run_directory.prepare(epath.Path(workdir), run_config(sources, seed=1), {}, overwrite=False)
+    train(run_config(sources, seed=2, max_steps=1), workdir)
+    assert run_directory.read_config(epath.Path(workdir)).seed == 2

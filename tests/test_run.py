@@ -163,8 +163,9 @@ def test_a_run_killed_while_writing_its_config_or_clearing_can_start_again(sourc
     config = run_config(sources)
     (tmp_path / ".train_config.json.tmp").write_text("{")
     run_directory.check(tmp_path, config, overwrite=False)
-    run_directory.prepare(tmp_path, config, overwrite=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"train_config.json"}
+    run_directory.prepare(tmp_path, config, {}, overwrite=False)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"train_config.json", "train_inputs.json"}
     # --overwrite removes this file last, so that a directory is still a run directory after an
     # interrupted removal.
     assert run_directory._OWN_FILES[-1] == "train_config.json"

@@ -36,6 +36,7 @@ from pabee_jax.training.log import MetricsLog
 from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import (
     check_same_everywhere,
+    input_hashes,
     labeled_examples,
     starting_point,
     tokenized,
@@ -59,8 +60,9 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
     """Train a model, or resume its training, and write a Hugging Face style checkpoint.
 
     If `workdir` contains a run with the same config, training resumes from the latest training
-    checkpoint, or starts from step 0 if there is no checkpoint. If `workdir` contains a run with
-    another config, InputError is raised.
+    checkpoint, or starts from step 0 if there is no checkpoint. If this run is finished, nothing
+    changes. If `workdir` contains a run with another config, or a run that was started from other
+    rows or parameters, InputError is raised.
 
     Args:
         config: the configuration of the run.
@@ -76,6 +78,10 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
     check(config)
     workdir = storage.path_of(workdir)
     run_directory.check(workdir, config, overwrite=overwrite)
+    if not overwrite and all(processes.gather(run_directory.is_finished(workdir))):
+        if processes.is_first():
+            print(f"the run in {workdir} is finished and was left as it is")
+        return
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
     task = load_task(config)
@@ -84,11 +90,14 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
     shard_parameters = config.mesh.shard_parameters
     sharding.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
-    check_same_everywhere(config, start, data)
-    if processes.is_first():
-        run_directory.prepare(workdir, config, overwrite=overwrite)
-    run_directory.check_shared(workdir)
-    _Run(config, workdir, mesh, task, start, data).run()
+    inputs = input_hashes(config, start, data)
+    check_same_everywhere(config, inputs, start)
+    with contextlib.ExitStack() as stack:
+        if processes.is_first():
+            stack.enter_context(run_directory.locked(workdir))
+            run_directory.prepare(workdir, config, inputs, overwrite=overwrite)
+        run_directory.check_shared(workdir)
+        _Run(config, workdir, mesh, task, start, data).run()
 
 
 class _Run:

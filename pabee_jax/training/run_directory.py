@@ -1,9 +1,11 @@
 """The directory of a run: its files, and the checks before a run writes to it."""
 
+import contextlib
 import dataclasses
 import json
 import secrets
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,13 +19,22 @@ from pabee_jax.io.atomic import temporary_of, write_atomically
 from pabee_jax.training.config import PLACES, TrainConfig
 from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks.
+    fcntl = None
+
 CONFIG_FILE = "train_config.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
+# Hashes of the rows and parameters from which the run started.
+_INPUTS_FILE = "train_inputs.json"
+_LOCK_FILE = ".lock"
 # Process 0 writes this file; the other processes read it to check that they share the directory.
 _MARKER_FILE = ".started"
 # The files that a run and its evaluation write; --overwrite removes these files and no others.
 _OWN_FILES = (
+    _INPUTS_FILE,
     METRICS_FILE,
     CHECKPOINTS,
     WEIGHTS_FILE,
@@ -46,6 +57,7 @@ _OWN_FILES = (
     "vocab.txt",
     "spiece.model",
     _MARKER_FILE,
+    _LOCK_FILE,
     # Removed last: while this file exists, an interrupted removal can be repeated.
     CONFIG_FILE,
 )
@@ -68,32 +80,77 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
         )
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
-    # A run that was killed while it wrote its config leaves only this temporary file.
-    if not workdir.is_dir() or _file_names(workdir) <= {temporary_of(workdir / CONFIG_FILE).name}:
+    # A run that was killed while it wrote its config leaves only these files.
+    first_files = {temporary_of(workdir / CONFIG_FILE).name, _LOCK_FILE}
+    if not workdir.is_dir() or _file_names(workdir) <= first_files:
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
             f"--workdir {workdir} is not empty and not a run directory (it has no {CONFIG_FILE}); "
             "choose another directory (nothing was removed)"
         )
-    if not overwrite:
+    if not overwrite and _has_parameters(workdir):
         _refuse_another_config(workdir, config)
 
 
-def prepare(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
-    """Create `workdir` and write the config; with `overwrite`, first remove the previous run.
+def is_finished(workdir: epath.Path) -> bool:
+    """Return whether `workdir` contains a finished run, whose weights are written last."""
+    return (workdir / CONFIG_FILE).is_file() and (workdir / WEIGHTS_FILE).is_file()
 
-    Call `check` before.
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Create `workdir`, and keep other processes from training in it.
+
+    The operating system releases the lock when the process ends, also when it is killed. A bucket
+    cannot be locked, and some network file systems do not lock between machines.
 
     Raises:
-        InputError: `workdir` cannot be written.
+        InputError: another process trains in `workdir`, or `workdir` cannot be written.
     """
+    if storage.is_remote(workdir) or fcntl is None:
+        yield
+        return
+    try:
+        storage.make_folder(workdir)
+        file = (workdir / _LOCK_FILE).open("w")
+    except OSError as error:
+        reason = storage.reason_of(error)
+        raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process trains in --workdir {workdir}: wait for it, or choose another "
+                "directory"
+            ) from None
+        yield
+
+
+def prepare(
+    workdir: epath.Path, config: TrainConfig, inputs: Mapping[str, str], *, overwrite: bool
+) -> None:
+    """Create `workdir` and write the config; with `overwrite`, first remove the previous run.
+
+    Call `check` before. `inputs` are the hashes of the rows and parameters from which the run
+    starts; they are written beside the config, and compared when the run is resumed.
+
+    Raises:
+        InputError: `workdir` cannot be written, or contains a run with another config or a run that
+            was started from other rows or parameters.
+    """
+    check(workdir, config, overwrite=overwrite)  # Another process may have started a run meanwhile.
+    if not overwrite and _has_parameters(workdir):
+        _refuse_other_inputs(workdir, inputs)
     try:
         if overwrite:
             _clear(workdir)
         storage.make_folder(workdir)
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
+        inputs_text = json.dumps(dict(inputs), indent=2) + "\n"
+        write_atomically(workdir / _INPUTS_FILE, lambda path: path.write_text(inputs_text))
     except Exception as error:  # Buckets raise many types: absent, no permission, no network.
         reason = storage.reason_of(error)
         raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
@@ -185,6 +242,29 @@ def _clear(workdir: epath.Path) -> None:
             path.rmtree()
         else:
             path.unlink(missing_ok=True)
+
+
+def _has_parameters(workdir: epath.Path) -> bool:
+    """Return whether the run in `workdir` has saved parameters; if not, it may be replaced."""
+    checkpoints = workdir / CHECKPOINTS
+    return is_finished(workdir) or (
+        checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    )
+
+
+def _refuse_other_inputs(workdir: epath.Path, inputs: Mapping[str, str]) -> None:
+    try:
+        stored = json.loads((workdir / _INPUTS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # The run was begun by an earlier version.
+        return
+    except ValueError:
+        raise InputError(f"{workdir / _INPUTS_FILE} is not JSON") from None
+    for name, value in inputs.items():
+        if stored.get(name) != value:
+            raise InputError(
+                f"--workdir {workdir} contains a run that was started from other {name}: restore "
+                "them, choose another directory, or replace that run with --overwrite"
+            )
 
 
 def _refuse_another_config(workdir: epath.Path, config: TrainConfig) -> None:

@@ -85,12 +85,13 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
 
 
 def check_same_everywhere(
-    config: TrainConfig, start: Pretrained, data: Mapping[str, Mapping[str, Dataset]]
+    config: TrainConfig, inputs: Mapping[str, str], start: Pretrained
 ) -> None:
     """Raise InputError unless all processes have the same settings, rows and parameters.
 
-    Every process reads its own files. Without this check, processes with different files would
-    train together without an error. The call waits for all processes.
+    `inputs` are the `input_hashes`. Every process reads its own files. Without this check,
+    processes with different files would train together without an error. The call waits for all
+    processes.
 
     Raises:
         InputError: the first setting or hash that differs between processes.
@@ -100,10 +101,7 @@ def check_same_everywhere(
     fields = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     # Paths may differ between machines: the contents of the files are compared instead.
     values = {name: value for name, value in fields.items() if name not in PLACES}
-    values |= {
-        f"the hash of the {name} rows": _hash([vars(dataset) for dataset in parts.values()])
-        for name, parts in data.items()
-    }
+    values |= {f"the hash of the {name}": value for name, value in inputs.items()}
     values["the hash of the initial parameters"] = _hash(split(start.model)[1])
     first_values, *other_values = processes.gather(values)
     for process, process_values in enumerate(other_values, start=1):
@@ -114,6 +112,29 @@ def check_same_everywhere(
                     f"{name} is {value!r} on process 0 and {process_values.get(name)!r} on "
                     f"process {process}"
                 )
+
+
+def input_hashes(
+    config: TrainConfig, start: Pretrained, data: Mapping[str, Mapping[str, Dataset]]
+) -> dict[str, str]:
+    """Return hashes of the tokenized rows and of the pretrained parameters of a run, by name.
+
+    Pooler and classifiers are left out: random initial values may differ in their last bit between
+    platforms.
+    """
+    hashes = {
+        f"{name} rows": _hash([vars(dataset) for dataset in parts.values()])
+        for name, parts in data.items()
+    }
+    if config.model:
+        parameters = split(start.model)[1]
+        encoder = {
+            name: value
+            for name, value in parameters.items()
+            if not name.startswith(("pooler.", "classifiers."))
+        }
+        hashes["pretrained parameters"] = _hash(encoder)
+    return hashes
 
 
 def _hash(arrays: Any) -> str:
