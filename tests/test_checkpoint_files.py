@@ -150,3 +150,29 @@ def test_missing_parameters_and_unused_tensors_are_logged_by_name(checkpoint, ca
     EarlyExitClassifier.from_pretrained(str(checkpoint), num_labels=2)
     assert "pooler.dense.bias" in caplog.text and "initialized from scratch" in caplog.text
     assert "has unused tensors: cls.predictions.bias" in caplog.text
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda values: values * np.nan, "query.weight holds values that are not finite"),
+        (lambda values: np.where(values == values.max(), np.inf, values), "not finite"),
+        (lambda values: values.astype(np.int8), "query.weight holds int8 values"),
+        (lambda values: values > 0, "query.weight holds bool values"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(checkpoint, damage, message):
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(tensors | {QUERY: damage(tensors[QUERY])}, checkpoint / "model.safetensors")
+    assert_refused(checkpoint, message)
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "parts/one.safetensors"])
+def test_a_shard_outside_the_directory_is_refused(checkpoint, shard):
+    (checkpoint / "model.safetensors").unlink()
+    index = json.dumps({"weight_map": {QUERY: shard}})
+    (checkpoint / "model.safetensors.index.json").write_text(index)
+    assert_refused(checkpoint, "must be in the same directory")

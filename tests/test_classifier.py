@@ -348,6 +348,9 @@ def test_regression_predicts_scores(directory):
         ({"input_ids": [[0.5]]}, "array of integers"),
         ({"input_ids": np.zeros((0, 4), int)}, "nothing to predict"),
         ({"input_ids": np.zeros((1, 33), int)}, "33 columns, but the model has 32 positions"),
+        ((text for text in ["a"]), "takes a list of texts, not a generator"),
+        (None, "takes a list of texts, not a NoneType"),
+        (3, "takes a list of texts, not a int"),
     ],
 )
 def test_wrong_inputs_are_input_errors(classifier, inputs, message):
@@ -355,10 +358,19 @@ def test_wrong_inputs_are_input_errors(classifier, inputs, message):
         classifier.predict(inputs)
 
 
+def test_an_array_of_texts_is_a_list_of_texts(classifier):
+    texts = ["good", "a bad film"]
+    expected = classifier.predict(texts)
+    np.testing.assert_array_equal(classifier.predict(np.array(texts)).logits, expected.logits)
+
+
 def test_wrong_settings_are_input_errors(directory):
     load = EarlyExitClassifier.from_pretrained
     with pytest.raises(InputError, match="no internal classifiers yet: give num_labels="):
         load(str(directory))
+    for criterion in (3, "patience", Patience):
+        with pytest.raises(InputError, match="it must be an exit criterion, such as Patience"):
+            load(str(directory), num_labels=2, criterion=criterion)
     with pytest.raises(InputError, match="unknown driver 'fast'; known are auto, full, loop, pool"):
         load(str(directory), num_labels=2, driver="fast")
     with pytest.raises(InputError, match="dtype is 'float8'"):

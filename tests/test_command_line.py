@@ -202,6 +202,14 @@ def test_the_papers_recipe(task):
     assert ours == theirs | recipe
     files = load_config(str(ROOT / "configs/files.py"))
     assert (files.task, files.model) == ("files", "albert-base-v2")
+    exits = (files.pooler, files.pooling, files.classifier_bias)
+    assert exits == ("per_exit", "mean", "prior"), "the default must be the recipe that works"
+    published = load_config("files:paper")
+    assert (published.pooler, published.pooling, published.classifier_bias) == (
+        "shared",
+        "cls",
+        "zero",
+    )
 
 
 @pytest.mark.parametrize(

@@ -385,3 +385,19 @@ def test_a_run_without_parameters_may_be_started_with_another_config(sources, tm
     run_directory.prepare(epath.Path(workdir), run_config(sources, seed=1), {}, overwrite=False)
     train(run_config(sources, seed=2, max_steps=1), workdir)
     assert run_directory.read_config(epath.Path(workdir)).seed == 2
+
+
+@pytest.mark.parametrize("damage", [b"garbage\n", b"[1]\n", b'{"loss": 1}\n', b"\n", b"\0\xff\n"])
+def test_a_damaged_log_does_not_keep_a_run_from_being_resumed(
+    sources, finished, recording, tmp_path, damage
+):
+    recording.kill_in_step = 6
+    with pytest.raises(Killed):
+        train(run_config(sources), tmp_path)
+    recording.kill_in_step = None
+    path = tmp_path / "metrics.jsonl"
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(first + b"\n" + damage + rest)
+    assert [line["step"] for line in log.read(epath.Path(tmp_path))][:2] == [1, 2]
+    train(run_config(sources), tmp_path)
+    assert metrics_of(tmp_path) == metrics_of(finished)

@@ -241,3 +241,17 @@ def test_export_best_exports_the_parameters_of_the_best_step(sources, recording,
         "the accuracy on swapped labels must fall during training: adjust the data of this test"
     )
     assert_same_weights(tmp_path, tensors_from(sources, recording.saved[best]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_epochs": 1e308}, "num_epochs is 1e\\+308, which makes more than 2147483647 steps"),
+        ({"max_steps": 10**10}, "max_steps is 10000000000; it must be at most 2147483647"),
+        ({"warmup_steps": 10**10}, "warmup_steps is 10000000000; it must be at most"),
+    ],
+)
+def test_more_steps_than_fit_into_int32_are_refused(sources, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        train(run_config(sources, **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -79,9 +79,15 @@ def _read(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
     if path.suffix != ".json":
         return _read_file(path, read)
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(map(str, weight_map.values())))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not an index of weight files: {error}") from None
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise InputError(
+            f"{path} refers to {outside[0]!r}; a file of weights must be in the same directory"
+        )
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:
         raise InputError(f"{path} refers to {missing[0]}, which is missing")

@@ -225,6 +225,13 @@ def _checked(tensor: np.ndarray, name: str, path: str, shape: tuple, source: str
         raise InputError(
             f"{source}: {name} has shape {tensor.shape}, but config.json requires {expected}"
         )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(
+            f"{source}: {name} holds {tensor.dtype} values, but parameters are floating-point: a "
+            "quantized checkpoint cannot be loaded"
+        )
+    if not np.isfinite(np.asarray(value, np.float32)).all():
+        raise InputError(f"{source}: {name} holds values that are not finite (NaN or infinity)")
     return value
 
 

@@ -11,6 +11,7 @@ from pabee_jax.checkpoints.pretrained import Pretrained, save_criterion
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.criteria import Patience, criterion_class, describe
 from pabee_jax.data.task import Task
+from pabee_jax.errors import InputError
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.reports import tables
 
@@ -44,6 +45,10 @@ def choose_setting(options: EvaluateOptions, pretrained: Pretrained, task: Task)
         tolerance=options.tolerance,
     )
     print(_summary(guarantee, labels is not None))
+    if guarantee.mean_exit_layer >= len(logits):
+        raise InputError(
+            "the fastest setting whose risk is controlled saves no layer; it is not stored"
+        )
     shown = [Patience(0), guarantee.setting]
     points = operating_points.replayed(logits[:, other_rows], shown, task, rows.take(other_rows))
     print(f"\non the other {len(other_rows)} rows:\n{tables.table(points)}\n")

@@ -9,16 +9,22 @@ From a clone, `python train.py --config configs/files.py` and `python evaluate.p
 `--config.files.text_pair=COLUMN` adds the second text of a pair, `--config.files.regression=true`
 trains on scores instead of classes, and `--config.model=DIR` starts from a local checkpoint.
 
-The settings are those of "BERT Loses Patience" (arXiv 2006.04152), as in `--config glue:TASK`. A
-batch is split over all devices; their number must divide the batch size. The accuracy depends on
-your data.
+The exits are those that docs/training-exits.md recommends: every exit has its own pooler, which
+reads the mean over the tokens, and the classifiers start at the class frequencies (at the mean
+score). With `files:paper`, the exits and the recipe are those of "BERT Loses Patience" (arXiv
+2006.04152), which PyTorch PABEE can load; with some encoders, its early exits learn nothing.
+
+A batch is split over all devices; their number must divide the batch size.
 """
 
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.errors import InputError
+from pabee_jax.training.config import TrainConfig, recommend
 
 
-def get_config() -> TrainConfig:
-    return TrainConfig(
+def get_config(preset: str = "recommended") -> TrainConfig:
+    if preset not in ("recommended", "paper"):
+        raise InputError(f"unknown preset {preset!r}: give --config files or --config files:paper")
+    config = TrainConfig(
         task="files",
         model="albert-base-v2",
         max_seq_length=128,
@@ -26,3 +32,6 @@ def get_config() -> TrainConfig:
         learning_rate=2e-5,
         num_epochs=5,
     )
+    if preset == "recommended":
+        recommend(config, is_regression=False)
+    return config

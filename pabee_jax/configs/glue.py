@@ -27,7 +27,7 @@ docs/results.md lists results with their commands, hardware and seeds.
 
 from pabee_jax.data.glue import GLUE_TASKS
 from pabee_jax.errors import InputError
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, recommend
 
 
 def get_config(argument: str = "") -> TrainConfig:
@@ -54,9 +54,5 @@ def get_config(argument: str = "") -> TrainConfig:
         max_grad_norm=1.0,
     )
     if preset:
-        config.pooling = "mean"
-        config.pooler = "per_exit"
-        config.classifier_bias = "prior"
-        if task == "stsb":
-            config.distill.weight = 1.0
+        recommend(config, is_regression=task == "stsb")
     return config

@@ -49,6 +49,10 @@ def _is_concrete(value: Any) -> bool:
 def check(criterion: ExitCriterion, is_regression: bool) -> None:
     """Raise InputError if a driver cannot use the criterion with this kind of model."""
     name = type(criterion).__name__
+    if isinstance(criterion, type) or not isinstance(criterion, ExitCriterion):
+        raise InputError(
+            f"criterion is {criterion!r}; it must be an exit criterion, such as Patience(3)"
+        )
     if criterion.needs_labels:
         raise InputError(f"{name} needs the labels; use it on recorded logits, with replay")
     check_task(type(criterion), is_regression)

@@ -26,14 +26,18 @@ class TokenLimits(Protocol):
     def max_position_embeddings(self) -> int: ...
 
 
-def checked_texts(inputs: Sequence[Text]) -> tuple[list[str], list[str | None]]:
+def checked_texts(inputs: Any) -> tuple[list[str], list[str | None]]:
     """Return the first text of every row, and the second text or None of every row.
 
     Raises:
         InputError: `inputs` is empty, or an input is neither a text nor a pair of texts.
     """
+    if hasattr(inputs, "tolist"):  # A numpy array or a pandas Series; a DataFrame has no `tolist`.
+        inputs = inputs.tolist()
     if isinstance(inputs, str):
         raise InputError("predict takes a list of texts, not a single text: put the text in a list")
+    if not isinstance(inputs, Sequence):
+        raise InputError(f"predict takes a list of texts, not a {type(inputs).__name__}")
     texts, pairs = [], []
     for index, item in enumerate(inputs):
         parts = (item, None) if isinstance(item, str) else item

@@ -38,7 +38,10 @@ def path_of(name: str | os.PathLike) -> epath.Path:
     text = _address(name)
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return epath.Path(text).expanduser()
+        try:
+            return epath.Path(text).expanduser()
+        except RuntimeError as error:  # "~nosuchuser/runs"
+            raise InputError(f"{text}: {error}") from None
     if scheme != "gs":
         raise InputError(
             f"{text}: {scheme}:// is not supported; give a local path or a gs:// address"

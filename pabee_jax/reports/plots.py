@@ -51,7 +51,7 @@ def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> N
     else:
         axes.set_xlabel("measured speed-up (time at full depth / time)")
     axes.set_ylabel(f"{name.replace('_', ' ')} (%)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.margins(x=0.08, y=0.18)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -76,7 +76,7 @@ def plot_curves(path: Path, curves: Sequence[Curve], metric: str, title: str) ->
     )
     axes.set_xlabel(f"mean exit layer (of {curves[0].num_layers})")
     axes.set_ylabel(f"{metric.replace('_', ' ')} (%)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

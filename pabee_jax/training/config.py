@@ -195,6 +195,17 @@ _AT_LEAST = {
     "scratch.intermediate_size": 1,
 }
 _LARGEST_SEED = 2**31 - 1
+# A step number must fit into int32.
+MOST_STEPS = 2**31 - 1
+
+
+def recommend(config: TrainConfig, *, is_regression: bool) -> None:
+    """Set the exits and the loss that docs/training-exits.md recommends."""
+    config.pooling = "mean"
+    config.pooler = "per_exit"
+    config.classifier_bias = "prior"
+    if is_regression:
+        config.distill.weight = 1.0
 
 
 def check(config: TrainConfig) -> None:
@@ -209,6 +220,11 @@ def check(config: TrainConfig) -> None:
             raise InputError(f"config.{name} is {value}; it must be at least {least}")
     if config.seed > _LARGEST_SEED:
         raise InputError(f"config.seed is {config.seed}; it must be at most {_LARGEST_SEED}")
+    for name in ("max_steps", "warmup_steps"):
+        if _get(config, name) > MOST_STEPS:
+            raise InputError(
+                f"config.{name} is {_get(config, name)}; it must be at most {MOST_STEPS}"
+            )
     rate = config.scratch.dropout
     if not 0 <= rate < 1:
         raise InputError(f"config.scratch.dropout is {rate}; it must be from 0 to below 1")

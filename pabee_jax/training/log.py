@@ -11,6 +11,7 @@ from absl import logging
 from etils import epath
 
 from pabee_jax.distributed import processes
+from pabee_jax.errors import InputError
 from pabee_jax.io import storage, strict_json
 from pabee_jax.io.atomic import write_atomically
 
@@ -94,13 +95,37 @@ class MetricsLog:
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the complete lines of the log in `workdir`; [] without a log."""
+    """Return the complete lines of the log in `workdir`; [] without a log.
+
+    A line that is not a JSON object with an integer `step` is left out, with a warning: a damaged
+    log must not prevent a run from being resumed.
+
+    Raises:
+        InputError: the log is not a file that can be read.
+    """
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {storage.reason_of(error)}") from None
     # Text after the last newline is a line that a killed run did not finish.
-    return [json.loads(line) for line in lines[:-1]]
+    lines = [_parse(line) for line in text.split("\n")[:-1]]
+    valid_lines = [line for line in lines if line is not None]
+    if len(valid_lines) < len(lines):
+        count = len(lines) - len(valid_lines)
+        logging.warning("%s has %d lines that are not log lines; they are removed", path, count)
+    return valid_lines
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    is_log_line = isinstance(values, dict) and type(values.get("step")) is int
+    return values if is_log_line else None
 
 
 def _flatten(values: Any, name: str = ""):

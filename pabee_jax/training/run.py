@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from pabee_jax.analysis import metrics
@@ -31,7 +32,7 @@ from pabee_jax.io import storage
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import TrainConfig, check
+from pabee_jax.training.config import MOST_STEPS, TrainConfig, check
 from pabee_jax.training.log import MetricsLog
 from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import (
@@ -90,6 +91,14 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
     shard_parameters = config.mesh.shard_parameters
     sharding.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
+    (training_data,) = data["train"].values()
+    steps = total_steps(config, steps_per_epoch(len(training_data), config.batch_size))
+    if config.warmup_steps >= steps:
+        logging.warning(
+            "warmup_steps is %d, but the run has %d steps: the learning rate stays below its peak",
+            config.warmup_steps,
+            steps,
+        )
     inputs = input_hashes(config, start, data)
     check_same_everywhere(config, inputs, start)
     with contextlib.ExitStack() as stack:
@@ -98,6 +107,21 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
             run_directory.prepare(workdir, config, inputs, overwrite=overwrite)
         run_directory.check_shared(workdir)
         _Run(config, workdir, mesh, task, start, data).run()
+
+
+def total_steps(config: TrainConfig, epoch_steps: int) -> int:
+    """Return the number of optimizer steps of a run.
+
+    Raises:
+        InputError: a step number would not fit into int32.
+    """
+    if not config.max_steps and config.num_epochs * epoch_steps > MOST_STEPS:
+        raise InputError(
+            f"config.num_epochs is {config.num_epochs:g}, which makes more than {MOST_STEPS} steps "
+            f"of {epoch_steps} steps per epoch"
+        )
+    steps = config.max_steps or math.ceil(config.num_epochs * epoch_steps)
+    return steps
 
 
 class _Run:
@@ -113,7 +137,7 @@ class _Run:
         self.dev_data: Mapping[str, Dataset] = data["dev"]
         self.buckets = sequence_buckets(config.max_seq_length)
         self.epoch_steps = steps_per_epoch(len(self.training_data), config.batch_size)
-        self.total_steps = config.max_steps or math.ceil(config.num_epochs * self.epoch_steps)
+        self.total_steps = total_steps(config, self.epoch_steps)
         self.eval_every = config.eval_every or self.epoch_steps
         self.save_every = config.save_every or self.eval_every
         self.num_exits = start.model.config.num_hidden_layers
