@@ -123,8 +123,15 @@ def test_all_rows_may_exit_at_the_first_layer_or_at_the_last(layer, name, device
     np.testing.assert_allclose(logits, full(model, batch)[layer - 1], atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-@pytest.mark.parametrize("control", [Control("cond"), Control(untested_layers=2)])
+@pytest.mark.parametrize(
+    ("control", "chunk_size"),
+    [
+        (Control("cond"), None),
+        (Control(untested_layers=2), None),
+        (Control(untested_layers=2), 4),
+        pytest.param(Control("cond"), 4, marks=pytest.mark.slow),
+    ],
+)
 def test_control_does_not_change_the_results(control, chunk_size):
     model, batch, mesh = model_of("albert with groups", 3), random_batch(21), sharding.make_mesh(8)
     expected_layers, expected_logits = run_on(

@@ -387,7 +387,14 @@ def test_a_run_without_parameters_may_be_started_with_another_config(sources, tm
     assert run_directory.read_config(epath.Path(workdir)).seed == 2
 
 
-@pytest.mark.parametrize("damage", [b"garbage\n", b"[1]\n", b'{"loss": 1}\n', b"\n", b"\0\xff\n"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"garbage\n\n[1]\n",
+        pytest.param(b'{"loss": 1}\n', marks=pytest.mark.slow),
+        pytest.param(b"\0\xff\n", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_log_does_not_keep_a_run_from_being_resumed(
     sources, finished, recording, tmp_path, damage
 ):

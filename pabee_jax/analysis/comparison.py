@@ -151,7 +151,7 @@ def compared(
         for index, setting in enumerate(settings):
             replays = [_replay(setting, run) for run in group.runs]
             exit_layers, exit_logits = zip(*replays, strict=True)
-            resampled = _resampled_metric(exit_logits, labels, metric, draws)
+            resampled = resampled_metric(exit_logits, labels, metric, draws)
             outcome = Outcome(
                 [metrics.compute([metric], logits, labels)[metric] for logits in exit_logits],
                 [float(layers.mean()) for layers in exit_layers],
@@ -170,7 +170,7 @@ def compared(
     return outcomes_by_group
 
 
-def _resampled_metric(
+def resampled_metric(
     exit_logits: Sequence[np.ndarray],
     labels: np.ndarray,
     metric: str,

@@ -1,12 +1,10 @@
 """`evaluate --calibrate`: the fastest setting whose risk is controlled, stored in config.json."""
 
-import numpy as np
-from jaxtyping import Int
-
 from pabee_jax.analysis import operating_points
 from pabee_jax.analysis.curves import SETTINGS
 from pabee_jax.analysis.risk_control import Guarantee, fastest_safe_setting
 from pabee_jax.analysis.rows import Rows
+from pabee_jax.analysis.selection import halves
 from pabee_jax.checkpoints.pretrained import Pretrained, save_criterion
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.criteria import Patience, criterion_class, describe
@@ -59,12 +57,6 @@ def choose_setting(options: EvaluateOptions, pretrained: Pretrained, task: Task)
         f"saved in {directory / 'config.json'}: EarlyExitClassifier.from_pretrained"
         f"({options.checkpoint!r}) uses it"
     )
-
-
-def halves(rows: int) -> tuple[Int[np.ndarray, " half"], Int[np.ndarray, " rest"]]:
-    """Return the calibration rows and the other rows; the same for the same number of rows."""
-    order = np.random.default_rng(0).permutation(rows)
-    return np.sort(order[: (rows + 1) // 2]), np.sort(order[(rows + 1) // 2 :])
 
 
 def _summary(guarantee: Guarantee, with_labels: bool) -> str:

@@ -105,6 +105,13 @@ class EarlyExitClassifier:
             pretrained, criterion=criterion, driver=driver, mesh=mesh, chunk_tokens=chunk_tokens
         )
 
+    def __repr__(self) -> str:
+        config = self.pretrained.model.config
+        return (
+            f"EarlyExitClassifier({config.family}, {config.num_hidden_layers} layers, "
+            f"{self.criterion}, driver={self.driver!r})"
+        )
+
     @property
     def criterion(self) -> ExitCriterion:
         return self._criterion

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pabee_jax.analysis import metrics
 from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
+from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.batching import (
     assemble,
     batches_by_bucket,
@@ -34,6 +35,7 @@ from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import MOST_STEPS, TrainConfig, check
 from pabee_jax.training.log import MetricsLog
+from pabee_jax.training.select_exit import select_exit
 from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import (
     check_same_everywhere,
@@ -321,13 +323,25 @@ class _Run:
         if self.config.export == "best" and self.checkpoints.best is not None:
             step = self.checkpoints.best
             parameters = self.checkpoints.parameters(step, parameters)
+        self.state = self.state._replace(parameters=parameters)
+        criterion = self._select_exit()
         gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
         parameters = jax.device_get(gather(parameters))
         if processes.is_first():
             model = unstacked(merge(self.structure, parameters))
-            save_pretrained(dataclasses.replace(self.start, model=model), self.workdir)
+            finished = dataclasses.replace(self.start, model=model, criterion=criterion)
+            save_pretrained(finished, self.workdir)
         processes.wait_for_all("the parameters are written")
         self._print(f"the parameters of step {step} are in {self.workdir}")
+
+    def _select_exit(self) -> ExitCriterion | None:
+        """Select the criterion of the finished checkpoint; None in all processes but the first."""
+        dataset = next(iter(self.dev_data.values()))
+        logits = self.all_exit_logits(dataset)
+        if not processes.is_first() or self.config.loss.weights == "last":
+            return None
+        assert dataset.labels is not None  # `labeled_examples` raised InputError otherwise.
+        return select_exit(logits, dataset.labels, self.task.metrics, self._print)
 
     def _print(self, message: str) -> None:
         """Print `message` on process 0, without breaking the progress bar."""
