@@ -144,9 +144,11 @@ def program(sources, tmp_path_factory):
     # The configuration is the user's code, so that it can give the processes of a run the device
     # order of a TPU pod.
     path.write_text(
-        "import sys\n"
+        "import signal, sys\n"
         "from pabee_jax.training.config import *\n"
         "if '--multihost' in sys.argv:\n"
+        # A shell starts background jobs with SIGINT ignored, which their children inherit.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"    sys.path.append({str(Path(__file__).parent)!r})\n"
         "    import device_orders\n"
         "    device_orders.permute_meshes()\n\n\n"

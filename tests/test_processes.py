@@ -152,7 +152,7 @@ def test_an_error_in_one_process_ends_all_processes(program, tmp_path):
     [
         ("--config.learning_rate=0.1", "learning_rate is 0.003 on process 0 and 0.1 on process 1"),
         ("--config.data_dir={other}", "the hash of the dev rows is "),
-        ("--config.model={other}/wide", "the hash of the initial parameters is "),
+        ("--config.model={other}/wide", "the hash of the pretrained parameters is "),
     ],
 )
 def test_processes_with_different_settings_rows_or_parameters_are_refused(
