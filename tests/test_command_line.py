@@ -216,8 +216,12 @@ def test_the_papers_recipe(task):
     ("arguments", "words"),
     [
         (["--workdir", "runs"], ["--config is missing", "--config demo", *ALL_TASKS]),
-        (DEMO, ["--workdir is missing"]),
-        ([*DEMO, "--config.dtype=int4", "--workdir=runs"], ["dtype", "float32, bfloat16"]),
+        pytest.param(DEMO, ["--workdir is missing"], marks=pytest.mark.slow),
+        pytest.param(
+            [*DEMO, "--config.dtype=int4", "--workdir=runs"],
+            ["dtype", "float32, bfloat16"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_program_itself(arguments, words, tmp_path):

@@ -83,7 +83,7 @@ def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4, 5))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4, 5))]
 )
 def test_every_driver_agrees_for_random_models_and_batches(seed):
     """Random models, lengths, rows, criteria and chunk sizes, on one device and on eight."""

@@ -63,7 +63,7 @@ def alone():
     [
         ("bert", 8, 1, True, "of a pod"),
         ("bert", 4, 2, False, "of a pod"),
-        ("bert", 2, 4, True, "of the CPU"),
+        pytest.param("bert", 2, 4, True, "of the CPU", marks=pytest.mark.slow),
         ("albert", 2, 4, True, "of a pod"),
     ],
 )
