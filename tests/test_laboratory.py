@@ -11,8 +11,8 @@ import pytest
 
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax.analysis.selection import halves
 from pabee_jax.checkpoints.pretrained import save_criterion
-from pabee_jax.commands.choose_setting import halves
 from pabee_jax.commands.evaluate import evaluate
 from pabee_jax.criteria import Entropy, Vote, describe, from_config, parse
 from pabee_jax.training import run_directory

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier, Patience
-from pabee_jax.analysis.selection import fastest_within_one_standard_error, halves
+from pabee_jax.analysis.selection import fastest_within_one_standard_error
 from pabee_jax.training.run import train
 from pabee_jax.training.select_exit import select_exit
 from runs import WORDS, run_config
@@ -54,12 +54,6 @@ def test_no_setting_qualifies_if_only_the_last_exit_has_learned():
     labels = np.arange(400) % 2
     constant = np.zeros_like(labels)
     assert select([constant] * 4 + [labels], labels) is None
-
-
-def test_the_halves_share_no_row():
-    for rows in (1, 2, 7, 400):
-        first, second = halves(rows)
-        assert sorted([*first, *second]) == list(range(rows))
 
 
 def test_the_table_shows_rows_that_did_not_select_the_setting():

@@ -108,7 +108,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
             stack.enter_context(run_directory.locked(workdir))
             run_directory.prepare(workdir, config, inputs, overwrite=overwrite)
         run_directory.check_shared(workdir)
-        _Run(config, workdir, mesh, task, start, data).run()
+        _Run(config, workdir, mesh, task, start, data, steps).run()
 
 
 def total_steps(config: TrainConfig, epoch_steps: int) -> int:
@@ -129,7 +129,7 @@ def total_steps(config: TrainConfig, epoch_steps: int) -> int:
 class _Run:
     """A run in one process of possibly several; `run` executes the run."""
 
-    def __init__(self, config, workdir, mesh, task, start: Pretrained, data):
+    def __init__(self, config, workdir, mesh, task, start: Pretrained, data, steps: int):
         self.config = config
         self.workdir = workdir
         self.mesh = mesh
@@ -139,7 +139,7 @@ class _Run:
         self.dev_data: Mapping[str, Dataset] = data["dev"]
         self.buckets = sequence_buckets(config.max_seq_length)
         self.epoch_steps = steps_per_epoch(len(self.training_data), config.batch_size)
-        self.total_steps = total_steps(config, self.epoch_steps)
+        self.total_steps = steps
         self.eval_every = config.eval_every or self.epoch_steps
         self.save_every = config.save_every or self.eval_every
         self.num_exits = start.model.config.num_hidden_layers
