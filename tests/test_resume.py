@@ -377,6 +377,13 @@ def test_a_second_process_in_the_same_directory_is_refused(sources, tmp_path):
             with pytest.raises(InputError, match="another process trains in --workdir"):
                 train(run_config(sources), workdir, overwrite=overwrite)
         assert contents(workdir) == before
+        run_directory.prepare(epath.Path(workdir), run_config(sources), {}, overwrite=False)
+        run_directory.prepare(epath.Path(workdir), run_config(sources), {}, overwrite=True)
+        with (
+            pytest.raises(InputError, match="another process trains"),
+            run_directory.locked(epath.Path(workdir)),
+        ):
+            pass
     train(run_config(sources, max_steps=1), workdir)
 
 

@@ -29,6 +29,7 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
 # Hashes of the rows and parameters from which the run started.
 _INPUTS_FILE = "train_inputs.json"
+# Never removed: a run that replaces another run holds its lock.
 _LOCK_FILE = ".lock"
 # Process 0 writes this file; the other processes read it to check that they share the directory.
 _MARKER_FILE = ".started"
@@ -57,7 +58,6 @@ _OWN_FILES = (
     "vocab.txt",
     "spiece.model",
     _MARKER_FILE,
-    _LOCK_FILE,
     # Removed last: while this file exists, an interrupted removal can be repeated.
     CONFIG_FILE,
 )
