@@ -1,6 +1,8 @@
 """`pabee-jax evaluate` from a clone: python evaluate.py --checkpoint runs/mrpc --patience 0,3,4"""
 
-from pabee_jax.commands.evaluate import main
+import sys
+
+from pabee_jax.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["pabee-jax", "evaluate", *sys.argv[1:]])

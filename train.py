@@ -1,6 +1,8 @@
 """`pabee-jax train` from a clone: python train.py --config configs/demo.py --workdir runs/demo"""
 
-from pabee_jax.commands.train import main
+import sys
+
+from pabee_jax.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["pabee-jax", "train", *sys.argv[1:]])

@@ -1,17 +1,20 @@
 """`EarlyExitClassifier`: predictions, their order, compiled programs, memory and error messages."""
 
 import os
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from benchmarks.exit_schedule import ExitSchedule
 from helpers import random_batch, tiny_checkpoint, tiny_model
-from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
+from pabee_jax import EarlyExitClassifier, InputError, Patience, Predictions, early_exit, replay
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import as_arrays
 from pabee_jax.distributed import sharding
@@ -20,6 +23,7 @@ from pabee_jax.drivers.shapes import previous_power_of_two
 from pabee_jax.inference import classifier as classifier_module
 from pabee_jax.inference import dispatch, planning
 from pabee_jax.inference.dispatch import Job
+from pabee_jax.inference.predictions import Prediction, predictions_of
 from pabee_jax.inference.programs import run_early_exit, run_full
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
@@ -387,3 +391,65 @@ def test_wrong_settings_are_input_errors(directory):
         load(str(directory), num_labels=2).pool_plan(sequence_length=0)
     with pytest.raises(InputError, match="chunk_tokens must be at least 1, not 0"):
         load(str(directory), num_labels=2, chunk_tokens=0)
+
+
+def test_a_pickled_classifier_predicts_the_same(classifier):
+    copy = pickle.loads(pickle.dumps(classifier))
+    assert (copy.criterion, copy.driver) == (classifier.criterion, classifier.driver)
+    before, after = classifier.predict(TEXTS), copy.predict(TEXTS)
+    np.testing.assert_array_equal(after.exit_layers, before.exit_layers)
+    np.testing.assert_array_equal(after.logits, before.logits)
+
+
+def test_early_exit_takes_tokenized_texts(classifier):
+    program = jax.jit(lambda model, batch, criterion: early_exit(model, batch, criterion))
+    tokens = classifier.tokenize(TEXTS)
+    exit_layers, logits = program(classifier.model, tokens, as_arrays(classifier.criterion))
+    expected = classifier.predict(TEXTS)
+    np.testing.assert_array_equal(exit_layers, expected.exit_layers)
+    np.testing.assert_allclose(logits, expected.logits, atol=2e-5)
+
+
+def test_predictions_are_a_sequence_of_named_rows():
+    logits = np.log(np.float32([[1, 3], [4, 1], [1, 1]]))
+    names = ("no", "yes")
+    predictions = Predictions(predictions_of(logits), logits, np.array([2, 3, 5]), names)
+    assert len(predictions) == 3
+    assert predictions.label_strings == ["yes", "no", "no"]
+    np.testing.assert_allclose(
+        predictions.probabilities, [[0.25, 0.75], [0.8, 0.2], [0.5, 0.5]], rtol=1e-6
+    )
+    first, *_, last = predictions
+    assert first == Prediction("yes", pytest.approx(0.75), 2)
+    assert last == predictions[-1] == Prediction("no", pytest.approx(0.5), 5)
+    assert predictions[1:].label_strings == ["no", "no"]
+    assert predictions[predictions.exit_layers > 2].exit_layers.tolist() == [3, 5]
+    with pytest.raises(IndexError):
+        predictions[3]
+    assert repr(predictions) == "Predictions(3 rows, mean exit layer 3.33)"
+
+
+def test_predictions_become_a_data_frame():
+    pandas = pytest.importorskip("pandas")
+    logits = np.log(np.float32([[1, 3], [4, 1]]))
+    predictions = Predictions(predictions_of(logits), logits, np.array([2, 3]), ("no", "yes"))
+    expected = {
+        "label": ["yes", "no"],
+        "probability": np.float32([0.75, 0.8]),
+        "exit_layer": [2, 3],
+    }
+    pandas.testing.assert_frame_equal(predictions.to_pandas(), pandas.DataFrame(expected))
+    scores = Predictions(predictions_of(logits[:, :1]), logits[:, :1], np.array([2, 3]), ())
+    assert list(scores.to_pandas().columns) == ["score", "exit_layer"]
+    assert scores[1] == Prediction(pytest.approx(np.log(4)), None, 3)
+    for name in ("probabilities", "label_strings"):
+        with pytest.raises(InputError, match="scores are in labels"):
+            getattr(scores, name)
+
+
+def test_warmup_shows_its_progress_on_a_terminal(classifier, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    written = []
+    monkeypatch.setattr(sys.stderr, "write", written.append)
+    classifier.warmup(batch_size=1)
+    assert re.search(r"compiling: 100%.*4/4", "".join(written))

@@ -15,6 +15,7 @@ from helpers import one_device_environment, tiny_model
 from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
 from pabee_jax.commands import command_line
 from pabee_jax.commands.config_file import load_config
+from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.data import demo
 from pabee_jax.data.glue import GLUE_TASKS
 from pabee_jax.training import run_directory
@@ -231,6 +232,26 @@ def test_the_program_itself(arguments, words, tmp_path):
     assert not any(tmp_path.iterdir()), "a refused run must not leave anything behind"
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe--checkpoint=run"])
+def test_a_flagfile_that_cannot_be_read_is_one_sentence(content, tmp_path, capsys):
+    path = tmp_path / "flags"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        command_line.define(EvaluateOptions, ["evaluate", f"--flagfile={path}"], flags.FlagValues())
+    assert stop.value.code == 2
+    assert_one_sentence(capsys.readouterr().err, "--flagfile")
+
+
+def test_evaluate_refuses_fields_of_the_configuration_that_it_does_not_use(capsys):
+    arguments = ["evaluate", *DEMO, "--config.learning_rate=1"]
+    values = flags.FlagValues()
+    command_line.define(EvaluateOptions, arguments, values)
+    with pytest.raises(SystemExit):
+        command_line.parse(arguments, values, config_fields=EvaluateOptions.config_fields)
+    assert_one_sentence(capsys.readouterr().err, "--config.learning_rate=1 has no effect")
+
+
 REFUSED = {
     "another config": (["--workdir", "run"], ["another config", "seed is 7", "--overwrite"]),
     "overwrite of no run": (["--workdir", "mine", "--overwrite"], ["not a run", "nothing"]),
@@ -262,7 +283,7 @@ def test_a_refused_run_leaves_what_was_there(case, checkpoint, monkeypatch, caps
     # `app.run` may be called once per process; the parser was tested above.
     monkeypatch.setattr(command_line.app, "run", lambda main, argv, flags_parser: main(argv))
     with pytest.raises(SystemExit) as stop:
-        command_line.run(main, ["train"], "")
+        command_line.run(main, ["train"])
     assert stop.value.code == 2
     assert_one_sentence(capsys.readouterr().err, *words)
     assert contents(checkpoint.parent) == before
@@ -282,7 +303,7 @@ def test_a_full_disk_ends_in_a_sentence(error, monkeypatch, capsys):
 
     monkeypatch.setattr(command_line.app, "run", lambda main, argv, flags_parser: main(argv))
     with pytest.raises(SystemExit) as stop:
-        command_line.run(main, ["train"], "")
+        command_line.run(main, ["train"])
     assert stop.value.code == 2
     reason = "Permission denied" if isinstance(error, PermissionError) else "No space left"
     assert_one_sentence(capsys.readouterr().err, "runs/demo", reason)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,12 @@ import pytest
 from absl import flags
 
 from pabee_jax import InputError, __version__
-from pabee_jax.commands.config_file import BUILT_IN, load_config
+from pabee_jax.commands.config_file import BUILT_IN, leaves, load_config
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.commands.main import COMMANDS, main
 from pabee_jax.commands.options import define_flags, option, read_flags
-from pabee_jax.commands.train import TrainOptions
+from pabee_jax.commands.train_options import TrainOptions
+from pabee_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +27,33 @@ def test_help_lists_every_command(capsys):
     assert {"train", "evaluate", "compare", "export"} <= set(capsys.readouterr().out.split())
     for name in COMMANDS:
         assert callable(importlib.import_module(f"pabee_jax.commands.{name}").main)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_lists_every_option_and_imports_no_heavy_library(name):
+    code = (
+        "import sys; from pabee_jax.commands.main import main; main(sys.argv); print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code, name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    *lines, modules = done.stdout.splitlines()
+    # What takes seconds to import.
+    assert not {"flax", "transformers", "orbax", "datasets", "matplotlib"} & set(modules.split())
+    options = pkgutil.resolve_name(f"pabee_jax.commands.{COMMANDS[name].options}")
+    names = {field.name for field in dataclasses.fields(options)}
+    if name in ("train", "evaluate"):
+        names |= {"config", *(f"config.{field}" for field in options.config_fields)}
+    listed = re.findall(r"^  --(?:\[no\])?([\w.]+):", "\n".join(lines), re.MULTILINE)
+    assert sorted(listed) == sorted(names)
+
+
+def test_help_shows_the_default_and_the_description_of_a_field_of_the_configuration(capsys):
+    main(["pabee-jax", "train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field, default in leaves(TrainConfig()):
+        default = str(default).lower() if isinstance(default, bool) else default
+        of_field = rf"config\.{re.escape(field)}: (?!see `)\w?(?:(?!--).)*\(default: '{default}'\)"
+        assert re.search(of_field, text), f"{field} has no description or no default"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "missing"), (["trian"], "'trian'")])
@@ -95,6 +125,18 @@ def test_the_fields_of_a_dataclass_become_flags():
 def test_evaluate_reads_its_options_from_flags():
     options = parsed(EvaluateOptions, "--checkpoint=runs/x", "--patience=1,2", "--nosweep")
     assert options == EvaluateOptions(checkpoint="runs/x", patience="1,2")
+
+
+def test_all_options_without_effect_are_named_together():
+    with pytest.raises(InputError) as refused:
+        EvaluateOptions(checkpoint="x", calibrate=True, sweep=True, time=True, perturbed="y")
+    assert str(refused.value) == "--time, --sweep, --perturbed have no effect with --calibrate"
+    with pytest.raises(InputError) as refused:
+        EvaluateOptions(checkpoint="x", perturbed="y", sweep=True, max_drop=0.1, confidence=0.9)
+    assert str(refused.value) == (
+        "--sweep has no effect with --perturbed; "
+        "--max_drop, --confidence have no effect without --calibrate"
+    )
 
 
 @pytest.mark.parametrize("name", ["coordinator", "num_processes", "process_id", "start_timeout"])

@@ -26,6 +26,16 @@ def test_importing_the_package_imports_no_library():
     assert not libraries & set(done.stdout.decode().split())
 
 
+def test_a_folder_named_like_the_package_does_not_hide_the_installed_package(tmp_path):
+    # The working directory is then the parent of a clone.
+    (tmp_path / "pabee_jax").mkdir()
+    code = "import pabee_jax; print(pabee_jax.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"reinstall the package, as README.md says: {done.stderr}"
+
+
 def test_only_reports_import_matplotlib():
     users = {
         path.parent.name

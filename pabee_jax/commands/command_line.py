@@ -5,20 +5,21 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from logging import Formatter
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from pabee_jax.commands.config_file import check_field, load_config
+from pabee_jax.commands.options import define_flags
 from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
 from pabee_jax.training.config import TrainConfig
 
-_HELP = frozenset({"--help", "-help", "-h", "--helpfull", "--helpshort"})
 # "--config", "--config=FILE", "--config.loss.weights=uniform", "--noconfig.files.regression".
 _CONFIG_ARGUMENT = re.compile(r"--?(?:no)?config(?:\.(?P<field>[^=]*))?(?:=|$)")
 # Modules of libraries that log an exception with its stack and raise the same exception as well.
@@ -27,12 +28,34 @@ _LOGS_WHAT_IT_RAISES = re.compile(
 )
 
 
+def define(kind: type, argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define the flags of an options dataclass, and `--config` if the dataclass has `config_help`.
+
+    If a file of `--flagfile` cannot be read, print one sentence and exit with status 2.
+
+    Args:
+        kind: the options dataclass.
+        argv: the program's name and all arguments.
+        flag_values: where the flags are defined.
+    """
+    define_flags(kind, flag_values)
+    # Defining `--config` reads these files.
+    try:
+        flag_values.read_flags_from_files(list(argv), force_gnu=False)
+    except (flags.Error, UnicodeDecodeError) as error:
+        _stop(f"--flagfile: {str(error).removeprefix('ERROR:: ')}")
+    if hasattr(kind, "config_help"):
+        config_flags.DEFINE_config_file(
+            "config", None, kind.config_help, flag_values=flag_values, sys_argv=list(argv)
+        )
+
+
 def run(
     main: Callable[[Sequence[str]], None],
     argv: Sequence[str],
-    description: str | None,
     *,
     positional: bool = False,
+    config_fields: Container[str] | None = None,
 ) -> None:
     """Call `main` through `app.run`: no stack traces for user errors, no library chatter.
 
@@ -41,12 +64,10 @@ def run(
     Args:
         main: takes the program's name and the arguments that are not flags.
         argv: the program's name and all arguments.
-        description: printed by `--help`, before the flags.
         positional: whether `main` takes arguments that are not flags.
+        config_fields: the fields of the configuration that `main` uses; absent, all. A flag for
+            another field is an error, because it would have no effect.
     """
-    if _HELP.intersection(argv[1:]):
-        print(f"{(description or '').strip()}\n\n{_flags_help(flags.FLAGS)}")
-        return
 
     def guarded(arguments: Sequence[str]) -> None:
         try:
@@ -68,7 +89,7 @@ def run(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    parser = functools.partial(_parse_quietly, positional=positional)
+    parser = functools.partial(_parse_quietly, positional=positional, config_fields=config_fields)
     app.run(guarded, argv=list(argv), flags_parser=parser)
 
 
@@ -77,6 +98,7 @@ def parse(
     flag_values: flags.FlagValues = flags.FLAGS,
     *,
     positional: bool = False,
+    config_fields: Container[str] | None = None,
 ) -> Sequence[str]:
     """Parse the flags and return the other arguments, the program's name first.
 
@@ -86,7 +108,8 @@ def parse(
     if "config" in flag_values:
         flag_values["config"].parser = _ConfigParser()
     try:
-        _check_config_arguments(flag_values.read_flags_from_files(arguments, force_gnu=False))
+        expanded = flag_values.read_flags_from_files(arguments, force_gnu=False)
+        _check_config_arguments(expanded, config_fields)
         rest = flag_values(arguments)
     except InputError as error:
         _stop(error)
@@ -99,14 +122,6 @@ def parse(
     return rest
 
 
-def _flags_help(flag_values: flags.FlagValues) -> str:
-    """Return the help of the flags that a command defines, without absl's own flags."""
-    modules = flag_values.flags_by_module_dict()
-    names = [name for name in modules if name.startswith("pabee_jax.")]
-    # The first line of a module's help is the module's name.
-    return "\n".join(flag_values.module_help(name).lstrip().partition("\n")[2] for name in names)
-
-
 class _ConfigParser(flags.ArgumentParser):
     """Parses the value of `--config` into a checked `TrainConfig`."""
 
@@ -114,8 +129,8 @@ class _ConfigParser(flags.ArgumentParser):
         return load_config(argument)
 
 
-def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
-    rest = parse(arguments, positional=positional)
+def _parse_quietly(arguments: Sequence[str], **options: Any) -> Sequence[str]:
+    rest = parse(arguments, **options)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     # On a full disk, each of orbax's threads logs its stack: two thousand lines in total.
     logging.get_absl_handler().addFilter(
@@ -127,8 +142,8 @@ def _parse_quietly(arguments: Sequence[str], positional: bool) -> Sequence[str]:
     return rest
 
 
-def _check_config_arguments(arguments: Sequence[str]) -> None:
-    """Check that every `--config.FIELD` exists and follows the `--config` that it changes."""
+def _check_config_arguments(arguments: Sequence[str], fields: Container[str] | None) -> None:
+    """Check that every `--config.FIELD` exists, is used and follows the `--config` it changes."""
     has_config = False
     for argument in arguments[1:]:
         match = _CONFIG_ARGUMENT.match(argument)
@@ -138,6 +153,8 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
             check_field(match["field"])
             if not has_config:
                 raise InputError(f"{argument} changes a value of --config FILE: put that before it")
+            if fields is not None and match["field"] not in fields:
+                raise InputError(f"{argument} has no effect: only the data are read from --config")
 
 
 def _describe_flag_error(error: flags.Error, flag_values: flags.FlagValues) -> str:

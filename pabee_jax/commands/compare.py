@@ -1,15 +1,8 @@
-"""Compares runs that `evaluate` has been through.
-
-pabee-jax compare runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1
-
-Runs that differ only in their seed are pooled (median and range). Groups that differ in anything
-else are compared with the first group on the same rows, with paired bootstrap intervals.
-"""
+"""`compare`: compares runs that `evaluate` has evaluated."""
 
 import dataclasses
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Sequence
 
@@ -20,7 +13,8 @@ from flax import traverse_util
 from pabee_jax.analysis.comparison import Run, compared, grouped
 from pabee_jax.analysis.metrics import METRICS
 from pabee_jax.commands import command_line
-from pabee_jax.commands.options import define_flags, option, read_flags
+from pabee_jax.commands.compare_options import CompareOptions
+from pabee_jax.commands.options import read_flags
 from pabee_jax.criteria import ExitCriterion, FixedLayer, Patience, check, parse
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
@@ -28,21 +22,9 @@ from pabee_jax.reports import files, plots, tables
 from pabee_jax.training import run_directory
 
 
-@dataclasses.dataclass(frozen=True)
-class CompareOptions:
-    """The options of `compare`; each field is a flag."""
-
-    criterion: tuple[str, ...] = option(
-        "A setting, as in patience:patience=3; may be given several times.", ()
-    )
-    metric: str = option("Metric to compare; by default the task's first.", "")
-    output: str = option("Directory of the results.", "comparison")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Run `pabee-jax compare`."""
-    argv = sys.argv if argv is None else argv
-    define_flags(CompareOptions)
+    command_line.define(CompareOptions, argv)
 
     def run(arguments: Sequence[str]) -> None:
         if len(arguments) < 2:
@@ -51,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = [parse(text) for text in options.criterion]
         compare(arguments[1:], settings, options.metric, storage.path_of(options.output))
 
-    command_line.run(run, argv, __doc__, positional=True)
+    command_line.run(run, argv, positional=True)
 
 
 def compare(

@@ -58,7 +58,7 @@ def _path_of(name: str) -> Path:
 
 def check_field(field: str) -> None:
     """Raise InputError unless `field` ("loss.weights") is a single value of a `TrainConfig`."""
-    names = [name for name, _ in _leaves(TrainConfig())]
+    names = [name for name, _ in leaves(TrainConfig())]
     if field in names:
         return
     holder = field.rpartition(".")[0]
@@ -71,6 +71,15 @@ def check_field(field: str) -> None:
     close = difflib.get_close_matches(field, names, n=1)
     meant = f"; did you mean {close[0]}?" if close else "."
     raise InputError(f"the config has no field {field!r}{meant} Fields: {', '.join(fields)}")
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield names and values, such as ("loss.weights", "linear"), of all fields at any depth."""
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _call(get_config: Any, name: str, argument: list[str]) -> Any:
@@ -99,19 +108,10 @@ def _place_and_reason(error: BaseException, path: Path) -> str:
 
 
 def _problems(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    types = {name: type(value) for name, value in _leaves(TrainConfig())}
-    for name, value in _leaves(config):
+    types = {name: type(value) for name, value in leaves(TrainConfig())}
+    for name, value in leaves(config):
         if name not in types:
             # An assignment to a misspelled field, `config.batchsize = 8`, creates an attribute.
             yield name, "does not exist in a TrainConfig"
         elif not isinstance(value, (int, float) if types[name] is float else types[name]):
             yield name, f"is {value!r}; it must be of type {types[name].__name__}"
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield names and values, such as ("loss.weights", "linear"), of all fields at any depth."""
-    for name, value in vars(config).items():
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

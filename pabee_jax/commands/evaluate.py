@@ -1,17 +1,12 @@
-"""Evaluates a checkpoint: quality, exit layers and speed of every setting, from one pass.
-
-pabee-jax evaluate --checkpoint runs/mrpc --patience 0,3,4,5,6
-"""
+"""`evaluate`: quality, exit layers and speed of every setting of a checkpoint, from one pass."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from pabee_jax.analysis import measured, operating_points
 from pabee_jax.analysis.curves import curves
@@ -19,9 +14,8 @@ from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from pabee_jax.commands import choose_setting, command_line, perturbed
-from pabee_jax.commands.config_file import USAGE
 from pabee_jax.commands.evaluate_options import EvaluateOptions
-from pabee_jax.commands.options import define_flags, read_flags
+from pabee_jax.commands.options import read_flags
 from pabee_jax.criteria import Oracle, check, check_task, criterion_class, warn
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
@@ -38,15 +32,14 @@ from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.config import check as check_config
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Run `pabee-jax evaluate`."""
-    argv = sys.argv if argv is None else argv
-    define_flags(EvaluateOptions)
-    help_text = f"Data to use instead of the run's own: {USAGE}."
-    config_flags.DEFINE_config_file("config", None, help_text, sys_argv=list(argv))
-    command_line.run(
-        lambda _: evaluate(read_flags(EvaluateOptions), flags.FLAGS.config), argv, __doc__
-    )
+    command_line.define(EvaluateOptions, argv)
+
+    def run(_: Sequence[str]) -> None:
+        evaluate(read_flags(EvaluateOptions), flags.FLAGS.config)
+
+    command_line.run(run, argv, config_fields=EvaluateOptions.config_fields)
 
 
 def evaluate(options: EvaluateOptions, config: TrainConfig | None) -> None:

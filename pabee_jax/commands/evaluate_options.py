@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import ClassVar
 
 from etils import epath
 
 from pabee_jax import criteria
+from pabee_jax.commands.config_file import USAGE, leaves
 from pabee_jax.commands.options import option, refuse_without_effect
 from pabee_jax.criteria import ExitCriterion, Patience
+from pabee_jax.data.config import DataConfig
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_driver
 from pabee_jax.io import storage
@@ -53,6 +56,12 @@ class EvaluateOptions:
     Raises:
         InputError: a value that cannot be used, or an option that has no effect.
     """
+
+    config_help: ClassVar[str] = f"Data to use instead of the run's own: {USAGE}."
+    config_fields: ClassVar[tuple[str, ...]] = (
+        "max_seq_length",
+        *(name for name, _ in leaves(DataConfig())),
+    )
 
     checkpoint: str = option(
         "Required: run or checkpoint directory (local or gs://BUCKET/...), or hub id.", ""

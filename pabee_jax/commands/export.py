@@ -1,48 +1,23 @@
-"""Writes a checkpoint as one serialised program, with the early exit inside it.
+"""`export`: writes a checkpoint as one serialized program, with the early exit inside it."""
 
-pabee-jax export --checkpoint runs/mrpc --output exported/mrpc --platforms cpu,cuda,tpu
-"""
-
-import dataclasses
-import sys
 from collections.abc import Sequence
 
 from pabee_jax.commands import command_line
-from pabee_jax.commands.options import define_flags, option, read_flags
-from pabee_jax.errors import InputError
+from pabee_jax.commands.export_options import ExportOptions
+from pabee_jax.commands.options import read_flags
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.export import DEFAULT_PLATFORMS, check_arguments, export
 from pabee_jax.io import storage
 
 
-@dataclasses.dataclass(frozen=True)
-class ExportOptions:
-    """The options of `export`; each field is a flag."""
-
-    checkpoint: str = option("Required: run or checkpoint directory, or hub id.", "")
-    output: str = option("Required: directory of the exported program.", "")
-    platforms: str = option(
-        "Some of cpu, cuda, rocm, tpu, comma-separated.", ",".join(DEFAULT_PLATFORMS)
-    )
-    sequence_length: int | None = option(
-        "Tokens per row; by default as many as the checkpoint takes."
-    )
-    dtype: str = option("Compute type: float32 or bfloat16.", "float32")
-
-    def __post_init__(self):
-        for name, meaning in (("checkpoint", "a checkpoint"), ("output", "the directory to write")):
-            if not getattr(self, name):
-                raise InputError(f"--{name} is missing: it names {meaning}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Run `pabee-jax export`."""
-    argv = sys.argv if argv is None else argv
-    define_flags(ExportOptions)
+    command_line.define(ExportOptions, argv)
 
     def run(_: Sequence[str]) -> None:
         options = read_flags(ExportOptions)
-        platforms = [name.strip() for name in options.platforms.split(",") if name.strip()]
+        names = DEFAULT_PLATFORMS if options.platforms is None else options.platforms.split(",")
+        platforms = [name.strip() for name in names if name.strip()]
         directory = storage.local_path_of(options.output)
         check_arguments(directory, platforms, options.sequence_length)
         classifier = EarlyExitClassifier.from_pretrained(options.checkpoint, dtype=options.dtype)
@@ -54,4 +29,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print(f"wrote {directory}, for {', '.join(platforms)}")
 
-    command_line.run(run, argv, __doc__)
+    command_line.run(run, argv)

@@ -1,18 +1,52 @@
 """`pabee-jax COMMAND ...`: train, evaluate, compare or export."""
 
 import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pabee_jax import __version__
 
-# Each command is a module of this folder with a function `main(argv)`.
+
+class Command(NamedTuple):
+    """A command, whose module in this folder has a function `main(argv)`.
+
+    Attributes:
+        summary: what the command does.
+        usage: an example.
+        options: the options dataclass. Its module is quickly imported, and `--help` imports no
+            other.
+    """
+
+    summary: str
+    usage: str
+    options: str
+
+
 COMMANDS = {
-    "train": "fine-tune an encoder with a classifier on every layer, or resume a run",
-    "evaluate": "print quality and speed of every exit setting; choose a setting",
-    "compare": "compare evaluated runs",
-    "export": "write a checkpoint as one compiled program",
+    "train": Command(
+        "fine-tune an encoder with a classifier on every layer, or resume a run",
+        "--config demo --workdir runs/demo",
+        "train_options:TrainOptions",
+    ),
+    "evaluate": Command(
+        "print quality and speed of every exit setting; choose a setting",
+        "--checkpoint runs/mrpc --patience 0,3,4,5,6",
+        "evaluate_options:EvaluateOptions",
+    ),
+    "compare": Command(
+        "compare evaluated runs; runs that differ only in their seed are pooled",
+        "runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1",
+        "compare_options:CompareOptions",
+    ),
+    "export": Command(
+        "write a checkpoint as one compiled program",
+        "--checkpoint runs/mrpc --output exported/mrpc --platforms cpu,cuda,tpu",
+        "export_options:ExportOptions",
+    ),
 }
+_HELP = frozenset({"--help", "-help", "-h", "--helpfull", "--helpshort"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     _, *arguments = sys.argv if argv is None else argv
     name, *rest = arguments or ("",)
     if name in COMMANDS:
-        importlib.import_module(f"pabee_jax.commands.{name}").main([f"pabee-jax {name}", *rest])
-    elif name in ("--help", "-h", "help"):
+        if _HELP.intersection(rest):
+            print(_help(name))
+        else:
+            importlib.import_module(f"pabee_jax.commands.{name}").main([f"pabee-jax {name}", *rest])
+    elif name in (*_HELP, "help"):
         print(_usage())
     elif name == "--version":
         print(f"pabee_jax {__version__}")
@@ -31,8 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _help(name: str) -> str:
+    from pabee_jax.commands.help import help_text
+
+    command = COMMANDS[name]
+    options = pkgutil.resolve_name(f"pabee_jax.commands.{command.options}")
+    heading = f"pabee-jax {name}: {command.summary}\n\n  pabee-jax {name} {command.usage}"
+    return f"{heading}\n\n{help_text(options)}"
+
+
 def _usage() -> str:
-    lines = [f"  {name:<10}{description}" for name, description in COMMANDS.items()]
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: pabee-jax COMMAND [--help] [--flag=value ...]", "", *lines])
 
 

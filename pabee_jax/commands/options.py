@@ -45,7 +45,7 @@ def refuse_without_effect(
     ignored_by: Mapping[str, Sequence[str]],
     only_with: Mapping[str, Sequence[str]],
 ) -> None:
-    """Raise InputError for an option that was given and cannot change what the command does.
+    """Raise InputError for options that were given and cannot change what the command does.
 
     Args:
         ignored_by: for an option, the options that have no effect beside it.
@@ -56,14 +56,25 @@ def refuse_without_effect(
     def given(name: str) -> bool:
         return getattr(options, name) != default[name]
 
+    # Why an option has no effect, and all options for which this is the reason.
+    problems: dict[str, list[str]] = {}
+    ignored: set[str] = set()
     for name, others in ignored_by.items():
-        for other in others:
-            if given(name) and given(other):
-                raise InputError(f"--{other} has no effect with --{name}: leave one of them out")
+        if given(name) and name not in ignored:
+            given_others = [other for other in others if given(other)]
+            ignored |= set(given_others)
+            problems[f"no effect with --{name}"] = given_others
     for name, needed in only_with.items():
         if given(name) and not any(map(given, needed)):
-            flags_needed = " or ".join(f"--{other}" for other in needed)
-            raise InputError(f"--{name} has no effect without {flags_needed}")
+            reason = f"no effect without {' or '.join(f'--{other}' for other in needed)}"
+            problems.setdefault(reason, []).append(name)
+    sentences = [
+        f"{', '.join(f'--{name}' for name in names)} {'has' if len(names) == 1 else 'have'} {why}"
+        for why, names in problems.items()
+        if names
+    ]
+    if sentences:
+        raise InputError("; ".join(sentences))
 
 
 _DEFINE = {

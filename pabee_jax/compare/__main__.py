@@ -1,5 +1,7 @@
 """`python -m pabee_jax.compare`: the command `pabee-jax compare`."""
 
-from pabee_jax.commands.compare import main
+import sys
 
-main()
+from pabee_jax.commands.main import main
+
+main(["pabee-jax", "compare", *sys.argv[1:]])

@@ -2,13 +2,19 @@
 
 import dataclasses
 import functools
+from typing import Any
 
+import jax
 import numpy as np
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Tokenized rows in memory, padded to the longest row.
+
+    A `Dataset` is a pytree, and gives its arrays by name as a dict does: `early_exit` takes it as a
+    batch, also as an argument of a function under `jit`.
 
     Attributes:
         input_ids: (N, S) int32.
@@ -24,6 +30,17 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def __getitem__(self, name: str, /) -> Any:
+        value = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def get(self, name: str, default: Any = None, /) -> Any:
+        """Return the array of this name, as `dict.get`."""
+        value = vars(self).get(name)
+        return default if value is None else value
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:

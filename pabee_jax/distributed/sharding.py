@@ -63,6 +63,11 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     return mesh_of(devices[: count * model], model)
 
 
+def first_device() -> Mesh:
+    """Return the mesh of this process's first device."""
+    return mesh_of(jax.local_devices()[:1], 1)
+
+
 def mesh_of(devices: Sequence[Any], model: int) -> Mesh:
     """Return the mesh over all of these devices, with `model` of them along the axis `model`.
 
@@ -185,13 +190,13 @@ def shard_batch(
     """Return the batch with the leading axis of every array sharded over the mesh axis `data`.
 
     Args:
-        batch: the rows `process_rows(batch_size, mesh)` of the whole batch, in this order; with one
-            process, these are all rows.
+        batch: the rows `process_rows(batch_size, mesh)` of the whole batch, in this order; if all
+            devices of the mesh belong to this process, these are all rows.
         mesh: the mesh.
         batch_size: rows of the whole batch; absent, the rows of `batch`.
     """
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
-    if jax.process_count() == 1:
+    if not mesh.is_multi_process:
         return jax.device_put(dict(batch), sharding)
     if batch_size is None:
         raise ValueError("batch_size is needed in a run of several processes")

@@ -1,5 +1,7 @@
 """`python -m pabee_jax.export`: the command `pabee-jax export`."""
 
-from pabee_jax.commands.export import main
+import sys
 
-main()
+from pabee_jax.commands.main import main
+
+main(["pabee-jax", "export", *sys.argv[1:]])

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
+from tqdm import tqdm
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
 from pabee_jax.data.batching import batches_by_bucket, bucket_of, inference_buckets
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.tokenization import Tokenizer
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.replay import replay
 from pabee_jax.drivers.shapes import next_power_of_two, previous_power_of_two
@@ -24,12 +26,15 @@ from pabee_jax.inference.inputs import Text, Tokens
 from pabee_jax.inference.predictions import Predictions, predictions_of
 from pabee_jax.inference.programs import run_early_exit, run_full
 from pabee_jax.inference.row_source import RowSource, row_source, tokenize
+from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import in_compute_dtype, merge, split
 
 
 class EarlyExitClassifier:
     """A BERT or ALBERT classifier whose rows exit as soon as the criterion allows.
+
+    A classifier can be pickled. The copy runs on the first device of the process that unpickles it.
 
     Attributes:
         pretrained: the checkpoint as loaded.
@@ -54,7 +59,7 @@ class EarlyExitClassifier:
         self.pretrained = pretrained
         self.driver = driver
         self.criterion = criterion or pretrained.criterion or Patience(0)
-        self._mesh = mesh or sharding.make_mesh(1)
+        self._mesh = mesh or sharding.first_device()
         self._chunk_tokens = chunk_tokens
         self._structure, parameters = split(in_compute_dtype(pretrained.model))
         self._parameters = sharding.replicate(parameters, self._mesh)
@@ -81,7 +86,7 @@ class EarlyExitClassifier:
                 which no row exits early.
             driver: "auto", "full", "loop" or "pool"; see `EarlyExitClassifier`.
             dtype: compute type of the encoder, "float32" or "bfloat16".
-            mesh: devices over which batches are sharded; absent, the first device.
+            mesh: devices over which batches are sharded; absent, the first device of this process.
             num_labels: required for a checkpoint without internal classifiers. These are then
                 initialized randomly.
             seed: seed of the random initialization.
@@ -106,7 +111,7 @@ class EarlyExitClassifier:
         )
 
     def __repr__(self) -> str:
-        config = self.pretrained.model.config
+        config = self.config
         return (
             f"EarlyExitClassifier({config.family}, {config.num_hidden_layers} layers, "
             f"{self.criterion}, driver={self.driver!r})"
@@ -128,9 +133,28 @@ class EarlyExitClassifier:
         """The model with its parameters on the mesh, for custom programs with `early_exit`."""
         return merge(self._structure, self._parameters)
 
+    def __reduce__(self):
+        # Neither devices nor the memory of a device can be pickled.
+        keywords = {
+            "criterion": self.criterion,
+            "driver": self.driver,
+            "chunk_tokens": self._chunk_tokens,
+        }
+        return functools.partial(type(self), **keywords), (self.pretrained,)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture of the model."""
+        return self.pretrained.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The Hugging Face tokenizer."""
+        return self.pretrained.tokenizer
+
     @property
     def num_layers(self) -> int:
-        return self.pretrained.model.config.num_hidden_layers
+        return self.config.num_hidden_layers
 
     def predict(
         self, inputs: Sequence[Text] | Tokens | Dataset, batch_size: int | None = None
@@ -154,9 +178,7 @@ class EarlyExitClassifier:
         else:
             source = row_source(self.pretrained, inputs)
             exit_layers = np.empty(source.num_rows, np.int32)
-            logits = np.empty(
-                (source.num_rows, self.pretrained.model.config.num_labels), np.float32
-            )
+            logits = np.empty((source.num_rows, self.config.num_labels), np.float32)
             jobs = self._early_exit_jobs(source, batch_size)
             for rows, (batch_exit_layers, batch_logits) in run_jobs(jobs, self._mesh):
                 exit_layers[rows], logits[rows] = batch_exit_layers, batch_logits
@@ -229,6 +251,8 @@ class EarlyExitClassifier:
     def warmup(self, batch_size: int | None = None) -> None:
         """Compile every program that `predict` uses for texts with this batch size.
 
+        A terminal shows a progress bar.
+
         Exception: with driver "full", `predict` also compiles the small program of `replay`, once
         per number of rows (rounded up to a power of two).
         """
@@ -242,11 +266,15 @@ class EarlyExitClassifier:
             row_counts |= {
                 max(rows, min(loop_rows + 1, size)) for rows in planning.pool_shapes(size)
             }
-        for length in inference_buckets(self.pretrained.max_length):
-            for rows in sorted(row_counts):
-                # Rows without tokens count as having exited, so that no layer runs for them.
-                zeros = np.zeros((rows, length), np.int32)
-                self.predict(Dataset(zeros, zeros, zeros), batch_size)
+        shapes = [
+            (rows, length)
+            for length in inference_buckets(self.pretrained.max_length)
+            for rows in sorted(row_counts)
+        ]
+        for shape in tqdm(shapes, "compiling", unit="program", disable=None):
+            # Rows without tokens count as having exited, so that no layer runs for them.
+            zeros = np.zeros(shape, np.int32)
+            self.predict(Dataset(zeros, zeros, zeros), batch_size)
 
     def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
         """Save the checkpoint together with the current criterion.

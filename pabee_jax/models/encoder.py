@@ -7,7 +7,7 @@ The methods that drivers call are `embed`, `layer` (or its two parts, `start_lay
 """
 
 import contextlib
-from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -28,7 +28,14 @@ from pabee_jax.models.transformer import (
     Queries,
 )
 
-Batch = Mapping[str, Array | np.ndarray]
+
+@runtime_checkable
+class Batch(Protocol):
+    """The arrays of a batch by name: a dict, or a `Dataset` of tokenized rows."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+    def get(self, name: str, default: Any = None, /) -> Any: ...
 
 
 def full_precision(dtype: str | np.dtype = "float32"):
