@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from etils import epath
 
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
@@ -215,6 +216,7 @@ WITHOUT_EFFECT = [
     ({"perturbed": "x", "driver": "loop"}, "--driver has no effect with --perturbed"),
     ({"perturbed": "x", "split": "test"}, "--split has no effect with --perturbed"),
     ({"perturbed": "x", "all_checkpoints": True}, "--all_checkpoints has no effect"),
+    ({"calibrate": True, "overwrite": True}, "--overwrite has no effect with --calibrate"),
     ({"max_drop": 0.5}, "--max_drop has no effect without --calibrate"),
     ({"confidence": 0.5}, "--confidence has no effect without --calibrate"),
     ({"tolerance": 0.5}, "--tolerance has no effect without --calibrate or --sweep or --report"),
@@ -243,11 +245,12 @@ def test_a_report_without_labels_omits_the_sections_that_need_labels(run, tmp_pa
 
 
 def test_overwrite_removes_the_results_of_the_previous_run(run, studied, tmp_path):
-    folder = tmp_path / "run"
+    folder = epath.Path(tmp_path / "run")
     shutil.copytree(run, folder)
     shutil.copytree(studied, folder, dirs_exist_ok=True)
     for name in ("perturbed.csv", "perturbed.json"):
         (folder / name).touch()
+    (folder / "results-test").mkdir()
     run_directory.prepare(folder, run_directory.read_config(folder), {}, overwrite=True)
     assert {path.name for path in folder.iterdir()} == {"train_config.json", "train_inputs.json"}
 

@@ -19,7 +19,10 @@ from pabee_jax.criteria import ExitCriterion, FixedLayer, Patience, check, parse
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
 from pabee_jax.reports import files, plots, tables
+from pabee_jax.reports.results_folder import ResultsFolder
 from pabee_jax.training import run_directory
+
+_FILES = ("compare.csv", "compare.json", "compare.png")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,13 +34,19 @@ def main(argv: Sequence[str]) -> None:
             raise InputError("the run directories are missing: pabee-jax compare RUN RUN ...")
         options = read_flags(CompareOptions)
         settings = [parse(text) for text in options.criterion]
-        compare(arguments[1:], settings, options.metric, storage.path_of(options.output))
+        output = storage.path_of(options.output)
+        compare(arguments[1:], settings, options.metric, output, overwrite=options.overwrite)
 
     command_line.run(run, argv, positional=True)
 
 
 def compare(
-    paths: Sequence[str], settings: Sequence[ExitCriterion], metric: str, output: epath.Path
+    paths: Sequence[str],
+    settings: Sequence[ExitCriterion],
+    metric: str,
+    output: epath.Path,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Print the table, and write compare.csv, compare.json and compare.png into `output`.
 
@@ -46,12 +55,16 @@ def compare(
         settings: if empty, full depth and every patience that can save a layer, or every layer if
             the task is a regression.
         metric: if empty, the task's first.
+        output: directory of the results.
+        overwrite: replace files that this command did not write.
 
     Raises:
         InputError: runs that cannot be read or compared, or a metric that the task does not have.
     """
-    if len(set(paths)) != len(paths):
+    if len({storage.absolute(storage.path_of(path)) for path in paths}) != len(paths):
         raise InputError("the same run is given twice")
+    folder = ResultsFolder(output, "compare.json", overwrite)
+    folder.check(_FILES)
     runs = [read_run(path) for path in paths]
     groups = grouped(runs)
     task_metrics = runs[0].about.get("metrics") or []
@@ -69,11 +82,12 @@ def compare(
     outcomes = compared(groups, settings, metric)
     print(tables.comparison_table(groups, settings, outcomes, metric))
     records = files.comparison_records(groups, settings, outcomes, metric)
-    with files.results_folder(output) as folder:
-        files.write_csv(folder / "compare.csv", records)
-        files.write_json(folder / "compare.json", files.environment() | {"settings": records})
-        plots.plot_comparison(groups, outcomes, metric, folder / "compare.png")
-    print(f"\ncompare.csv, compare.json, compare.png are in {output}")
+    with folder.replace() as staging:
+        files.write_csv(staging / "compare.csv", records)
+        content = files.environment() | {"files": list(_FILES), "settings": records}
+        files.write_json(staging / "compare.json", content)
+        plots.plot_comparison(groups, outcomes, metric, staging / "compare.png")
+    print(f"\n{', '.join(_FILES)} are in {output}")
 
 
 def read_run(path: str) -> Run:

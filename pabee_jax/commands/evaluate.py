@@ -2,19 +2,23 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 from pabee_jax.analysis import measured, operating_points
-from pabee_jax.analysis.curves import curves
+from pabee_jax.analysis.curves import Curve, curves
 from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from pabee_jax.commands import choose_setting, command_line, perturbed
 from pabee_jax.commands.evaluate_options import EvaluateOptions
+from pabee_jax.commands.evaluate_results import (
+    Evaluated,
+    draw_figures,
+    results_folder,
+    write_data,
+)
 from pabee_jax.commands.options import read_flags
 from pabee_jax.criteria import Oracle, check, check_task, criterion_class, warn
 from pabee_jax.data.load import load_task
@@ -22,10 +26,8 @@ from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
 from pabee_jax.inference import compilation_cache
 from pabee_jax.inference.classifier import EarlyExitClassifier
-from pabee_jax.io import storage
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
-from pabee_jax.reports import files, plots, tables
-from pabee_jax.reports.html_report import write_report
+from pabee_jax.reports import tables
 from pabee_jax.training import run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import TrainConfig
@@ -55,20 +57,23 @@ def evaluate(options: EvaluateOptions, config: TrainConfig | None) -> None:
     if options.perturbed:
         perturbed.compare_texts(options, pretrained, task)
         return
+    output = results_folder(options, config, task)
     rows: Rows | None = None
-    evaluated: list[tuple[str, list[OperatingPoint], np.ndarray]] = []
+    evaluated: list[Evaluated] = []
     for name, checkpoint in _checkpoints(options, pretrained):
         classifier = EarlyExitClassifier(checkpoint, driver=options.driver)
-        rows = rows or Rows.of(task.read(options.split), classifier.tokenize)
+        rows = rows or _read_rows(options, task, classifier)
         points, logits = _evaluate_one(options, classifier, task, rows)
         _show(name, points, rows)
-        evaluated.append((name, points, logits))
+        evaluated.append(Evaluated(name, points, logits))
     if rows is None:
         raise InputError(f"--all_checkpoints: no checkpoint is kept in {options.checkpoint}")
-    with files.results_folder(options.output_directory) as folder:
-        _write(options, folder, task, rows, evaluated)
-    with files.results_folder(options.output_directory) as folder:
-        _study(options, folder, task, rows, *evaluated[-1])
+    last = evaluated[-1]
+    last_curves = _curves(options, task, rows, last)
+    if options.sweep:
+        _show_curves(options, task, rows, last, last_curves)
+    write_data(options, output, task, rows, evaluated, last_curves)
+    draw_figures(options, output, task, rows, last, last_curves)
 
 
 def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrained, Task]:
@@ -123,6 +128,13 @@ def _task(config: TrainConfig, pretrained: Pretrained, options: EvaluateOptions)
     return task
 
 
+def _read_rows(options: EvaluateOptions, task: Task, classifier: EarlyExitClassifier) -> Rows:
+    rows = Rows.of(task.read(options.split), classifier.tokenize)
+    if options.sweep and rows.dataset.labels is None:
+        raise InputError(f"--sweep needs labels; the {options.split} rows have none")
+    return rows
+
+
 def _checkpoints(
     options: EvaluateOptions, pretrained: Pretrained
 ) -> Iterator[tuple[str, Pretrained]]:
@@ -160,43 +172,16 @@ def _evaluate_one(
     return points, logits
 
 
-def _study(
-    options: EvaluateOptions,
-    folder: Path,
-    task: Task,
-    rows: Rows,
-    name: str,
-    points: list[OperatingPoint],
-    logits: np.ndarray,
-) -> None:
-    """Add what --sweep and --report ask for, from the logits of the last checkpoint."""
-    labels, metrics = rows.dataset.labels, operating_points.metrics_of(logits[-1], task, rows)
-    if options.sweep and labels is None:
-        raise InputError(f"--sweep needs labels; the {options.split} rows have none")
-    all_curves, title = [], f"{task.name}, {name}"
-    metric = next(iter(metrics), "")
-    if metrics and (options.sweep or options.report):
-        all_curves = curves(
-            logits,
-            lambda answers: operating_points.metrics_of(answers, task, rows)[metric],
-            options.criterion_names,
-        )
-    if options.sweep and labels is not None:
-        print(f"\n{tables.curves_table(all_curves, metric)}")
-        if not task.is_regression or options.tolerance is not None:
-            oracle = Oracle(labels, options.tolerance or 0.0)
-            (best,) = operating_points.replayed(logits, [oracle], task, rows)
-            print(
-                f"oracle (each row exits at the first exit that is correct): "
-                f"{100 * best.metrics[metric]:.2f} at mean exit layer {best.mean_exit_layer:.2f}"
-            )
-        files.write_curves(folder, all_curves, metric)
-        plots.plot_curves(folder / "sweep.png", all_curves, metric, title)
-        print(f"sweep.csv, sweep.json, sweep.png are in {options.output_directory}")
-    if options.report:
-        path = folder / "report.html"
-        write_report(path, title, task, rows, logits, points, all_curves, options.tolerance)
-        print(f"the report is {options.output_directory / path.name}")
+def _curves(options: EvaluateOptions, task: Task, rows: Rows, evaluated: Evaluated) -> list[Curve]:
+    """Return the curves of --sweep and --report; none if the rows have no labels."""
+    metric = evaluated.metric
+    if not metric or not (options.sweep or options.report):
+        return []
+
+    def score(answers: np.ndarray) -> float:
+        return operating_points.metrics_of(answers, task, rows)[metric]
+
+    return curves(evaluated.logits, score, options.criterion_names)
 
 
 def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
@@ -206,34 +191,15 @@ def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
         print(f"\n{tables.kinds_table(points, rows.kinds)}")
 
 
-def _write(
-    options: EvaluateOptions,
-    folder: Path,
-    task: Task,
-    rows: Rows,
-    evaluated: list[tuple[str, list[OperatingPoint], np.ndarray]],
+def _show_curves(
+    options: EvaluateOptions, task: Task, rows: Rows, evaluated: Evaluated, shown: list[Curve]
 ) -> None:
-    output = options.output_directory
-    about = {"task": task.name, "split": options.split, "examples": len(rows.dataset)}
-    about |= {"driver": options.driver, "metrics": list(task.metrics)}
-    records = [
-        {"checkpoint": name, **record}
-        for name, points, _ in evaluated
-        for record in files.records(points)
-    ]
-    files.write_json(folder / "results.json", about | files.environment() | {"rows": records})
-    files.write_csv(folder / "results.csv", records)
-    name, points, logits = evaluated[-1]
-    if points[0].metrics:
-        plots.plot_tradeoff(folder / "tradeoff.png", points, f"{task.name}, {name}")
-        print(f"\nthe picture is {output / 'tradeoff.png'}")
-    files.write_predictions(folder / "predictions.csv", points, task, rows)
-    arrays: dict[str, Any] = {"logits": logits, "ids": np.asarray(rows.ids)}
-    if rows.dataset.labels is not None:
-        arrays["labels"] = rows.dataset.labels
-    np.savez(folder / "all_exit_logits.npz", **arrays)
-    print(f"results.json, results.csv, predictions.csv, all_exit_logits.npz are in {output}")
-    if options.predictions:
-        path = storage.local_path_of(options.predictions)
-        for written in files.write_submission(path, points[0], task, rows):
-            print(f"wrote {written}")
+    metric, labels = evaluated.metric, rows.dataset.labels
+    print(f"\n{tables.curves_table(shown, metric)}")
+    if labels is not None and (not task.is_regression or options.tolerance is not None):
+        oracle = Oracle(labels, options.tolerance or 0.0)
+        (best,) = operating_points.replayed(evaluated.logits, [oracle], task, rows)
+        print(
+            f"oracle (each row exits at the first exit that is correct): "
+            f"{100 * best.metrics[metric]:.2f} at mean exit layer {best.mean_exit_layer:.2f}"
+        )

@@ -12,6 +12,7 @@ from pabee_jax.commands.config_file import USAGE, leaves
 from pabee_jax.commands.options import option, refuse_without_effect
 from pabee_jax.criteria import ExitCriterion, Patience
 from pabee_jax.data.config import DataConfig
+from pabee_jax.data.glue import submission_paths
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_driver
 from pabee_jax.io import storage
@@ -30,6 +31,7 @@ _IGNORED_BY = {
         "sweep",
         "report",
         "perturbed",
+        "overwrite",
     ),
     "perturbed": (
         "split",
@@ -86,8 +88,14 @@ class EvaluateOptions:
         "Rows that run together; by default 32, and as many as are good for speed in a pool."
     )
     time: bool = option("Also measure milliseconds per example.", False)
-    output: str | None = option("Directory of the results; by default the checkpoint.")
+    output: str | None = option(
+        "Directory of the results; by default the checkpoint or, for other rows than the dev rows "
+        "of a run, a folder in it."
+    )
     predictions: str | None = option("File for predictions in GLUE's submission format.")
+    overwrite: bool = option(
+        "Replace files of --output that this command did not write, and --predictions.", False
+    )
     all_checkpoints: bool = option("Evaluate every kept training checkpoint.", False)
     sweep: bool = option("Also evaluate every criterion over its whole range, as curves.", False)
     report: bool = option("Also write report.html, a page of figures.", False)
@@ -197,8 +205,12 @@ class EvaluateOptions:
                 "--predictions writes the answers of one setting: give one --patience, not "
                 f"{len(self.settings)}"
             )
-        if not storage.local_path_of(predictions).parent.is_dir():
+        path = storage.local_path_of(predictions)
+        if not path.parent.is_dir():
             raise InputError(f"--predictions {predictions}: its directory does not exist")
+        for submission in submission_paths(path):
+            if submission.exists() and not self.overwrite:
+                raise InputError(f"--predictions {submission} exists; replace it with --overwrite")
 
 
 def _numbers(text: str) -> list[int]:

@@ -15,7 +15,9 @@ from pabee_jax.data.task import Examples, Task
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.predictions import predictions_of
 from pabee_jax.reports import files, tables
+from pabee_jax.reports.results_folder import ResultsFolder
 
+_FILES = ("perturbed.csv", "perturbed.json")
 _HEADER = ("setting", "original", "perturbed", "misled", "mean exit layer", "perturbed's")
 
 
@@ -25,6 +27,8 @@ def compare_texts(options: EvaluateOptions, pretrained: Pretrained, task: Task) 
     Raises:
         InputError: a file that cannot be used, or results that cannot be written.
     """
+    output = ResultsFolder(options.output_directory, "perturbed.json", options.overwrite)
+    output.check(_FILES)
     pairs = read_pairs(options.perturbed or "", task)
     classifier = EarlyExitClassifier(pretrained, driver="full")
     original, perturbed = (
@@ -41,11 +45,11 @@ def compare_texts(options: EvaluateOptions, pretrained: Pretrained, task: Task) 
         {"setting": name, **vars(effect)} for name, effect in zip(names, effects, strict=True)
     ]
     about = {"task": task.name, "file": str(options.perturbed), "pairs": len(labels)}
-    with files.results_folder(options.output_directory) as folder:
+    with output.replace() as folder:
         files.write_csv(folder / "perturbed.csv", records)
-        content = about | files.environment() | {"rows": records}
+        content = about | files.environment() | {"files": list(_FILES), "rows": records}
         files.write_json(folder / "perturbed.json", content)
-    print(f"perturbed.csv, perturbed.json are in {options.output_directory}")
+    print(f"{', '.join(_FILES)} are in {output.path}")
 
 
 def _points(

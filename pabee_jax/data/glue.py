@@ -231,3 +231,12 @@ def _offline_if_unreachable() -> Iterator[bool]:
         yield reachable
     finally:
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = previous
+
+
+def submission_paths(path: Path) -> tuple[Path, Path, Path]:
+    """Return the path of a submission, and for MNLI of its matched and of its mismatched part."""
+    suffixes = ("", "-m", "-mm")
+    plain, matched, mismatched = (
+        path.with_name(f"{path.stem}{suffix}{path.suffix}") for suffix in suffixes
+    )
+    return plain, matched, mismatched

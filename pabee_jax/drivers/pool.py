@@ -64,7 +64,7 @@ def pooled_early_exit(
             `chunk_size`.
         control: how the test "has every row exited?" is compiled.
     """
-    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+    batch = jax.tree.map(jnp.asarray, batch)
     input_ids = batch["input_ids"]
     mask, config = attention_mask(batch), model.config
     # Derived from the batch, so that the hidden states are sharded as the batch is.
@@ -75,7 +75,7 @@ def pooled_early_exit(
     next_layer = _next_layer if reads_first_token else _whole_layer
 
     def embed_chunk(rows, hidden):
-        embedded, _ = model.embed({name: _gather(values, rows) for name, values in batch.items()})
+        embedded, _ = model.embed(jax.tree.map(lambda values: _gather(values, rows), batch))
         return _scatter(hidden, rows, embedded)
 
     def run_layer(layer, carried, done):

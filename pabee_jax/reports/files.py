@@ -1,43 +1,28 @@
 """Writers of result files: JSON and CSV tables, predictions per row, and GLUE submissions."""
 
-import contextlib
 import csv
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from pabee_jax.analysis.comparison import Group, Outcome
 from pabee_jax.analysis.curves import SAVINGS, Curve
 from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.criteria import ExitCriterion, describe, to_config
+from pabee_jax.data.glue import submission_paths
 from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
 from pabee_jax.inference.predictions import predictions_of
 from pabee_jax.io import storage, strict_json
+from pabee_jax.io.atomic import write_atomically
 from pabee_jax.reports.tables import labels
-
-
-@contextlib.contextmanager
-def results_folder(output: epath.Path) -> Iterator[Path]:
-    """Yield a local folder whose files are stored in `output` when the context ends.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
-    try:
-        with storage.local_folder(output) as folder:
-            yield folder
-    except OSError as error:
-        failed_path, reason = error.filename or output, storage.reason_of(error)
-        raise InputError(f"the results cannot be written: {failed_path}: {reason}") from None
 
 
 def environment() -> dict[str, Any]:
@@ -93,15 +78,17 @@ def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) 
     """Write GLUE's submission format, a TSV of index and prediction.
 
     Returns:
-        The paths of the files: `path`, or for MNLI two paths with `-m` and `-mm` before the
-        extension.
+        The paths of the files: `path`, or for MNLI the two other paths of `submission_paths`.
+
+    Raises:
+        InputError: a file cannot be written.
     """
-    submission_paths = []
+    plain, matched, mismatched = submission_paths(path)
+    written_paths = []
     for part, where in rows.parts.items():
-        target = path
+        target = plain
         if len(rows.parts) > 1:
-            suffix = "-m" if part.endswith("_matched") else "-mm"
-            target = path.with_name(f"{path.stem}{suffix}{path.suffix}")
+            target = matched if part.endswith("_matched") else mismatched
         predictions = predictions_of(point.logits[where])
         if task.is_regression:
             # GLUE rejects STS-B scores outside the range from 0 to 5.
@@ -112,9 +99,13 @@ def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) 
             values = [names[label] for label in predictions]
         lines = zip(rows.ids[where], values, strict=True)
         text = "index\tprediction\n" + "".join(f"{row_id}\t{value}\n" for row_id, value in lines)
-        target.write_text(text, encoding="utf-8")
-        submission_paths.append(target)
-    return submission_paths
+        try:
+            write_atomically(target, lambda path, text=text: path.write_text(text, "utf-8"))
+        except OSError as error:
+            reason = storage.reason_of(error)
+            raise InputError(f"{target} cannot be written: {reason}") from None
+        written_paths.append(target)
+    return written_paths
 
 
 def write_curves(folder: Path, curves: Sequence[Curve], metric: str) -> None:

@@ -33,6 +33,8 @@ _INPUTS_FILE = "train_inputs.json"
 _LOCK_FILE = ".lock"
 # Process 0 writes this file; the other processes read it to check that they share the directory.
 _MARKER_FILE = ".started"
+# Prefix of the folders with the results of other rows than the run's dev rows.
+OTHER_RESULTS = "results"
 # The files that a run and its evaluation write; --overwrite removes these files and no others.
 _OWN_FILES = (
     _INPUTS_FILE,
@@ -236,8 +238,8 @@ def _is_same_path(workdir: epath.Path, model: str) -> bool:
 
 
 def _clear(workdir: epath.Path) -> None:
-    for name in _OWN_FILES:
-        path = workdir / name
+    other_results = workdir.glob(f"{OTHER_RESULTS}-*")
+    for path in (*other_results, *(workdir / name for name in _OWN_FILES)):
         if path.is_dir():
             path.rmtree()
         else:

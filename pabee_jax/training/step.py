@@ -141,10 +141,9 @@ def make_train_step(
 
 def _microbatches(batch: Batch, count: int) -> Batch:
     """Reshape every array to (count, rows / count, ...); rows do not move between devices."""
-    return {
-        name: jnp.moveaxis(jnp.reshape(value, (-1, count, *value.shape[1:])), 1, 0)
-        for name, value in batch.items()
-    }
+    return jax.tree.map(
+        lambda value: jnp.moveaxis(jnp.reshape(value, (-1, count, *value.shape[1:])), 1, 0), batch
+    )
 
 
 def make_eval_step(
