@@ -2,7 +2,9 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -132,6 +134,30 @@ def test_without_pytorch_the_message_names_the_extra_to_install(checkpoint, monk
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     assert_refused(checkpoint, r"needs PyTorch; install pabee_jax\[torch\]")
+
+
+def test_the_revision_of_a_hub_id_reaches_the_hub(monkeypatch, tmp_path):
+    calls = []
+
+    def model_info(self, hub_id, revision, timeout):
+        calls.append((hub_id, revision))
+        files = [SimpleNamespace(rfilename=name) for name in ("config.json", "model.safetensors")]
+        return SimpleNamespace(siblings=files)
+
+    def snapshot_download(hub_id, revision, allow_patterns):
+        calls.append((hub_id, revision))
+        return str(tmp_path)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("owner/name", "v1") == tmp_path
+    assert calls == [("owner/name", "v1")] * 2
+
+
+def test_a_revision_of_a_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match="revision is 'v1', but .* is a directory"):
+        resolve(str(tmp_path), "v1")
 
 
 def test_a_hub_id_without_a_network_is_refused_within_10_seconds(monkeypatch):

@@ -155,7 +155,53 @@ def test_runs_that_cannot_be_compared_are_input_errors(tmp_path):
         compare([valid, valid], [], "", tmp_path / "out")
     with pytest.raises(InputError, match="--metric 'f1' is not one of the task's: accuracy"):
         compare([valid], [], "f1", tmp_path / "out")
+    results = tmp_path / "rows" / "results.json"
+    for content in ("[]", "3", '"x"', '{"metrics": "accuracy"}', '{"task": "sst2"}', "nonsense"):
+        results.write_text(content)
+        with pytest.raises(InputError, match="rows: its results cannot be read"):
+            compare([str(tmp_path / "rows")], [], "", tmp_path / "out")
     shutil.rmtree(tmp_path / "rows")
     with pytest.raises(InputError, match="rows has no"):
         compare([str(tmp_path / "rows")], [], "", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+ODD_ARRAYS = {
+    "two dimensions": {"logits": np.zeros((EXITS, ROWS), np.float32)},
+    "no exits": {"logits": np.zeros((0, ROWS, 2), np.float32)},
+    "integers": {"logits": np.zeros((EXITS, ROWS, 2), int)},
+    "not finite": {"logits": np.full((EXITS, ROWS, 2), np.nan, np.float32)},
+    "other rows": {"logits": np.zeros((EXITS, ROWS + 1, 2), np.float32)},
+    "labels of other classes": {"labels": np.full(ROWS, 2)},
+    "labels that are scores": {"labels": np.zeros(ROWS, np.float32)},
+    "too few ids": {"ids": np.arange(ROWS - 1)},
+    "texts": {"logits": np.full((EXITS, ROWS, 2), "x")},
+}
+
+
+@pytest.mark.parametrize("case", ODD_ARRAYS)
+def test_odd_logits_are_an_input_error(case, tmp_path):
+    run = write_run(tmp_path / "run")
+    arrays = dict(np.load(tmp_path / "run" / "all_exit_logits.npz"))
+    np.savez(tmp_path / "run" / "all_exit_logits.npz", **arrays | ODD_ARRAYS[case])
+    with pytest.raises(InputError, match="its results cannot be read"):
+        compare([run], [], "", tmp_path / "out")
+
+
+def test_two_names_of_one_run_are_the_same_run(tmp_path, monkeypatch):
+    write_run(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for other in ("run/", "./run", "link", str(tmp_path / "run")):
+        with pytest.raises(InputError, match="the same run is given twice"):
+            compare(["run", other], [], "", tmp_path / "out")
+
+
+def test_files_of_the_user_are_not_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "compare.csv").write_text("the user's")
+    run = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"compare\.csv exists .* --overwrite"):
+        compare([run], [], "", tmp_path / "out")
+    compare([run], [], "", tmp_path / "out", overwrite=True)
+    compare([run], [], "", tmp_path / "out")

@@ -23,22 +23,32 @@ _HUB_TIMEOUT_SECONDS = 5
 _SIDE_FILES = ("*.json", "vocab.txt", "spiece.model", "*.model")
 
 
-def resolve(path_or_hub_id: str) -> Path:
+def resolve(path_or_hub_id: str, revision: str | None = None) -> Path:
     """Return the local directory of a checkpoint, downloaded if it is in a bucket or on the hub.
 
+    Args:
+        path_or_hub_id: the directory, or the name of a repository on the hub.
+        revision: branch, tag or commit of the repository; None for its main branch.
+
     Raises:
-        InputError: the argument is neither a directory (local or `gs://`) nor a repository on the
-            hub, or the hub cannot be reached.
+        InputError: `path_or_hub_id` is neither a directory (local or `gs://`) nor a repository on
+            the hub, the repository has no such revision, a revision is given for a directory, or
+            the hub cannot be reached.
     """
     directory = storage.path_of(path_or_hub_id)
     if directory.is_dir():
+        if revision is not None:
+            raise InputError(
+                f"revision is {revision!r}, but {path_or_hub_id} is a directory; only a repository "
+                "on the hub has revisions"
+            )
         return _from_bucket(directory) if storage.is_remote(directory) else Path(directory)
     if directory.exists():
         raise InputError(f"{path_or_hub_id} is a file; a checkpoint is a directory")
     # A hub id is "name" or "owner/name"; any other string is the path of a directory.
     if path_or_hub_id.count("/") > 1 or path_or_hub_id.startswith((".", "/", "~")):
         raise InputError(f"there is no directory {path_or_hub_id}")
-    return _download(path_or_hub_id)
+    return _download(path_or_hub_id, revision)
 
 
 def read_tensors(directory: Path) -> Tensors:
@@ -146,7 +156,7 @@ def _from_bucket(directory: epath.Path) -> Path:
     return storage.download(directory, matches)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     """Download a checkpoint from the hub; without a network, return the cached directory.
 
     A listing of the repository decides which weight format is downloaded.
@@ -155,25 +165,31 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        files = _hub_files(hub_id)
+        files = _hub_files(hub_id, revision)
         patterns = _patterns(files, f"{hub_id} on the hub")
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
+        )
     except InputError:
         raise
+    except errors.RevisionNotFoundError:
+        raise InputError(f"{hub_id} on the hub has no revision {revision!r}") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise InputError(
             f"{hub_id} is neither a local directory nor a public model on the hub"
         ) from None
     except Exception:  # Without a network, the HTTP stack raises different exceptions.
-        return _cached(hub_id)
+        return _cached(hub_id, revision)
 
 
-def _hub_files(hub_id: str) -> list[str]:
+def _hub_files(hub_id: str, revision: str | None) -> list[str]:
     import huggingface_hub
 
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise ConnectionError("offline mode")
-    info = huggingface_hub.HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT_SECONDS)
+    info = huggingface_hub.HfApi().model_info(
+        hub_id, revision=revision, timeout=_HUB_TIMEOUT_SECONDS
+    )
     return [sibling.rfilename for sibling in info.siblings or []]
 
 
@@ -189,11 +205,13 @@ def _has_format(files: list[str], name: str) -> bool:
     return name in files or f"{name}.index.json" in files
 
 
-def _cached(hub_id: str) -> Path:
+def _cached(hub_id: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        directory = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        directory = Path(
+            huggingface_hub.snapshot_download(hub_id, revision=revision, local_files_only=True)
+        )
         read_config_json(directory)
         return directory
     except Exception:

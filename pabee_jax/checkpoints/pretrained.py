@@ -92,6 +92,7 @@ class Pretrained:
 def load_pretrained(
     path_or_hub_id: str,
     *,
+    revision: str | None = None,
     num_labels: int | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -102,6 +103,7 @@ def load_pretrained(
 
     Args:
         path_or_hub_id: the directory or the hub id.
+        revision: branch, tag or commit of a repository on the hub; None for its main branch.
         num_labels: required if the checkpoint has no internal classifiers; 1 means regression.
         dtype: the compute dtype, "float32" or "bfloat16".
         seed: the seed for parameters that the checkpoint lacks (classifiers, pooler).
@@ -114,7 +116,7 @@ def load_pretrained(
             tensor of the wrong shape, has no classifiers while `num_labels` is None, or has trained
             exits that differ from `exits`.
     """
-    directory = resolve(path_or_hub_id)
+    directory = resolve(path_or_hub_id, revision)
     values = read_config_json(directory)
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels must be at least 1, not {num_labels}")

@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -111,5 +112,27 @@ def read_run(path: str) -> Run:
         raise InputError(f"{path}: its results cannot be read: {error}") from None
     if labels is None:
         raise InputError(f"{path} was evaluated on rows without labels: there is no metric")
+    _check_results(path, about, logits, labels, ids)
     fields = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     return Run(path, fields, about, logits, labels, ids)
+
+
+def _check_results(
+    path: str, about: Any, logits: np.ndarray, labels: np.ndarray, ids: np.ndarray
+) -> None:
+    """Raise InputError for result files that `evaluate` would not write."""
+    problem = ""
+    if not isinstance(about, dict) or not isinstance(about.get("metrics"), list):
+        problem = "results.json does not list the metrics"
+    elif logits.ndim != 3 or 0 in logits.shape or logits.dtype.kind != "f":
+        problem = f"the logits are {logits.dtype} of shape {logits.shape}"
+    elif labels.shape != logits.shape[1:2] or ids.shape != labels.shape:
+        problem = f"{logits.shape[1]} rows have labels of shape {labels.shape}, ids of {ids.shape}"
+    elif not np.isfinite(logits).all():
+        problem = "some logits are not finite"
+    elif labels.dtype.kind not in ("f" if logits.shape[2] == 1 else "iu"):
+        problem = f"the labels are {labels.dtype}"
+    elif logits.shape[2] > 1 and not 0 <= labels.min() <= labels.max() < logits.shape[2]:
+        problem = f"the labels are not from 0 to {logits.shape[2] - 1}"
+    if problem:
+        raise InputError(f"{path}: its results cannot be read: {problem}")

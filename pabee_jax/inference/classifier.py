@@ -73,6 +73,7 @@ class EarlyExitClassifier:
         driver: str = "auto",
         dtype: str = "float32",
         mesh: Mesh | None = None,
+        revision: str | None = None,
         num_labels: int | None = None,
         seed: int = 0,
         chunk_tokens: int | None = None,
@@ -87,6 +88,7 @@ class EarlyExitClassifier:
             driver: "auto", "full", "loop" or "pool"; see `EarlyExitClassifier`.
             dtype: compute type of the encoder, "float32" or "bfloat16".
             mesh: devices over which batches are sharded; absent, the first device of this process.
+            revision: branch, tag or commit of a repository on the hub; absent, its main branch.
             num_labels: required for a checkpoint without internal classifiers. These are then
                 initialized randomly.
             seed: seed of the random initialization.
@@ -105,7 +107,9 @@ class EarlyExitClassifier:
             raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
         if compilation_cache is not None:  # Before loading, because loading compiles as well.
             persistent_cache.enable(compilation_cache)
-        pretrained = load_pretrained(path_or_hub_id, num_labels=num_labels, dtype=dtype, seed=seed)
+        pretrained = load_pretrained(
+            path_or_hub_id, revision=revision, num_labels=num_labels, dtype=dtype, seed=seed
+        )
         return cls(
             pretrained, criterion=criterion, driver=driver, mesh=mesh, chunk_tokens=chunk_tokens
         )
