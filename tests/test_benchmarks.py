@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from benchmarks import command_line, tpu_compile
+from benchmarks import command_line, device_compile
 from benchmarks.training_exits import DevEvaluation
 from helpers import tiny_checkpoint
 from pabee_jax.commands.config_file import load_config
@@ -214,13 +214,13 @@ def test_a_benchmark_refuses_unusable_arguments(arguments, message, tmp_path, mo
     assert message in capsys.readouterr().err
 
 
-def test_tpu_compile_refuses_an_option_of_a_program_that_is_not_compiled(
+def test_device_compile_refuses_an_option_of_a_program_that_is_not_compiled(
     tmp_path, monkeypatch, capsys
 ):
     arguments = ["--topology=v5e:2x4", "--batch_size=256", "--programs=loop", "--rematerialize"]
-    monkeypatch.setattr(sys, "argv", ["tpu_compile", *arguments, f"--output={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["device_compile", *arguments, f"--output={tmp_path}"])
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(tpu_compile.main, tpu_compile.make_parser())
+        command_line.run(device_compile.main, device_compile.make_parser())
     assert stopped.value.code == 2
     assert "--rematerialize has no effect without --programs train" in capsys.readouterr().err
 
@@ -243,5 +243,5 @@ def test_collectives_are_listed_with_their_sizes_and_loops():
     )
     text = program.lower(jnp.ones((32, 32))).compile().as_text()
     expected = [("all-reduce", 4 * 32 * 4, False), ("all-reduce", 2 * 32 * 4, True)]
-    assert tpu_compile.collectives(text) == expected
-    assert tpu_compile.collectives(jax.jit(jnp.sin).lower(1.0).compile().as_text()) == []
+    assert device_compile.collectives(text) == expected
+    assert device_compile.collectives(jax.jit(jnp.sin).lower(1.0).compile().as_text()) == []

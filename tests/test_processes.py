@@ -1,8 +1,11 @@
 """Runs of several processes give the results of a run of one process, and end together."""
 
+import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -194,3 +197,29 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused(program, tmp_path)
     for process in start_all(program, workdir, 2, 1, *SETTINGS, only=elsewhere):
         assert process.wait(timeout=120) == 2
     assert "process 1 cannot read the file that process 0 wrote" in outputs(workdir)
+
+
+@pytest.mark.slow
+def test_a_classifier_runs_on_a_device_of_its_own_process(tmp_path):
+    """Two processes of one run predict different texts, without waiting for each other."""
+    checkpoint = tiny_checkpoint(tmp_path / "model", WORDS, initializer_range=0.3)
+    code = (
+        "import sys, jax\n"
+        "jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))\n"
+        "from pabee_jax import EarlyExitClassifier, Patience\n"
+        "classifier = EarlyExitClassifier.from_pretrained(\n"
+        "    sys.argv[3], num_labels=2, criterion=Patience(1))\n"
+        "texts = ['good', 'bad fine', 'dull'][int(sys.argv[2]):]\n"
+        "print(classifier.predict(texts).logits.tolist())\n"
+    )
+    address = f"localhost:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(index), str(checkpoint)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in running)
+    np.testing.assert_allclose(first[1:], second, atol=1e-6)

@@ -1,7 +1,10 @@
-"""Compiles the programs for a TPU pod, without a TPU, to find their memory and communication.
+"""Compiles the programs for a TPU pod or for GPUs, without one: their memory and communication.
 
     pip install --no-deps libtpu==0.0.42.1   # the version for the installed jax
-    python -m benchmarks.tpu_compile --topology v5e:16x16 --model bert-large --batch_size 8192
+    python -m benchmarks.device_compile --topology v5e:16x16 --model bert-large --batch_size 8192
+
+    pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
+    python -m benchmarks.device_compile --topology h100:8 --model bert-large --batch_size 256
 
 The programs are the training step and the drivers `loop` and `pool`, as pabee_jax compiles them.
 For every program, the benchmark prints per device: memory, floating-point operations, bytes read
@@ -16,10 +19,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# Set before jax is imported, so that neither the compiler nor this process looks for a TPU.
+# Set before jax is imported, so that neither the compiler nor this process looks for a TPU or tries
+# kernels on a GPU.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +34,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import command_line
+from benchmarks.gpu_targets import GPU_TARGETS
 from benchmarks.models import SHAPES
 from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.distributed import sharding
@@ -44,7 +50,7 @@ from pabee_jax.training.strategy import phase_of
 
 _TOTAL_STEPS = 1_000_000  # Of the learning rate schedule.
 # GiB per chip, from the vendor's data sheets.
-_MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+_MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "h100": 80}
 _BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32}
 _KINDS = (
     "all-reduce",
@@ -113,28 +119,41 @@ def _computations_in_loops(text: str) -> set[str]:
     return in_loops
 
 
-def pod_mesh(topology: str, model: int) -> Mesh:
-    """Return the training mesh over the devices of a pod, described by libtpu.
+def platform_of(topology: str) -> str:
+    """Return the platform of a topology, "tpu" or "cuda"."""
+    return "cuda" if topology.partition(":")[0] in GPU_TARGETS else "tpu"
+
+
+def mesh_of(topology: str, model: int) -> Mesh:
+    """Return the training mesh over the devices of a TPU pod or over the GPUs of one machine.
 
     Args:
-        topology: the name of the pod, such as "v5e:2x4".
+        topology: a pod as libtpu names it, such as "v5e:2x4", or a GPU and their number, such as
+            "h100:8".
         model: the size of the mesh axis `model`.
 
     Raises:
-        InputError: libtpu is missing, the topology is unknown, or `model` does not divide its
-            number of chips.
+        InputError: libtpu or JAX's plugin for CUDA is missing, the topology is unknown, or `model`
+            does not divide its number of devices.
     """
     try:
-        pod = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        if platform_of(topology) == "tpu":
+            pod = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        else:
+            gpu, _, gpus = topology.partition(":")
+            # Groups of machines x machines x GPUs per machine.
+            pod = topologies.get_topology_desc(
+                platform="cuda", topology=f"1x1x{int(gpus)}", target_config=GPU_TARGETS[gpu]
+            )
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"--topology {topology}: {reason}; install the libtpu version for jax "
-            f"{jax.__version__}, and give a name such as v5e:2x4"
+            f"--topology {topology}: {reason}; install the libtpu or the CUDA plugin for jax "
+            f"{jax.__version__}, and give a name such as v5e:2x4 or h100:8"
         ) from error
     count = len(pod.devices)
     if count % model:
-        raise InputError(f"--mesh_model {model} does not divide the {count} chips of {topology}")
+        raise InputError(f"--mesh_model {model} does not divide the {count} devices of {topology}")
     return sharding.mesh_of(pod.devices, model)
 
 
@@ -167,7 +186,7 @@ def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:
         if name in options.programs:
             lowered = run_early_exit.trace(
                 structure, mesh, parameters, batch, criterion, row, chunk_size=chunk_size
-            ).lower(lowering_platforms=("tpu",))
+            ).lower(lowering_platforms=(platform_of(options.topology),))
             yield f"driver {name}", lowered
 
 
@@ -189,7 +208,7 @@ def _training_step(options, config: ModelConfig, model, mesh: Mesh, batch, abstr
     step = make_train_step(structure, train_config, _TOTAL_STEPS, state_shardings)
     phase = phase_of(train_config, 0, _TOTAL_STEPS, config.num_hidden_layers)
     return step.func.trace(state, batch | labels, phase, **step.keywords).lower(
-        lowering_platforms=("tpu",)
+        lowering_platforms=(platform_of(options.topology),)
     )
 
 
@@ -201,7 +220,7 @@ def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:
     Args:
         name: the name of the program.
         lowered: the lowered program.
-        memory_gib: the memory of a chip; None if it is unknown.
+        memory_gib: the memory of a device; None if it is unknown.
     """
     start = time.perf_counter()
     try:
@@ -236,10 +255,11 @@ def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:
         f"  memory {total:.2f}{chip} (arguments {record['arguments_gib']:.2f}, temporary "
         f"{record['temporary_gib']:.2f}): {'fits' if record['fits'] else 'DOES NOT FIT'}"
     )
-    print(
-        f"  {record['gflops']:.4g} GFLOP, {record['gbytes']:.4g} GB of memory traffic "
-        "(a loop's body is counted once)"
-    )
+    if record["gflops"]:  # XLA's compiler for GPUs does not count them.
+        print(
+            f"  {record['gflops']:.4g} GFLOP, {record['gbytes']:.4g} GB of memory traffic "
+            "(a loop's body is counted once)"
+        )
     _print_collectives(program_collectives)
     return record
 
@@ -261,21 +281,21 @@ def _cost(compiled) -> dict[str, float]:
 
 def main(options) -> None:
     _refuse_without_effect(options)
-    mesh = pod_mesh(options.topology, options.mesh_model)
+    mesh = mesh_of(options.topology, options.mesh_model)
     generation = options.topology.partition(":")[0]
     shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     rows = options.batch_size // mesh.shape[sharding.DATA]
     print(
-        f"{options.model} on {options.topology} ({mesh.size} chips, {shape}), {options.dtype}, "
+        f"{options.model} on {options.topology} ({mesh.size} devices, {shape}), {options.dtype}, "
         f"{options.batch_size} rows of {options.sequence_length} tokens: {rows} per data shard"
     )
     memory = _MEMORY_GIB.get(generation)
     records = [report(name, lowered, memory) for name, lowered in programs(options, mesh)]
-    name = f"tpu_compile-{options.model}-{options.topology.replace(':', '-')}"
+    name = f"device_compile-{options.model}-{options.topology.replace(':', '-')}"
     command_line.save(options.output, name, options, records, figure=False)
     if not all(record["fits"] for record in records):
         raise InputError(
-            "a program does not fit into the memory of a chip: try --rematerialize, "
+            "a program does not fit into the memory of a device: try --rematerialize, "
             "--gradient_accumulation 2, --shard_parameters, --mesh_model 2, or a smaller "
             "--batch_size"
         )
@@ -296,7 +316,7 @@ def _refuse_without_effect(options) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = command_line.base_parser(__doc__)
-    parser.add_argument("--topology", required=True, help="pod, such as v5e:2x4 or v5e:16x16")
+    parser.add_argument("--topology", required=True, help="such as v5e:2x4, v5e:16x16 or h100:8")
     parser.add_argument("--model", choices=SHAPES, default="bert-base")
     parser.add_argument(
         "--batch_size",
