@@ -119,6 +119,23 @@ def test_regression_has_curves_of_the_regression_criteria_only():
         curves(logits, lambda scores: 0.0, ["entropy"])
 
 
+def test_one_exit_has_curves_of_the_criteria_that_compare_no_exits():
+    logits = logits_of_classes(np.array([[0, 1, 1]]))
+    names = {curve.name for curve in curves(logits, lambda exit_logits: 1.0, count=3)}
+    assert {"fixed_layer", "entropy"} <= names and "patience" not in names
+    with pytest.raises(InputError, match="patience cannot be swept on a model whose number of ex"):
+        curves(logits, lambda exit_logits: 1.0, ["patience"])
+
+
+def test_the_curves_do_not_depend_on_how_many_settings_are_replayed_at_once(monkeypatch):
+    logits = logits_of_classes(np.random.default_rng(3).integers(0, 2, (4, 20)))
+    share = lambda exit_logits: float(exit_logits.argmax(axis=1).mean())  # noqa: E731
+    (expected,) = curves(logits, share, ["patience"])
+    monkeypatch.setattr("pabee_jax.analysis.curves._VALUES_AT_ONCE", 2 * logits[0].size)
+    (curve,) = curves(logits, share, ["patience"])
+    assert curve.points == expected.points
+
+
 def test_only_the_named_criteria_have_curves():
     logits = logits_of_classes(np.random.default_rng(2).integers(0, 2, (3, 20)))
     (curve,) = curves(logits, lambda exit_logits: 1.0, ["entropy"], count=5)

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -181,6 +182,34 @@ def test_replay_equals_the_rule_in_plain_python(criterion, rule, classes):
     exit_layers, answers = map(np.asarray, replay(criterion, logits))
     np.testing.assert_array_equal(exit_layers[clear], expected_layers[clear])
     np.testing.assert_allclose(answers[clear], expected_answers[clear], rtol=1e-5, atol=1e-6)
+
+
+def test_votes_among_many_classes_need_memory_in_proportion_to_the_classes():
+    """The exits predict one of three of 100 classes, so that votes for a class add up."""
+    logits = random_logits(100)
+    favorites = np.random.default_rng(1).choice([3, 50, 99], size=logits.shape[:2])
+    np.put_along_axis(logits, favorites[..., None], 20, axis=2)
+    expected_layers, expected_answers, _ = Reference(vote(2))(logits)
+    exit_layers, answers = replay(Vote(2), logits)
+    np.testing.assert_array_equal(exit_layers, expected_layers)
+    np.testing.assert_allclose(answers, expected_answers, rtol=1e-5, atol=1e-6)
+    rows = jax.ShapeDtypeStruct((7,), np.int32)
+    sizes = []
+    for classes in (1000, 2000):
+        zeros = jax.ShapeDtypeStruct((7, classes), np.float32)
+        state = jax.eval_shape(Vote(2).init, zeros, rows)
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state)))
+    assert sizes[1] <= 2 * sizes[0]
+
+
+def test_a_replay_in_parts_of_the_rows_equals_a_replay_of_all_rows(monkeypatch):
+    logits = random_logits(3)
+    labels = np.arange(ROWS) % 3
+    settings = [Entropy(0.3), Entropy(0.7), Entropy(0.9)]
+    expected = replay(Oracle(labels), logits), replay_many(settings, logits)
+    monkeypatch.setattr("pabee_jax.drivers.replay._VALUES_PER_CALL", 4 * 16)
+    parts = replay(Oracle(labels), logits), replay_many(settings, logits)
+    jax.tree.map(np.testing.assert_array_equal, parts, expected)
 
 
 def test_ties_go_to_the_lowest_class():

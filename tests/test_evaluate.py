@@ -16,6 +16,7 @@ from pabee_jax.commands.evaluate import evaluate
 from pabee_jax.criteria import MaxProbability
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.reports import files
+from pabee_jax.reports.html_page import Section, write_page
 from pabee_jax.training import run_directory
 from pabee_jax.training.config import TrainConfig
 
@@ -157,6 +158,15 @@ def test_a_correlation_of_constant_predictions_is_nan_and_null_in_json(tmp_path)
     assert np.isnan(values["pearson"])
     files.write_json(tmp_path / "x.json", {"rows": [values]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"rows": [{"pearson": None}]}
+
+
+def test_half_of_a_surrogate_pair_is_written_escaped(tmp_path):
+    files.write_csv(tmp_path / "x.csv", [{"label": "\ud800"}])
+    assert (tmp_path / "x.csv").read_text().splitlines() == ["label", "\\ud800"]
+    section = Section("Rows \ud800", "", ["text"], [["\ud800"]], is_list=True)
+    write_page(tmp_path / "x.html", "\ud800", [("fact", "\ud800")], [section])
+    page = (tmp_path / "x.html").read_text()
+    assert page.count("\\ud800") >= 4 and "%5Cud800" in page
 
 
 def test_mnli_has_metrics_and_a_submission_file_for_each_part(run, tmp_path):

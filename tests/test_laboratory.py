@@ -1,14 +1,18 @@
 """Tests of the sweeps, the risk control and the report of `evaluate`."""
 
 import csv
+import datetime
 import json
 import re
 import shutil
 import subprocess
+import urllib.parse
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load_file
 
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
@@ -82,6 +86,78 @@ def test_the_report_is_below_2_mb_and_makes_no_request(studied):
         address.startswith("data:text/csv") for address in addresses if address
     )
     assert "default-src 'none'" in page and "<img" not in page and "<image" not in page
+
+
+def section_of(page, title):
+    return re.search(rf"<section[^>]*><h2>{title}</h2>.*?</section>", page, re.DOTALL).group()
+
+
+def test_the_report_begins_with_the_table_of_results_json(studied):
+    page = (studied / "report.html").read_text()
+    results = json.loads((studied / "results.json").read_text())
+    assert re.findall("<h2>(.*?)</h2>", page)[0] == "Settings"
+    section = section_of(page, "Settings")
+    header, *lines = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)
+        for line in re.findall("<tr>(.*?)</tr>", section)
+    ]
+    assert header == [
+        *("setting", "accuracy", "f1", "mean exit layer", "layers saved", "layer speed-up")
+    ]
+    fields = {"criterion", "patience", "threshold", "votes"}
+    for line, row in zip(lines, results["rows"], strict=True):
+        setting = from_config({name: row[name] for name in fields & row.keys()})
+        assert line == [
+            describe(setting),
+            *(f"{100 * row[name]:.2f}" for name in ("accuracy", "f1")),
+            f"{row['mean_exit_layer']:.2f}",
+            f"{100 * row['layers_saved']:.1f}%",
+            f"{row['layer_speedup']:.2f}x",
+        ]
+    # The CSV has full precision.
+    address = re.search('href="data:text/csv;charset=utf-8,(.*?)"', section).group(1)
+    downloaded = list(csv.DictReader(urllib.parse.unquote(address).splitlines()))
+    for line, row in zip(downloaded, results["rows"], strict=True):
+        for name in ("accuracy", "f1", "mean_exit_layer", "layers_saved", "layer_speedup"):
+            assert float(line[name]) == row[name]
+
+
+def test_the_report_states_the_model_the_versions_and_the_time(run, studied):
+    page = (studied / "report.html").read_text()
+    facts = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert facts["task and split"] == "files, dev" and facts["rows"] == str(ROWS)
+    assert facts["checkpoint"] == str(run)
+    assert facts["model"].startswith("bert, 5 layers with an exit each, hidden size 16")
+    tensors = load_file(run / "model.safetensors")
+    assert facts["parameters"] == f"{sum(array.size for array in tensors.values()):,}"
+    assert f"jax {jax.__version__}, numpy {np.__version__}, Python 3." in facts["versions"]
+    assert facts["hardware"] == f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    written = datetime.datetime.fromisoformat(facts["written at (UTC)"])
+    age = datetime.datetime.now(datetime.UTC) - written
+    assert datetime.timedelta() <= age < datetime.timedelta(hours=1)
+
+
+def test_the_overthinking_section_has_one_name_for_each_side(studied):
+    section = section_of((studied / "report.html").read_text(), "Overthinking")
+    assert "Kaya et al., 2019" in section
+    for side in (
+        "correct at this layer, wrong at full depth",
+        "wrong at this layer, correct at full depth",
+    ):
+        assert re.search(rf"<text[^>]*>{side}</text>", section) and f"<th>{side}</th>" in section
+
+
+def test_one_row_has_a_report_and_cannot_be_calibrated(tmp_path):
+    single = finished_run(tmp_path, rows=2)
+    first_line = (tmp_path / "dev.jsonl").read_text().splitlines()[0]
+    (tmp_path / "dev.jsonl").write_text(first_line + "\n")
+    output = tmp_path / "results"
+    names = ["patience,divergence,entropy"]
+    changes = {"sweep": True, "report": True, "criterion": names}
+    evaluate(options(single, output=str(output), **changes), None)
+    assert "<h2>Overthinking</h2>" in (output / "report.html").read_text()
+    with pytest.raises(InputError, match="needs at least 2 rows.*; the dev split has 1"):
+        evaluate(options(single, calibrate=True, max_drop=0.9, confidence=0.1), None)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

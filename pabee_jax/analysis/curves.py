@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from pabee_jax.criteria import CRITERIA, ExitCriterion, check_task, criterion_class
+from pabee_jax.criteria import CRITERIA, ExitCriterion, Patience, check_task, criterion_class
 from pabee_jax.drivers.replay import replay_many
+from pabee_jax.errors import InputError
 
 # The number of thresholds per criterion; the thresholds are quantiles of the data.
 SETTINGS = 100
 # The shares of layers saved at which the table and sweep.json report the metric.
 SAVINGS = (0.25, 0.5, 0.75)
+# The most logits that a replay returns at once: 512 MB.
+_VALUES_AT_ONCE = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,13 @@ class Curve:
         layers, scores = self.mean_exit_layers.tolist(), self.scores.tolist()
         return list(zip(self.settings, layers, scores, strict=True))
 
+    def coincides_with(self, other: "Curve") -> bool:
+        """Return whether both curves have the same points, within rounding."""
+        points, other_points = (
+            np.unique(np.round(np.stack(curve.line, axis=1), 6), axis=0) for curve in (self, other)
+        )
+        return points.shape == other_points.shape and np.allclose(points, other_points, atol=2e-6)
+
     @property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean exit layers, ascending from 1 to L, and the metric at these layers."""
@@ -86,7 +96,8 @@ def curves(
         The curves; a criterion has one curve per family of settings that share a field.
 
     Raises:
-        InputError: a name is unknown, or names a classification criterion for a regression task.
+        InputError: a name is unknown, or names a classification criterion for a regression task,
+            or no named criterion has a setting for so few exits.
     """
     is_regression = logits.shape[2] == 1
     fitting_names = [
@@ -102,13 +113,39 @@ def curves(
             if settings:
                 title = f"{name}, {family}" if family else name
                 all_curves.append(_curve(title, settings, logits, score, ends))
+    if not all_curves:
+        raise InputError(
+            f"{' and '.join(names)} cannot be swept on a model whose number of exits is "
+            f"{len(logits)}; name another criterion, such as fixed_layer"
+        )
     return all_curves
 
 
+def grouped(all_curves: Sequence[Curve]) -> list[list[Curve]]:
+    """Return the curves in groups whose curves coincide, with the curves of patience first."""
+    groups: list[list[Curve]] = []
+    for curve in sorted(all_curves, key=lambda curve: not is_patience(curve)):
+        group = next((group for group in groups if group[0].coincides_with(curve)), None)
+        if group is None:
+            groups.append([curve])
+        else:
+            group.append(curve)
+    return groups
+
+
+def is_patience(curve: Curve) -> bool:
+    """Return whether the curve is the curve of the patience criterion."""
+    return isinstance(curve.settings[0], Patience)
+
+
 def _curve(name, settings, logits, score, ends) -> Curve:
-    exit_layers, exit_logits = replay_many(settings, logits)
-    scores = np.array([_score(score, setting_logits) for setting_logits in exit_logits])
-    return Curve(name, settings, exit_layers.mean(axis=1), scores, ends, len(logits))
+    settings_at_once = max(1, _VALUES_AT_ONCE // logits[0].size)
+    mean_exit_layers, scores = [], []
+    for start in range(0, len(settings), settings_at_once):
+        exit_layers, exit_logits = replay_many(settings[start : start + settings_at_once], logits)
+        mean_exit_layers += exit_layers.mean(axis=1).tolist()
+        scores += [_score(score, setting_logits) for setting_logits in exit_logits]
+    return Curve(name, settings, np.array(mean_exit_layers), np.array(scores), ends, len(logits))
 
 
 def _score(score, logits) -> float:

@@ -87,11 +87,13 @@ def agreement_of_exits(
 
     For classification, agreement is the share of rows for which both exits predict the same class.
     For regression, agreement is the Pearson correlation of the scores, which is NaN if the scores
-    of an exit are constant.
+    of an exit are constant or if there is one row.
     """
     predictions = np.stack([predictions_of(exit_logits) for exit_logits in logits])
     if logits.shape[2] > 1:
         return (predictions[:, None] == predictions[None]).mean(axis=2)
+    if predictions.shape[1] < 2:
+        return np.full((len(logits), len(logits)), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.atleast_2d(np.corrcoef(predictions))
 

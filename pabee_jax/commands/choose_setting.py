@@ -23,6 +23,11 @@ def choose_setting(options: EvaluateOptions, pretrained: Pretrained, task: Task)
     classifier = EarlyExitClassifier(pretrained, driver="full")
     rows = Rows.of(task.read(options.split), classifier.tokenize)
     logits = classifier.all_exit_logits(rows.dataset, options.batch_size)
+    if logits.shape[1] < 2:
+        raise InputError(
+            "--calibrate needs at least 2 rows, half of them to choose a setting and half "
+            f"to evaluate it; the {options.split} split has 1"
+        )
     calibration_rows, other_rows = halves(logits.shape[1])
     labels = rows.dataset.labels
     families = {

@@ -73,7 +73,7 @@ def evaluate(options: EvaluateOptions, config: TrainConfig | None) -> None:
     if options.sweep:
         _show_curves(options, task, rows, last, last_curves)
     write_data(options, output, task, rows, evaluated, last_curves)
-    draw_figures(options, output, task, rows, last, last_curves)
+    draw_figures(options, output, pretrained, task, rows, last, last_curves)
 
 
 def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrained, Task]:

@@ -8,11 +8,13 @@ import numpy as np
 from pabee_jax.analysis.curves import Curve
 from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.analysis.rows import Rows
+from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.data.task import Task
 from pabee_jax.io import storage
 from pabee_jax.reports import files, plots
 from pabee_jax.reports.html_report import write_report
+from pabee_jax.reports.report_facts import facts_of
 from pabee_jax.reports.results_folder import ResultsFolder
 from pabee_jax.training import run_directory
 from pabee_jax.training.config import TrainConfig
@@ -121,6 +123,7 @@ def write_data(
 def draw_figures(
     options: EvaluateOptions,
     output: ResultsFolder,
+    pretrained: Pretrained,
     task: Task,
     rows: Rows,
     evaluated: Evaluated,
@@ -135,8 +138,9 @@ def draw_figures(
         if _SWEEP_FIGURE in names:
             plots.plot_curves(folder / _SWEEP_FIGURE, shown, metric, title)
         if _REPORT in names:
-            path = folder / _REPORT
-            write_report(path, title, task, rows, logits, points, shown, options.tolerance)
+            facts = facts_of(pretrained, name, task, options.split, rows)
+            path, tolerance = folder / _REPORT, options.tolerance
+            write_report(path, title, facts, task, rows, logits, points, shown, tolerance)
     if names:
         print(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} in {output.path}")
 

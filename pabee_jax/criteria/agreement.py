@@ -89,12 +89,20 @@ class VoteState(NamedTuple):
 
     Attributes:
         votes: (rows, classes) int32, the number of exits that predicted each class.
-        logits: (rows, classes, classes), for each class the sum of the logits of the exits that
-            predicted this class.
+        predicted: (rows, slots) int32, the classes that exits have predicted, in the order of their
+            first prediction; -1 for a slot that is not used.
+        logits: (rows, slots, classes), for each class in `predicted` the sum of the logits of the
+            exits that predicted this class.
     """
 
     votes: Array
+    predicted: Array
     logits: Array
+
+
+# The number of slots of a `VoteState`. A sum for every class would take classes x classes values
+# per row. A row has at most as many different predictions as the model has exits.
+_SLOTS = 64
 
 
 @registered("vote")
@@ -104,7 +112,8 @@ class Vote(Criterion):
 
     For classification only. Voting is common in the literature on ensembles and multi-exit
     networks. A row's answer is the mean of the logits of the exits that predicted the class. If no
-    class has `votes` predictions at the last layer, the answer is the last layer's logits.
+    class has `votes` predictions at the last layer, the answer is the last layer's logits. (So it
+    is if the class was first predicted after 64 other classes.)
 
     Attributes:
         votes: the number of predictions, at least 1; with 1, every row exits at layer 1.
@@ -120,21 +129,34 @@ class Vote(Criterion):
 
     def init(self, logits, row):
         del row
-        return VoteState(jnp.zeros_like(logits, jnp.int32), logits[:, :, None] * logits[:, None])
+        slots = logits[:, :_SLOTS]
+        return VoteState(
+            votes=jnp.zeros_like(logits, jnp.int32),
+            predicted=jnp.full_like(slots, -1, jnp.int32),
+            logits=slots[:, :, None] * logits[:, None],
+        )
 
     def update(self, state, logits, layer):
         del layer
-        prediction = jax.nn.one_hot(predictions(logits), logits.shape[1], dtype=jnp.int32)
-        votes = state.votes + prediction
+        prediction = predictions(logits)[:, None]
+        votes = state.votes + jax.nn.one_hot(prediction[:, 0], logits.shape[1], dtype=jnp.int32)
+        is_new = (state.predicted != prediction).all(axis=1, keepdims=True)
+        unused = state.predicted < 0
+        first_unused = unused & (jnp.cumsum(unused, axis=1) == 1)
+        predicted = jnp.where(is_new & first_unused, prediction, state.predicted)
         # `where` instead of a product, because an infinite logit times 0 is NaN.
-        sums = state.logits + jnp.where(prediction[:, :, None] > 0, logits[:, None], 0)
-        return VoteState(votes, sums), votes.max(axis=1) >= self.votes
+        addends = jnp.where((predicted == prediction)[:, :, None], logits[:, None], 0)
+        new_state = VoteState(votes, predicted, state.logits + addends)
+        return new_state, votes.max(axis=1) >= self.votes
 
     def answer(self, state, logits):
         winner = jnp.argmax(state.votes, axis=1)[:, None]
         votes = jnp.take_along_axis(state.votes, winner, axis=1)
-        total = jnp.take_along_axis(state.logits, winner[:, :, None], axis=1)[:, 0]
-        return jnp.where(votes >= self.votes, total / jnp.maximum(votes, 1), logits)
+        is_winner = state.predicted == winner
+        slot = jnp.argmax(is_winner, axis=1)[:, None]
+        total = jnp.take_along_axis(state.logits, slot[:, :, None], axis=1)[:, 0]
+        known = is_winner.any(axis=1, keepdims=True)
+        return jnp.where(known & (votes >= self.votes), total / jnp.maximum(votes, 1), logits)
 
     @classmethod
     def families(cls, logits, count):

@@ -104,6 +104,12 @@ def predictions(logits: Logits) -> Array:
 
 
 def quantiles(values: ArrayLike, count: int) -> list[float]:
-    """Return `count` quantiles of `values` from the minimum to the maximum, without duplicates."""
-    thresholds = np.quantile(np.asarray(values, np.float64), np.linspace(0, 1, count))
+    """Return `count` quantiles of `values` from the minimum to the maximum, without duplicates.
+
+    Without values (a model of one layer has no pairs of neighboring exits), there are no quantiles.
+    """
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        return []
+    thresholds = np.quantile(values, np.linspace(0, 1, count))
     return np.unique(thresholds).tolist()

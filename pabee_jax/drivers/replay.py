@@ -14,9 +14,12 @@ from pabee_jax.errors import InputError
 
 # Settings of a criterion that one call of `_replay_many` vectorizes over. Memory grows with it.
 _SETTINGS_PER_CALL = 64
+# The most values per setting that one call computes with, so that the memory of a call does not
+# grow with the number of rows; a power of two.
+_VALUES_PER_CALL = 2**19
 
 
-def _replay(criterion, logits):
+def _replay(criterion, logits, first_row):
     num_layers, rows, _ = logits.shape
 
     def step(state, x):
@@ -24,16 +27,15 @@ def _replay(criterion, logits):
         return exit_rule.apply(criterion, state, logits, layer, num_layers), None
 
     zero_logits = jnp.zeros_like(logits[0])
-    state = exit_rule.initial_state(
-        criterion, zero_logits, jnp.arange(rows), done=jnp.zeros(rows, bool)
-    )
+    row = first_row + jnp.arange(rows, dtype=jnp.int32)
+    state = exit_rule.initial_state(criterion, zero_logits, row, done=jnp.zeros(rows, bool))
     layers = jnp.arange(1, num_layers + 1, dtype=jnp.int32)
     state, _ = jax.lax.scan(step, state, (layers, logits))
     return state.exit_layer, state.logits
 
 
 _replay_one = jax.jit(_replay)
-_replay_many = jax.jit(jax.vmap(_replay, in_axes=(0, None)))
+_replay_many = jax.jit(jax.vmap(_replay, in_axes=(0, None, None)))
 
 
 def replay(
@@ -52,7 +54,7 @@ def replay(
         InputError: `logits` is not of shape (exits, rows, classes).
     """
     padded, rows = _padded(logits)
-    exit_layers, exit_logits = jax.device_get(_replay_one(as_arrays(criterion), padded))
+    exit_layers, exit_logits = _by_parts(_replay_one, as_arrays(criterion), padded, rows_axis=0)
     return exit_layers[:rows], exit_logits[:rows]
 
 
@@ -77,10 +79,24 @@ def replay_many(
         missing = min(_SETTINGS_PER_CALL, len(criteria)) - len(settings)
         padded_settings = settings + [settings[-1]] * missing
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(as_arrays, padded_settings))
-        exit_layers, exit_logits = jax.device_get(_replay_many(stacked, padded))
+        exit_layers, exit_logits = _by_parts(_replay_many, stacked, padded, rows_axis=1)
         results.append((exit_layers[: len(settings), :rows], exit_logits[: len(settings), :rows]))
     exit_layers, exit_logits = map(np.concatenate, zip(*results, strict=True))
     return exit_layers, exit_logits
+
+
+def _by_parts(program, criterion, logits: np.ndarray, rows_axis: int) -> Sequence[np.ndarray]:
+    """Run a program on parts of the rows, and return the exit layers and the logits of all rows.
+
+    The number of rows is a power of two, so that all parts share a program.
+    """
+    rows, classes = logits.shape[1:]
+    part = min(rows, max(1, _VALUES_PER_CALL // next_power_of_two(classes)))
+    results = [
+        jax.device_get(program(criterion, logits[:, start : start + part], np.int32(start)))
+        for start in range(0, rows, part)
+    ]
+    return [np.concatenate(arrays, axis=rows_axis) for arrays in zip(*results, strict=True)]
 
 
 def _padded(logits: ArrayLike) -> tuple[np.ndarray, int]:

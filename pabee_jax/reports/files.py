@@ -24,6 +24,9 @@ from pabee_jax.io import storage, strict_json
 from pabee_jax.io.atomic import write_atomically
 from pabee_jax.reports.tables import labels
 
+# JSON can hold half of a surrogate pair, which UTF-8 cannot: it is written as "\\ud800".
+UNENCODABLE = "backslashreplace"
+
 
 def environment() -> dict[str, Any]:
     """Return the software versions and the hardware of this process."""
@@ -47,7 +50,7 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write `rows` as CSV, with one column for every name in any row."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors=UNENCODABLE) as file:
         # The rows of different criteria have different columns.
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
@@ -100,7 +103,8 @@ def write_submission(path: Path, point: OperatingPoint, task: Task, rows: Rows) 
         lines = zip(rows.ids[where], values, strict=True)
         text = "index\tprediction\n" + "".join(f"{row_id}\t{value}\n" for row_id, value in lines)
         try:
-            write_atomically(target, lambda path, text=text: path.write_text(text, "utf-8"))
+            content = text.encode("utf-8", UNENCODABLE)
+            write_atomically(target, lambda path, content=content: path.write_bytes(content))
         except OSError as error:
             reason = storage.reason_of(error)
             raise InputError(f"{target} cannot be written: {reason}") from None

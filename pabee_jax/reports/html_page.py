@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from pabee_jax.io.atomic import write_atomically
+from pabee_jax.reports.files import UNENCODABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ p { margin: 0.2rem 0 0.6rem; color: var(--soft); font-size: 0.95rem; }
 dl { display: flex; flex-wrap: wrap; gap: 10px; margin: 0.8rem 0 1.2rem; }
 dl div { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 8px 14px; }
 dt { color: var(--soft); font-size: 0.85rem; }
-dd { margin: 0; font-size: 1.2rem; font-weight: 600; }
+dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
 main { display: grid; gap: 16px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px;
@@ -39,7 +40,7 @@ section.wide { grid-column: 1 / -1; }
 svg { width: 100%; height: auto; display: block; }
 details { margin-top: 8px; }
 summary { cursor: pointer; color: var(--soft); font-size: 0.9rem; }
-.scroll { overflow: auto; max-height: 420px; }
+.scroll { overflow: auto; max-height: 420px; margin-bottom: 6px; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: #fff; }
@@ -54,14 +55,17 @@ a { color: #1f5fa8; font-size: 0.9rem; }
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A card of the page: a figure with its table, or a list of texts.
+    """A card of the page: a figure with its table, a table alone, or a list of texts.
 
     Attributes:
         title: the heading, and the file name of the CSV download.
         note: explains how to read the section.
         header: the column names of the table.
         rows: the rows of the table.
-        figure: the figure above the table; None for a list of the texts in the last column.
+        figure: the figure above the table; None for a table alone.
+        shown: the header and the rows that the page shows, if they differ from those of the CSV
+            download, such as percentages in place of fractions at full precision.
+        is_list: whether the page shows the texts in the last column as a list instead of a table.
     """
 
     title: str
@@ -69,6 +73,8 @@ class Section:
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     figure: "Figure | None" = None
+    shown: Sequence[Sequence[Any]] | None = None
+    is_list: bool = False
 
 
 def write_page(
@@ -95,16 +101,22 @@ def write_page(
         f"<body><header><h1>{html.escape(title)}</h1><dl>{fact_items}</dl></header>"
         f"<main>{cards}</main></body></html>\n"
     )
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_atomically(
+        path,
+        lambda temporary: temporary.write_text(page, encoding="utf-8", errors=UNENCODABLE),
+    )
 
 
 def _card(section: Section) -> str:
-    if section.figure is None:
-        body, css_class = _list(section.header, section.rows), "wide"
+    css_class = "wide" if section.figure is None else ""
+    if section.is_list:
+        body = _list(section.header, section.rows)
     else:
-        table = _table(section.header, section.rows)
-        body, css_class = _svg(section.figure, section.title), ""
-        body += f'<details><summary>table</summary><div class="scroll">{table}</div></details>'
+        header, *rows = section.shown or [section.header, *section.rows]
+        body = f'<div class="scroll">{_table(header, rows)}</div>'
+    if section.figure is not None:
+        svg = _svg(section.figure, section.title)
+        body = f"{svg}<details><summary>table</summary>{body}</details>"
     name = section.title.lower().replace(" ", "_")
     return (
         f'<section class="{css_class}"><h2>{html.escape(section.title)}</h2>'
@@ -144,7 +156,7 @@ def _format(value: Any) -> str:
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
-    return "data:text/csv;charset=utf-8," + urllib.parse.quote(text.getvalue())
+    return "data:text/csv;charset=utf-8," + urllib.parse.quote(text.getvalue(), errors=UNENCODABLE)
 
 
 def _svg(figure: "Figure", title: str) -> str:

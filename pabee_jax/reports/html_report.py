@@ -1,4 +1,4 @@
-"""The HTML report of `evaluate --report`: trade-offs and statistics of the exits."""
+"""The HTML report of `evaluate --report`: settings, trade-offs and statistics of the exits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,18 +16,22 @@ from pabee_jax.analysis.rows import Rows
 from pabee_jax.criteria import describe
 from pabee_jax.data.task import Task
 from pabee_jax.inference.predictions import predictions_of
-from pabee_jax.reports.files import named
+from pabee_jax.reports.files import named, records
 from pabee_jax.reports.html_page import Section, write_page
+from pabee_jax.reports.line_styles import BLUE, GRAY, RED, draw_curves
 from pabee_jax.reports.tables import labels as labels_of
+from pabee_jax.reports.tables import table_lines
 
 _EXAMPLES = 12
 _LONGEST_TEXT = 300
-_BLUE, _RED, _GRAY = "#1f5fa8", "#c8553d", "#888888"
+_LOST = "correct at this layer, wrong at full depth"
+_GAINED = "wrong at this layer, correct at full depth"
 
 
 def write_report(
     path: Path,
     title: str,
+    facts: Sequence[tuple[str, str]],
     task: Task,
     rows: Rows,
     logits: Float[np.ndarray, "exits rows classes"],
@@ -41,10 +44,12 @@ def write_report(
     Args:
         path: the HTML file.
         title: the heading of the page.
+        facts: names and values for the top of the page, see `report_facts.facts_of`. The metrics at
+            full depth are added.
         task: the task of the rows.
         rows: the evaluated rows.
         logits: the logits of every exit.
-        points: the operating points whose exit layers the report shows; the report omits operating
+        points: the operating points of the table; the sections on exit layers omit operating
             points at full depth.
         curves: the trade-off curve of every criterion; empty if the rows have no labels.
         tolerance: the largest error of a correct regression score; None to omit the overthinking
@@ -52,8 +57,7 @@ def write_report(
     """
     labels = rows.dataset.labels
     early_points = [point for point in points if point.layers_saved > 0]
-    facts = [("rows", str(logits.shape[1])), ("exits", str(len(logits)))]
-    sections = []
+    facts, sections = list(facts), [settings_table(points)]
     if labels is not None:
         quality = [metrics_of(exit_logits, task, rows) for exit_logits in logits]
         metric = next(iter(quality[-1]))
@@ -74,19 +78,37 @@ def write_report(
     write_page(path, title, facts, sections)
 
 
+def settings_table(points: Sequence[OperatingPoint]) -> Section:
+    """Return the section with the table that `evaluate` prints; its CSV has full precision."""
+    note = (
+        "Each line is one setting of the exit criterion; metrics are in percent. Mean exit layer: "
+        "the layer at which a row exits, on average. Layers saved: 1 - mean exit layer / "
+        f"{points[0].num_layers}. Layer speed-up: {points[0].num_layers} / mean exit layer."
+    )
+    if points[0].milliseconds is not None:
+        note += (
+            " ms/example: wall-clock time per row. Measured speed-up: wall-clock time at full "
+            "depth / wall-clock time of the setting."
+        )
+    values = records(points)
+    header = list(dict.fromkeys(name for record in values for name in record))
+    rows = [[record.get(name, "") for name in header] for record in values]
+    return Section("Settings", note, header, rows, shown=table_lines(points))
+
+
 def trade_off(curves: Sequence[Curve], metric: str) -> Section:
     """Return the section with the trade-off curve of every criterion."""
-    figure, axes = _figure(height=4.8)
-    for index, curve in enumerate(curves):
-        layers, scores = curve.line
-        axes.plot(layers, 100 * scores, color=colormaps["tab20"](index % 20), label=curve.name)
-    axes.axhline(100 * curves[0].ends[1], linestyle="--", color=_GRAY, zorder=0)
+    figure, axes = _figure()
+    legend_lines = draw_curves(axes, curves, legend_width=30)
     axes.set(xlabel=f"mean exit layer (of {curves[0].num_layers})", ylabel=_percent(metric))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    # The legend takes the additional height, so that the plot keeps its own.
+    figure.set_figheight(figure.get_figheight() + 0.17 * (legend_lines // 2 + 1))
     return Section(
         "Trade-off",
         "Metric against mean exit layer, one curve per criterion from its slowest to its fastest "
-        "setting. Curves closer to the upper left are better; the dashed line is full depth.",
+        "setting. Curves closer to the upper left are better; the dashed line is full depth. "
+        "Criteria whose curves coincide share a line.",
         ["criterion", "setting", "mean exit layer", metric],
         [
             [curve.name, describe(setting), layer, score]
@@ -101,7 +123,7 @@ def exit_quality(quality: Sequence[Mapping[str, float]], metric: str) -> Section
     """Return the section with the metrics of each exit when every row exits there."""
     figure, axes = _figure()
     layers = range(1, len(quality) + 1)
-    for name, color in zip(quality[0], (_BLUE, _RED, _GRAY, "#3a8f5c"), strict=False):
+    for name, color in zip(quality[0], (BLUE, RED, GRAY, "#3a8f5c"), strict=False):
         values = [100 * exit_metrics[name] for exit_metrics in quality]
         axes.plot(layers, values, "o-", color=color, label=name.replace("_", " "))
     axes.set(xlabel="layer", ylabel=_percent(metric) if len(quality[0]) == 1 else "metric (%)")
@@ -121,7 +143,7 @@ def confidence_calibration_error(logits: np.ndarray, labels: np.ndarray) -> Sect
     errors = [exits.expected_calibration_error(exit_logits, labels) for exit_logits in logits]
     layers = range(1, len(errors) + 1)
     figure, axes = _figure()
-    axes.bar(layers, [100 * error for error in errors], color=_BLUE)
+    axes.bar(layers, [100 * error for error in errors], color=BLUE)
     axes.set(xlabel="layer", ylabel="calibration error (percentage points)")
     return Section(
         "Calibration error of each exit",
@@ -140,18 +162,29 @@ def overthinking(right: np.ndarray) -> Section:
     layers = range(1, len(right) + 1)
     figure, axes = _figure()
     lost, won = 100 * statistics.lost, 100 * statistics.won
-    axes.bar(layers, lost, color=_RED, label="correct at this exit, wrong at full depth")
-    axes.bar(layers, -won, color=_BLUE, label="wrong at this exit, correct at full depth")
-    axes.axhline(0, color=_GRAY, linewidth=0.8)
+    axes.bar(layers, lost, color=RED)
+    axes.bar(layers, -won, color=BLUE)
+    axes.axhline(0, color=GRAY, linewidth=0.8)
+    # Both sides have the same scale, and space for their labels above and below the bars.
+    limit = 1.3 * max(*lost, *won, 0.1)
+    axes.set_ylim(-limit, limit)
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.set(xlabel="layer", ylabel="share of the rows (%)")
-    figure.legend(loc="outside lower center", fontsize=9, frameon=False)
+    axes.set(xlabel="layer", ylabel="rows (%): \u2191 lost, \u2193 gained after the layer")
+    for text, height, color in ((_LOST, 0.99, RED), (_GAINED, 0.01, BLUE)):
+        side = {"va": "top" if height > 0.5 else "bottom", "ha": "center"}
+        axes.text(0.5, height, text, transform=axes.transAxes, color=color, fontsize=9, **side)
     return Section(
         "Overthinking",
-        f"{100 * statistics.ever_lost:.1f}% of the rows are correct at an earlier exit and wrong "
-        "at full depth. After the first correct exit of a row, full depth computes "
+        "A model overthinks a row if an early exit has the correct answer and the later layers "
+        "change it to a wrong answer (Kaya et al., 2019, \u201cShallow-Deep Networks\u201d). Red "
+        "bars: of all rows, the share that is correct if the row exits at this layer, and wrong at "
+        "full depth. Blue bars: the opposite, the share that needs the later layers to become "
+        "correct. Where a red bar is longer than the blue bar, exiting all rows at this layer is "
+        f"more accurate than full depth. Here {100 * statistics.ever_lost:.1f}% of the rows are "
+        "correct at some exit before the last and wrong at full depth. Of the rows that any exit "
+        "answers correctly, the first correct exit is followed by "
         f"{statistics.layers_after:.1f} more layers on average.",
-        ["layer", "right here, wrong at the end", "wrong here, right at the end"],
+        ["layer", _LOST, _GAINED],
         [
             [layer, *map(float, shares)]
             for layer, *shares in zip(layers, statistics.lost, statistics.won, strict=True)
@@ -215,6 +248,7 @@ def examples(
             f"The exit layer is the mean over the settings {', '.join(labels_of(points))}.",
             header,
             [cells(row) for row in selected_rows],
+            is_list=True,
         )
         for title, selected_rows in (
             ("Easiest rows", order[:_EXAMPLES]),

@@ -1,85 +1,91 @@
 """Plots of the metric against the speed, one figure per file."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pabee_jax.analysis.comparison import Group, Outcome
 from pabee_jax.analysis.curves import Curve
 from pabee_jax.analysis.operating_points import OperatingPoint
-from pabee_jax.reports.tables import labels
+from pabee_jax.reports.label_placement import Label, place_labels
+from pabee_jax.reports.line_styles import GRAY, draw_curves, line_styles
+from pabee_jax.reports.series import series_of
 
 # The functions use `Figure` instead of pyplot, so that the state and the backend of pyplot in the
 # caller's process do not change.
+_DPI = 150
 
 
 def plot_tradeoff(path: Path, points: Sequence[OperatingPoint], title: str) -> None:
-    """Plot the metric against the speed-up, with a marker per setting.
+    """Plot the metric against the speed-up: a line per criterion and a marker per setting.
 
     The speed-up is the measured speed-up if the points were timed, else the layer speed-up.
     """
+    tradeoff_figure(points, title).savefig(path)
+
+
+def plot_curves(path: Path, curves: Sequence[Curve], metric: str, title: str) -> None:
+    """Plot the metric against the mean exit layer, with a line per criterion.
+
+    Curves that coincide share a line. The line of patience is the thickest and lies on top.
+    """
+    curves_figure(curves, metric, title).savefig(path)
+
+
+def tradeoff_figure(points: Sequence[OperatingPoint], title: str) -> Figure:
+    """Return the figure of `plot_tradeoff`."""
     name = next(iter(points[0].metrics))
-    settings: dict[tuple[float, float], list[str]] = {}
-    for point, label in zip(points, labels(points), strict=True):
-        speedup = point.wall_clock_speedup or point.layer_speedup
-        coordinates = (speedup, 100 * point.metrics[name])
-        settings.setdefault(coordinates, []).append(label.removeprefix("patience "))
-    markers = sorted(settings)
-    only_patience = all(text.isdecimal() for texts in settings.values() for text in texts)
-    legend = "early exit (number: patience)" if only_patience else "early exit, by setting"
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*markers, strict=True), "o-", color="#1f5fa8", label=legend)
-    for coordinates in markers:
-        axes.annotate(
-            ", ".join(settings[coordinates]),
-            coordinates,
-            textcoords="offset points",
-            xytext=(0, 7),
-            ha="center",
-            fontsize=9,
+    figure, axes = _figure(6.4, 4.6, title)
+    all_series = series_of(points)
+    styles = line_styles([series.is_patience for series in all_series])
+    labels = []
+    for series, style in zip(all_series, styles, strict=True):
+        # The metric is NaN if it is a correlation of equal scores.
+        markers = sorted(
+            (_speedup(point), 100 * point.metrics[name], label)
+            for point, label in zip(series.points, series.labels, strict=True)
+            if not math.isnan(point.metrics[name])
         )
+        if markers:
+            x, y, _ = zip(*markers, strict=True)
+            # The thin lines lie on the thick line of patience, so that no marker is hidden.
+            zorder = 4 if series.is_patience else 5
+            axes.plot(x, y, label=series.title, **style | {"zorder": zorder})
+            labels += [Label(*marker, style["color"]) for marker in markers]
     full_depth = [point.metrics[name] for point in points if point.layers_saved == 0]
-    if full_depth:
-        score = 100 * full_depth[0]
-        axes.axhline(score, linestyle="--", color="#888888", label="full depth", zorder=0)
-    axes.legend(loc="lower left", frameon=False)
+    if full_depth and not math.isnan(full_depth[0]):
+        axes.axhline(100 * full_depth[0], linestyle="--", color=GRAY, label="full depth", zorder=0)
     if points[0].wall_clock_speedup is None:
         axes.set_xlabel("layer speed-up (layers / mean exit layer)")
     else:
         axes.set_xlabel("measured speed-up (time at full depth / time)")
     axes.set_ylabel(f"{name.replace('_', ' ')} (%)")
-    axes.set_title(title, fontsize=10, parse_math=False)
     axes.margins(x=0.08, y=0.18)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    if labels:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        place_labels(axes, labels)
+    else:
+        note = f"{name.replace('_', ' ')} is undefined on these rows"
+        axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center")
+        axes.set(xticks=[], yticks=[])
+    return figure
 
 
-def plot_curves(path: Path, curves: Sequence[Curve], metric: str, title: str) -> None:
-    """Plot the metric against the mean exit layer, with a line per criterion."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for index, curve in enumerate(curves):
-        axes.plot(
-            curve.line[0],
-            100 * curve.line[1],
-            color=colormaps["tab20"](index % 20),
-            marker="o" if len(curve.settings) < 20 else "",
-            markersize=4,
-            linewidth=1.4,
-            label=curve.name,
-        )
-    axes.axhline(
-        100 * curves[0].ends[1], linestyle="--", color="#888888", label="full depth", zorder=0
-    )
+def curves_figure(curves: Sequence[Curve], metric: str, title: str) -> Figure:
+    """Return the figure of `plot_curves`."""
+    figure, axes = _figure(8, 5, title)
+    legend_lines = draw_curves(axes, curves, legend_width=30)
     axes.set_xlabel(f"mean exit layer (of {curves[0].num_layers})")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(f"{metric.replace('_', ' ')} (%)")
-    axes.set_title(title, fontsize=10, parse_math=False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, handlelength=3)
+    # The legend must not be higher than the plot.
+    figure.set_figheight(max(5.0, 1.0 + 0.17 * legend_lines))
+    return figure
 
 
 def plot_comparison(
@@ -101,3 +107,17 @@ def plot_comparison(
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def _figure(width: float, height: float, title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    # Half of a surrogate pair in the name of a directory has no glyph.
+    printable = title.encode("utf-8", "backslashreplace").decode()
+    axes.set_title(printable, fontsize=10, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _speedup(point: OperatingPoint) -> float:
+    return point.wall_clock_speedup or point.layer_speedup

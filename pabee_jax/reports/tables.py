@@ -10,6 +10,11 @@ from pabee_jax.criteria import ExitCriterion, Patience, describe
 
 def table(points: Sequence[OperatingPoint]) -> str:
     """Return a table with one line per setting; metrics and correlations are in percent."""
+    return aligned(table_lines(points))
+
+
+def table_lines(points: Sequence[OperatingPoint]) -> list[list[str]]:
+    """Return the header and the lines of `table` as texts, one text per cell."""
     names = list(points[0].metrics)
     settings = labels(points)
     numbers = [label.removeprefix("patience ") for label in settings]
@@ -35,7 +40,7 @@ def table(points: Sequence[OperatingPoint]) -> str:
         if is_timed:
             line += [f"{point.milliseconds:.2f}", f"{point.wall_clock_speedup:.2f}x"]
         lines.append(line)
-    return aligned(lines)
+    return lines
 
 
 def labels(points: Sequence[OperatingPoint]) -> list[str]:

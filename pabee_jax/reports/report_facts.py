@@ -1,0 +1,48 @@
+"""The facts at the top of the HTML report: which model, rows, versions and hardware."""
+
+import datetime
+import platform
+
+import jax
+import numpy as np
+
+from pabee_jax import __version__
+from pabee_jax.analysis.rows import Rows
+from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.data.task import Task
+from pabee_jax.models.parameters import split
+
+
+def facts_of(
+    pretrained: Pretrained, checkpoint: str, task: Task, split_name: str, rows: Rows
+) -> list[tuple[str, str]]:
+    """Return the names and the values of the facts.
+
+    Args:
+        pretrained: the evaluated model.
+        checkpoint: the name of the checkpoint, as the user gave it.
+        task: the task of the rows.
+        split_name: "dev" or "test".
+        rows: the evaluated rows.
+    """
+    config = pretrained.model.config
+    _, parameters = split(pretrained.model)
+    num_parameters = sum(array.size for array in jax.tree.leaves(parameters))
+    outputs = "1 score" if task.is_regression else f"{task.num_labels} classes"
+    now = datetime.datetime.now(datetime.UTC)
+    versions = {"pabee_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}
+    versions["Python"] = platform.python_version()
+    return [
+        ("task and split", f"{task.name}, {split_name}"),
+        ("rows", str(len(rows.dataset))),
+        ("checkpoint", checkpoint),
+        (
+            "model",
+            f"{config.family}, {config.num_hidden_layers} layers with an exit each, hidden size "
+            f"{config.hidden_size}, {outputs}",
+        ),
+        ("parameters", f"{num_parameters:,}"),
+        ("hardware", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("written at (UTC)", now.isoformat(timespec="seconds")),
+    ]
