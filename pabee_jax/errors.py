@@ -1,4 +1,10 @@
-"""The exceptions that end a run early: a mistake of the user, or a preemption."""
+"""The exceptions that end a run early (a user's mistake, a preemption), and parts of messages."""
+
+import reprlib
+from typing import Any
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 100
 
 
 class InputError(ValueError):
@@ -7,6 +13,33 @@ class InputError(ValueError):
     The message is one sentence: what is wrong, where, and what would be right. The command-line
     programs print the message without a stack trace and exit with status 2.
     """
+
+
+def shown(value: Any) -> str:
+    """Return the `repr` of a user's value for a message: one line of at most a few hundred letters.
+
+    A value may be a text of many megabytes, or a list of many levels.
+    """
+    return " ".join(_short.repr(value).split())
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether the text can be encoded in UTF-8.
+
+    JSON can escape half a surrogate pair, as in "\\ud800". Tokenizers reject such a text, and it
+    can be neither printed nor written to a file.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def first_line_of(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 class Preempted(SystemExit):

@@ -1,6 +1,7 @@
 """Error messages for checkpoints that cannot be loaded."""
 
 import json
+import math
 import time
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier, InputError
 from pabee_jax.checkpoints.files import resolve
+from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.models.config import ModelConfig
 
 WORDS = ["film", "good"]
 
@@ -47,10 +50,153 @@ def test_an_unknown_activation_is_refused(checkpoint):
     assert_refused(checkpoint, "hidden_act 'step' is not one of gelu")
 
 
-@pytest.mark.parametrize("value", [None, "wide", 0])
-def test_an_invalid_size_in_config_json_is_refused(checkpoint, value):
-    change_config(checkpoint, num_attention_heads=value)
-    assert_refused(checkpoint, "config.json holds an unusable value|must be at least 1")
+SIZES = [
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size"),
+]
+ALBERT_SIZES = ["embedding_size", "num_hidden_groups", "inner_group_num"]
+NO_SIZES = [-1, 0, 1e30, 10**30, "abc", "16", None, True, math.nan, math.inf, [16], {}, 16.0]
+NO_RATES = [1.5, -0.1, 1.0, 10**400, "x", None, True, math.nan, []]
+RATES = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
+
+
+def assert_config_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        ModelConfig.from_hugging_face(values, 2)
+
+
+@pytest.mark.parametrize("value", NO_SIZES, ids=str)
+def test_a_value_that_is_no_size_is_refused_by_the_name_of_its_field(value):
+    for name in SIZES:
+        assert_config_refused({"model_type": "bert", name: value}, f"{name} is .* a whole number")
+    for name in ALBERT_SIZES:
+        assert_config_refused({"model_type": "albert", name: value}, f"{name} is .* a whole number")
+
+
+@pytest.mark.parametrize("value", NO_RATES, ids=lambda value: str(value)[:9])
+def test_a_dropout_rate_is_at_least_0_and_below_1(value):
+    for name in RATES:
+        assert_config_refused({"model_type": "bert", name: value}, f"{name} is .* below 1")
+    values = {"model_type": "albert", "classifier_dropout_prob": value}
+    assert_config_refused(values, "classifier_dropout_prob is .* from 0 to below 1")
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1e30, "abc", None, True, math.nan, math.inf])
+def test_the_epsilon_of_layer_norm_is_above_0_and_below_1(value):
+    values = {"model_type": "bert", "layer_norm_eps": value}
+    assert_config_refused(values, "layer_norm_eps is .* above 0 and below 1")
+
+
+def test_bert_ignores_the_sizes_that_only_albert_has():
+    values = {"model_type": "bert", **dict.fromkeys(ALBERT_SIZES, "abc")}
+    assert ModelConfig.from_hugging_face(values, 2).inner_group_num == 1
+
+
+@pytest.mark.parametrize("value", [3, [], {}, None])
+def test_an_activation_that_is_no_name_is_refused(value):
+    assert_config_refused({"model_type": "bert", "hidden_act": value}, "hidden_act")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hidden_size", 18, r"LayerNorm.bias has shape \(16,\), but config.json requires \(18,\)"),
+        ("vocab_size", 2**31 - 1, r"has shape \(7, 16\), .* requires \(2147483647, 16\)"),
+        ("num_hidden_layers", 999, "describes 999 layers .* the weights are only 39 tensors"),
+        ("num_hidden_layers", 3, "lacks 16 of the encoder's parameters"),
+        ("type_vocab_size", 1, r"token_type_embeddings.weight has shape \(2, 16\), .* \(1, 16\)"),
+        ("max_position_embeddings", 64, r"position_embeddings.weight has shape \(32, 16\)"),
+    ],
+)
+def test_sizes_that_disagree_with_a_tensor_name_it_and_both_shapes(
+    checkpoint, name, value, message
+):
+    change_config(checkpoint, **{name: value})
+    assert_refused(checkpoint, message)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("abc", "an exit criterion is 'abc'; it must be an object"),
+        ([], "an exit criterion is "),
+        (3, "an exit criterion is 3"),
+        ([["criterion", "patience"], ["patience", 1]], "it must be an object"),
+        ({}, "unknown exit criterion None"),
+        ({"criterion": 3}, "unknown exit criterion 3"),
+        ({"criterion": ["patience"]}, "unknown exit criterion .'patience'."),
+        ({"criterion": "patience"}, "missing 1 required"),
+        ({"criterion": "patience", "patience": None}, "patience is None; it must be a number"),
+        ({"criterion": "patience", "patience": [1]}, "patience is .1.; it must be a number"),
+        ({"criterion": "patience", "patience": {"a": 1}}, "it must be a number"),
+        ({"criterion": "patience", "patience": 1, "odd": 2}, "does not fit its class"),
+        ({"criterion": "entropy", "threshold": 10**400}, "a number from 0 to 1"),
+        ({"criterion": "entropy", "threshold": math.nan}, "a number from 0 to 1"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_odd_criterion_in_config_json_is_refused(checkpoint, value, message):
+    change_config(checkpoint, early_exit=value)
+    assert_refused(checkpoint, f"early_exit in config.json: .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["no", "yes"], "it must map class ids to names"),
+        ("abc", "it must map class ids to names"),
+        ({"no": 0, "yes": 1}, "it must map class ids to names"),
+        ({"1": "no", "2": "yes"}, "has 2 names, but not of class 0"),
+        ({"0": "no", "1": None}, "names class 1 None; the name must be a string"),
+        ({"0": ["no"], "1": "yes"}, "names class 0 .*; the name must be a string"),
+        ({"0": "\ud800", "1": "yes"}, "names class 0 .*; the name must be a string"),
+    ],
+)
+def test_odd_label_names_in_config_json_are_refused(checkpoint, value, message):
+    change_config(checkpoint, id2label=value)
+    assert_refused(checkpoint, f"id2label in config.json .*{message}")
+
+
+def test_a_number_is_a_label_name_and_names_of_other_labels_are_ignored(checkpoint):
+    for names, expected in {
+        (3, 4): ("3", "4"),
+        tuple(f"name {i}" for i in range(5000)): ("LABEL_0", "LABEL_1"),
+    }.items():
+        change_config(checkpoint, id2label={str(i): name for i, name in enumerate(names)})
+        assert load_pretrained(str(checkpoint), num_labels=2).label_names == expected
+
+
+@pytest.mark.parametrize("content", ["[" * 9999, '{"a": 1' + "0" * 5000 + "}", b"\xff\xfe", b""])
+def test_a_config_json_that_python_cannot_read_is_refused(checkpoint, content):
+    content = content if isinstance(content, bytes) else content.encode()
+    (checkpoint / "config.json").write_bytes(content)
+    assert_refused(checkpoint, "config.json is not JSON")
+
+
+@pytest.mark.parametrize("value", [1, 2, 0, -5, "abc", True, 8.5, [], math.nan])
+def test_a_maximum_length_that_leaves_no_room_for_a_text_is_refused(checkpoint, value):
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": value}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert_refused(checkpoint, "model_max_length .*(it must be at least 3|be a whole number)")
+
+
+@pytest.mark.parametrize("value", [1e30, None])
+def test_an_unknown_maximum_length_is_the_number_of_positions(checkpoint, value):
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": value}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_pretrained(str(checkpoint), num_labels=2).max_length == 32
+
+
+def test_max_seq_length_must_leave_room_for_a_text(checkpoint):
+    pretrained = load_pretrained(str(checkpoint), num_labels=2)
+    with pytest.raises(InputError, match="max_seq_length is 2, but it must be at least 3"):
+        pretrained.with_max_length(2)
+
+
+def test_an_empty_vocabulary_is_refused(checkpoint):
+    for content in ("", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"):
+        (checkpoint / "vocab.txt").write_text(content)
+        assert_refused(checkpoint, "has an empty vocabulary")
 
 
 def test_a_hidden_size_that_is_not_a_multiple_of_the_heads_is_refused(checkpoint):
@@ -78,10 +224,21 @@ def test_a_missing_parameter_of_the_encoder_is_an_error(checkpoint):
     )
 
 
-@pytest.mark.parametrize("num_bytes", [0, 5, 2000])
-def test_a_truncated_safetensors_file_is_refused(checkpoint, num_bytes):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda data, n=n: data[:n] for n in (0, 5, 8, 300, 2000, 9000, -1)),
+        lambda data: b"PK" + data[2:],
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: (2**40).to_bytes(8, "little") + data[8:],
+        lambda data: bytes(8) + data[8:],
+        lambda data: data + b"\0",
+        lambda data: data[:9] + bytes([data[9] ^ 128]) + data[10:],
+    ],
+)
+def test_a_damaged_safetensors_file_is_refused(checkpoint, damage):
     path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:num_bytes])
+    path.write_bytes(damage(path.read_bytes()))
     assert_refused(checkpoint, "model.safetensors is damaged or not a weight file")
 
 

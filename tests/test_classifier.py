@@ -1,8 +1,10 @@
 """`EarlyExitClassifier`: predictions, their order, compiled programs, memory and error messages."""
 
+import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +19,14 @@ from helpers import random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, Predictions, early_exit, replay
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import as_arrays
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers import replay as replay_module
 from pabee_jax.drivers.shapes import previous_power_of_two
 from pabee_jax.inference import classifier as classifier_module
 from pabee_jax.inference import dispatch, planning
 from pabee_jax.inference.dispatch import Job
+from pabee_jax.inference.inputs import checked_tokens
 from pabee_jax.inference.predictions import Prediction, predictions_of
 from pabee_jax.inference.programs import run_early_exit, run_full
 from pabee_jax.models.encoder import EarlyExitModel
@@ -334,17 +338,45 @@ def test_regression_predicts_scores(directory):
     assert (predictions.exit_layers == classifier.num_layers).all()
 
 
+def dataset(ids, mask=None, labels=None):
+    ids = np.asarray(ids)
+    mask = np.ones(ids.shape, np.int8) if mask is None else np.asarray(mask)
+    return Dataset(ids, mask, np.zeros(ids.shape, np.int8), labels)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ([], "the list of texts is empty"),
         ("one text", "put the text in a list"),
+        (("a", "b"), r"pass \[\(a, b\)\] for a pair of texts, or \[a, b\] for two texts"),
+        (b"text", "takes a list of texts, not a bytes"),
+        (["a", "\ud800"], "input 1 is no valid Unicode text"),
+        ([("a", "\udfff")], "input 0 is no valid Unicode text"),
+        ([None], "input 0 is neither a text nor a pair"),
+        ([b"a"], "input 0 is neither a text nor a pair"),
+        ([Path("a")], "input 0 is neither a text nor a pair"),
+        ([[["a"]]], "input 0 is neither a text nor a pair"),
         ([1], "input 0 is neither a text nor a pair"),
         ([("a", "b", "c")], "input 0 is neither a text nor a pair"),
         ({}, "needs input_ids"),
         ({"input_ids": [[10_000]]}, "input_ids must be from 0 to"),
         ({"input_ids": [[-1]]}, "input_ids must be from 0 to"),
         ({"input_ids": [[1]], "token_type_ids": [[2]]}, "token_type_ids must be from 0 to 1"),
+        ({"input_ids": [[1]], "attention_masks": [[1]]}, "'attention_masks', .* attention_mask;"),
+        ({"input_ids": [[1]], "attention_mask": [[2]]}, "attention_mask must be from 0 to 1"),
+        ({"input_ids": [[1]], "attention_mask": None}, "attention_mask must be an .N, S. array"),
+        ({"input_ids": [[True]]}, "array of integers"),
+        ({"input_ids": np.ones((1, 2), object)}, "array of integers"),
+        ({"input_ids": [[10**30]]}, "array of integers"),
+        ({"input_ids": np.zeros((4, 0), int)}, "nothing to predict"),
+        (dataset([[10_000]]), "input_ids must be from 0 to"),
+        (dataset([[-1]]), "input_ids must be from 0 to"),
+        (dataset([[1.0]]), "array of integers"),
+        (dataset(np.ones((2, 33), int)), "33 columns, but the model has 32 positions"),
+        (dataset([[1, 1]], mask=[[1]]), "must be an .N, S. array"),
+        (dataset([[1], [1]], mask=[[1], [0]]), "masks every token of row 1"),
+        (dataset([[1], [1]], labels=[0]), "the dataset has 2 rows, but 1 labels"),
         ({"input_ids": [[1]], "attention_mask": [[0]]}, "masks every token of row 0"),
         ({"input_ids": [[1]], "attention_mask": [[1, 1]]}, "must be an .N, S. array"),
         ({"input_ids": [[1, 2], [3]]}, "must have the same length"),
@@ -360,6 +392,24 @@ def test_regression_predicts_scores(directory):
 def test_wrong_inputs_are_input_errors(classifier, inputs, message):
     with pytest.raises(InputError, match=message):
         classifier.predict(inputs)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_if_the_tokenizer_pads_on_the_left(
+    directory, tmp_path
+):
+    shutil.copytree(directory, tmp_path / "left")
+    settings = {"tokenizer_class": "BertTokenizer", "padding_side": "left"}
+    (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps(settings))
+    left = EarlyExitClassifier.from_pretrained(str(tmp_path / "left"), num_labels=2, driver="loop")
+    right = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2, driver="loop")
+    texts = ["good", "a good film " * 3]
+    np.testing.assert_array_equal(left.predict(texts).logits, right.predict(texts).logits)
+
+
+def test_segment_ids_above_127_are_kept():
+    limits = tiny_model(type_vocab_size=300).config
+    tokens = {"input_ids": [[1, 2]], "token_type_ids": [[0, 299]]}
+    assert checked_tokens(tokens, limits).token_type_ids.tolist() == [[0, 299]]
 
 
 def test_an_array_of_texts_is_a_list_of_texts(classifier):

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from pabee_jax import InputError, MaxProbability, Patience, replay
-from pabee_jax.criteria import as_arrays, from_config, registered, to_config
+from pabee_jax.criteria import (
+    Entropy,
+    Oracle,
+    PatientConfidence,
+    as_arrays,
+    check,
+    from_config,
+    registered,
+    to_config,
+)
 from pabee_jax.drivers import replay as replay_module
 
 EXITS, ROWS = 7, 400
@@ -140,3 +149,54 @@ def test_settings_without_an_early_exit_have_a_warning():
 def test_replay_refuses_logits_of_other_shapes(shape):
     with pytest.raises(InputError, match="exits, rows, classes"):
         replay(Patience(1), np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (np.full((3, 4, 2), np.nan), "the logits of exit 1 are NaN in row 0"),
+        (np.ones((3, 4, 2), complex), "must be real numbers, not complex128"),
+        (np.ones((3, 4, 2), bool), "must be real numbers, not bool"),
+        (np.full((3, 4, 2), "1.0"), "must be real numbers, not <U3"),
+        (np.ones((3, 4, 2), object), "must be real numbers, not object"),
+    ],
+)
+def test_replay_refuses_logits_that_are_no_numbers(logits, message):
+    with pytest.raises(InputError, match=message):
+        replay(Patience(1), logits)
+
+
+def test_integer_and_infinite_logits_are_numbers():
+    logits = np.array([[[0, 1]], [[0, 1]], [[3, 1]]])
+    assert replay(Patience(1), logits)[0].tolist() == [2]
+    assert replay(Patience(1), np.where(logits, np.inf, logits))[0].tolist() == [2]
+
+
+def test_the_oracle_needs_one_label_per_row():
+    logits = np.eye(3)[None].repeat(2, axis=0)  # Row i is of class i at both exits.
+    # A compiled program would take the last label for the rows that have none.
+    for labels in ([0], [0, 1, 2, 0], np.zeros((3, 1), int)):
+        with pytest.raises(InputError, match="the logits have 3 rows: it needs one label per row"):
+            replay(Oracle(labels), logits)
+    assert replay(Oracle([0, 0, 2]), logits)[0].tolist() == [1, 2, 1]
+    with pytest.raises(InputError, match=r"Oracle.labels is .* it must be made of numbers"):
+        replay(Oracle(["a", "b", "c"]), logits)
+
+
+def test_a_criterion_for_classification_is_refused_for_one_output():
+    with pytest.raises(InputError, match="Entropy is for classification"):
+        replay(Entropy(0.5), np.zeros((3, 4, 1)))
+
+
+@pytest.mark.parametrize("value", [None, [1], (1, 2), {"a": 1}, np.array([1, 2]), np.array("1")])
+def test_a_field_that_is_no_number_is_refused_before_it_is_used(value):
+    for criterion in (Patience(value), PatientConfidence(1, value)):
+        with pytest.raises(InputError, match=r"(patience|threshold) is .*; it must be a number"):
+            check(criterion, False)
+        with pytest.raises(InputError, match="it must be a number"):
+            replay(criterion, np.zeros((2, 2, 2)))
+
+
+def test_a_threshold_of_hundreds_of_digits_is_refused():
+    with pytest.raises(InputError, match="regression_threshold must be a number, not 1000"):
+        Patience(1, 10**400)

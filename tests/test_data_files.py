@@ -159,7 +159,14 @@ def test_a_null_text_or_label_is_refused(tmp_path, kind):
         ("a.jsonl", '{"text": "\\ud800", "label": 1}\n{"text": "", "label": 2}', "line 1: .*Uni"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x"}', "line 2: the label .* is empty"),
         ("a.jsonl", '{"text": "x", "label": [1]}', "line 1: label .* neither a string"),
+        ("a.jsonl", '{"text": "x", "label": "\\ud800"}', "line 1: the label .* Unicode escape"),
+        ("a.jsonl", '{"text": "x", "text": "y", "label": 1}', "line 1: .*'text' occurs twice"),
+        ("a.jsonl", '{"text": "x", "label": 1' + "0" * 5000 + "}", "line 1: malformed JSON"),
+        ("a.jsonl", '{"text": [["x"]], "label": 1}\n{"text": "", "label": 2}', "line 1: the text"),
+        ("a.jsonl", '{"text": ' + "[" * 9999, "line 1: malformed JSON"),
         ("a.csv", b"text,label\nx,a\ncaf\xe9,b\n", "line 3: not UTF-8"),
+        ("a.csv", "text,label\nx,a\n".encode("utf-16"), "line 1: not UTF-8"),
+        ("a.csv", "text,label\nx,a".encode("utf-16-le"), r"no column 'label': it has 't"),
         ("a.parquet", "text,label\n", "a.parquet is not a readable Parquet file"),
     ],
 )
@@ -180,9 +187,48 @@ def test_a_score_that_is_not_a_finite_number_is_refused(tmp_path, score):
         read(train=path, regression=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_label_of_thousands_of_digits_is_a_class_name(tmp_path, kind):
+    digits = "9" * 5000  # Python refuses to convert these digits to an integer.
+    path = write(tmp_path / f"train.{kind}", text=["x", "y"], label=[digits, "10"])
+    task = files.task(train=path)
+    assert task.label_names == ("10", digits)
+    assert task.read("train")["train"].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nul_characters_and_texts_of_a_megabyte_are_read_as_they_are(tmp_path, kind):
+    texts = ["a\0b", "x" * 1_000_000]
+    path = write(tmp_path / f"train.{kind}", text=texts, label=["a", "b"])
+    assert read(train=path).texts == texts
+
+
+def test_parquet_columns_of_other_types_are_refused(tmp_path):
+    texts, labels = ["x", "y"], ["a", "b"]
+    for wrong in ([["x"], ["y"]], [{"a": 1}, {"a": 2}], [b"x", b"y"], [1, 2]):
+        path = write(tmp_path / "text.parquet", text=wrong, label=labels)
+        with pytest.raises(InputError, match="row 1: the text in column 'text' is .* be a string"):
+            read(train=path)
+    for wrong in ([[1], [2]], [b"x", b"y"]):
+        path = write(tmp_path / "label.parquet", text=texts, label=wrong)
+        with pytest.raises(InputError, match="row 1: label .* neither a string nor a number"):
+            read(train=path)
+
+
+def test_a_message_lists_a_few_of_many_labels(tmp_path):
+    train = write(tmp_path / "train.csv", text=["x"] * 900, label=[f"l{i}" for i in range(900)])
+    dev = write(tmp_path / "dev.csv", text=["x"], label=["z"])
+    with pytest.raises(InputError, match="and 880 more") as error:
+        read("dev", train=train, dev=dev)
+    assert len(str(error.value)) < 500
+
+
 def test_invalid_arguments_are_refused(tmp_path):
     path = write(tmp_path / "train.csv", text=TEXTS, label=LABELS)
     for message, arguments in {
+        "files.text is empty: it must name the column": {"train": path, "text": ""},
+        "files.label is empty: it must name the column": {"train": path, "label": ""},
+        "there is no file": {"train": "x" * 5000 + ".csv"},
         "give a train, dev or test file": {},
         r"known extensions \.csv, \.tsv, \.jsonl, \.json, \.parquet": {"train": "rows.xlsx"},
         "none of the known": {"train": "rows"},

@@ -283,6 +283,14 @@ def test_without_flatbuffers_the_error_names_the_extra(
         (lambda path: (path / "artifact.json").write_text("{"), "it is not JSON"),
         (lambda path: (path / "artifact.json").write_bytes(b"\xff"), "it is not JSON"),
         (lambda path: (path / "artifact.json").write_text("[]"), "it has no format version"),
+        (lambda path: (path / "artifact.json").write_text("[" * 9999), "it is not JSON"),
+        (lambda path: (path / "artifact.json").write_text("9" * 5000), "it is not JSON"),
+        (lambda path: change_artifact(path, format=["1"]), "format version .'1'., but"),
+        (lambda path: change_artifact(path, vocab_size=-1), "damaged: vocab_size is -1"),
+        (lambda path: change_artifact(path, num_layers=True), "damaged: num_layers is True"),
+        (lambda path: change_artifact(path, label_names=[1, 2]), "damaged: label_names is"),
+        (lambda path: change_artifact(path, platforms=[["cpu"]]), "damaged: platforms is"),
+        (lambda path: change_artifact(path, sha256={}), "artifact.program is damaged"),
         (damage_artifact, "artifact.json is damaged: its values do not match its sha256"),
         (
             lambda path: change_artifact(path, format=2),
@@ -313,6 +321,18 @@ def test_without_flatbuffers_the_error_names_the_extra(
 def test_damaged_files_are_input_errors(copy, damage, message):
     damage(copy)
     with pytest.raises(InputError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 20, (2**40).to_bytes(8, "little") + b"{}", b"\2" + bytes(7) + b"[]"]
+)
+def test_weights_that_are_no_weight_file_are_an_input_error(copy, content):
+    (copy / "artifact.safetensors").write_bytes(content)
+    digests = json.loads((copy / "artifact.json").read_text())["sha256"]
+    digests["artifact.safetensors"] = hashlib.sha256(content).hexdigest()
+    change_artifact(copy, sha256=digests)
+    with pytest.raises(InputError, match="artifact.safetensors is damaged"):
         load(copy)
 
 

@@ -109,6 +109,20 @@ def test_advglue_file_is_read_without_conversion(tmp_path):
             '{"sst2": [{"label": 5, "sentence": "a", "original_sentence": "b"}]}',
             "label 5 is not from 0 to 1",
         ),
+        (
+            SST2,
+            "x.json",
+            r'{"sst2": [{"label": 1, "sentence": "\ud800", "original_sentence": "b"}]}',
+            "row 0: the text 'sentence' holds an incomplete Unicode escape",
+        ),
+        (
+            MRPC,
+            "x.json",
+            '{"mrpc": [{"label": 1, "sentence1": "a", "sentence2": "b", "original_sentence1": "c", '
+            '"original_sentence2": 5}]}',
+            "row 0: the original text 5 is no valid text",
+        ),
+        (SST2, "x.json", "[" * 9999, "malformed JSON"),
         (SST2, "x.txt", "", "none of the known extensions"),
     ],
 )

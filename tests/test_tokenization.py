@@ -5,9 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from tokenizers.models import WordPiece
+from tokenizers.processors import TemplateProcessing
 
 from helpers import SHARED, tiny_checkpoint
 from pabee_jax.data.tokenization import encode, load_tokenizer, save_tokenizer
+from pabee_jax.errors import InputError
 
 TEXTS = ["The film wasn't bad!", "good", ""]
 PAIRS = ["It was good.", None, None]
@@ -78,3 +81,51 @@ def test_saving_replaces_the_vocabulary_file_of_a_previous_tokenizer(tmp_path):
     (tmp_path / "vocab.txt").write_text("old\n")
     save_tokenizer(load_tokenizer(plain), tmp_path, 32)
     assert (tmp_path / "vocab.txt").read_text() == (plain / "vocab.txt").read_text()
+
+
+def tokenizer_with(directory, **values):
+    """Return a tokenizer of "film" (id 5) and "good" (id 6) with these settings."""
+    plain = directory if directory.exists() else tiny_checkpoint(directory, ["film", "good"])
+    settings = {"tokenizer_class": "BertTokenizer", **values}
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+    return load_tokenizer(plain)
+
+
+@pytest.mark.parametrize("values", [{}, {"padding_side": "left"}, {"pad_token": None}], ids=str)
+def test_rows_are_padded_on_the_right_whatever_the_tokenizer_says(tmp_path, values):
+    # Position embeddings and exits that read the first token assume it; with padding on the left,
+    # the logits of a row would depend on the length of its neighbours.
+    encoded = encode(tokenizer_with(tmp_path / "plain", **values), ["film", "good film"], None, 8)
+    assert encoded.input_ids.tolist() == [[2, 5, 3, 0], [2, 6, 5, 3]]
+    assert encoded.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_truncation_on_the_left_keeps_the_first_special_token(tmp_path):
+    tokenizer = tokenizer_with(tmp_path / "plain", truncation_side="left")
+    assert encode(tokenizer, ["good good film"], None, 4).input_ids.tolist() == [[2, 6, 5, 3]]
+
+
+def test_a_length_without_room_for_the_texts_is_refused(tmp_path):
+    tokenizer = tokenizer_with(tmp_path / "plain")
+    assert encode(tokenizer, ["film film"], None, 3).input_ids.tolist() == [[2, 5, 3]]
+    assert encode(tokenizer, ["film film"], ["good"], 5).input_ids.tolist() == [[2, 5, 3, 6, 3]]
+    with pytest.raises(InputError, match="is 2, but it must be at least 3"):
+        encode(tokenizer, ["film"], None, 2)
+    with pytest.raises(InputError, match="at least 5: the tokenizer adds 3 special tokens"):
+        encode(tokenizer, ["film"], ["good"], 4)
+
+
+def test_a_row_without_any_token_is_refused(tmp_path):
+    tokenizer = tokenizer_with(tmp_path / "plain")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    with pytest.raises(InputError, match="gives no tokens, not even special tokens, for ''"):
+        encode(tokenizer, ["film", ""], None, 8)
+
+
+def test_a_tokenizer_without_its_unknown_token_is_an_input_error(tmp_path):
+    plain = tiny_checkpoint(tmp_path / "plain", [])
+    (plain / "vocab.txt").write_text("film\n")
+    tokenizer = load_tokenizer(plain)
+    tokenizer.backend_tokenizer.model = WordPiece({"film": 0}, unk_token="[UNK]")
+    with pytest.raises(InputError, match=r"cannot encode the texts: .*Missing \[UNK\] token"):
+        encode(tokenizer, ["other"], None, 8)

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from pabee_jax.checkpoints.names import Tensors, from_flax_names
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.io import storage
 
 # In order of preference; only the first format that a checkpoint has is downloaded and read.
@@ -78,8 +78,10 @@ def read_config_json(directory: Path | epath.Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{directory} is not a checkpoint: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # Not JSON, or values that Python refuses.
+        raise InputError(f"{path} is not JSON: {first_line_of(error)}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {storage.reason_of(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} does not hold a JSON object")
     return values
@@ -91,7 +93,7 @@ def _read(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(map(str, weight_map.values())))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not an index of weight files: {error}") from None
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
@@ -113,8 +115,9 @@ def _read_file(path: Path, read: Callable[[Path], Tensors]) -> Tensors:
     except InputError:
         raise
     except Exception as error:  # The libraries raise different exceptions for a damaged file.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is damaged or not a weight file: {reason}") from None
+        raise InputError(
+            f"{path} is damaged or not a weight file: {first_line_of(error)}"
+        ) from None
 
 
 def _read_safetensors(path: Path) -> Tensors:

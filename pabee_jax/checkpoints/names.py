@@ -107,6 +107,7 @@ def from_tensors(
     """
     tensors = {canonical_name(name): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if "position_ids" not in name}
+    _check_layers(config, len(tensors), source)
     structure, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
     loaded, missing, used = {}, {}, set()
     for path, shape in shapes.items():
@@ -126,7 +127,8 @@ def from_tensors(
         loaded[path] = np.stack(parts) if per_exit else parts[0]
     absent_names = [name for names in missing.values() for name in names]
     _check_encoder(absent_names, source)
-    loaded |= _initial_values(config, dtype, seed, tuple(missing))
+    if missing:
+        loaded |= _initial_values(config, dtype, seed, tuple(missing))
     if classifier_bias is not None and "classifiers.bias" in missing:
         loaded["classifiers.bias"] += classifier_bias
     loaded = {path: jnp.asarray(value, jnp.float32) for path, value in loaded.items()}
@@ -214,7 +216,8 @@ def _transposed(value: np.ndarray, path: str) -> np.ndarray:
 
 def _checked(tensor: np.ndarray, name: str, path: str, shape: tuple, source: str) -> np.ndarray:
     value = _transposed(tensor, path)
-    if value.shape != shape and path.startswith("classifiers."):
+    # For the kernel, (hidden, labels), and the bias, (labels,).
+    if path.startswith("classifiers.") and value.ndim and value.shape[-1] != shape[-1]:
         raise InputError(
             f"{source}: {name} has {tensor.shape[0]} outputs, but num_labels or the task requires "
             f"{shape[-1]}"
@@ -244,6 +247,16 @@ def _initial_values(config: ModelConfig, dtype: str, seed: int, paths: tuple[str
     """Return the initial values of these parameters; the compiler drops all other parameters."""
     parameters = split(_initial_model(config, dtype, seed))[1]
     return {path: parameters[path] for path in paths}
+
+
+def _check_layers(config: ModelConfig, num_tensors: int, source: str) -> None:
+    """Raise InputError for more layers than tensors; building so many layers takes minutes."""
+    layers = config.num_hidden_groups * config.inner_group_num
+    if layers > num_tensors:
+        raise InputError(
+            f"{source}: config.json describes {layers} layers with their own parameters, but the "
+            f"weights are only {num_tensors} tensors"
+        )
 
 
 def _check_encoder(missing: list[str], source: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,14 @@ from pabee_jax.checkpoints.names import (
 )
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.dataset import Dataset
-from pabee_jax.data.tokenization import Tokenizer, encode, load_tokenizer, save_tokenizer
-from pabee_jax.errors import InputError
+from pabee_jax.data.tokenization import (
+    Tokenizer,
+    check_max_length,
+    encode,
+    load_tokenizer,
+    save_tokenizer,
+)
+from pabee_jax.errors import InputError, is_unicode, shown
 from pabee_jax.io import storage
 from pabee_jax.io.atomic import write_atomically
 from pabee_jax.models.config import EXIT_CHOICES, PABEE_EXITS, ModelConfig
@@ -64,20 +71,23 @@ class Pretrained:
         """Return a copy that truncates texts to `max_length` tokens.
 
         Raises:
-            InputError: `max_length` exceeds the model's number of positions.
+            InputError: `max_length` exceeds the model's number of positions, or leaves no room for
+                a text.
         """
         positions = self.model.config.max_position_embeddings
         if max_length > positions:
             raise InputError(
                 f"max_seq_length is {max_length}, but the model has {positions} positions"
             )
+        check_max_length(self.tokenizer, max_length, "max_seq_length")
         return dataclasses.replace(self, max_length=max_length)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None) -> Dataset:
         """Return the token ids of texts or text pairs, truncated to `max_length` tokens.
 
         Raises:
-            InputError: a token id is outside the model's vocabulary.
+            InputError: a token id is outside the model's vocabulary, or the texts cannot be
+                tokenized.
         """
         dataset = encode(self.tokenizer, texts, pairs, self.max_length)
         highest_id, vocab_size = int(dataset.input_ids.max()), self.model.config.vocab_size
@@ -118,6 +128,8 @@ def load_pretrained(
     """
     directory = resolve(path_or_hub_id, revision)
     values = read_config_json(directory)
+    if num_labels is not None and not isinstance(num_labels, int):
+        raise InputError(f"num_labels must be a whole number, not {shown(num_labels)}")
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels must be at least 1, not {num_labels}")
     tensors = read_tensors(directory)
@@ -132,6 +144,10 @@ def load_pretrained(
         if trained_labels is not None:
             _check_trained_exits(values, exits, path_or_hub_id)
         values |= exits
+    # transformers reads config.json too, and its error messages are unclear. The values are
+    # therefore checked before transformers reads them here and for the tokenizer.
+    label_names = _label_names(values, num_labels, path_or_hub_id)
+    criterion = _criterion(values, path_or_hub_id)
     config = ModelConfig.from_hugging_face(values, num_labels)
     expected_name = classifiers_name(config)
     if trained_name not in (None, expected_name):
@@ -139,8 +155,6 @@ def load_pretrained(
             f"{path_or_hub_id}: config.json describes exits with {_describe_exits(config.exits)}, "
             f"whose parameters are {expected_name}.*, but the weights are {trained_name}.*"
         )
-    # transformers reads config.json too, and its error messages are unclear. The configuration is
-    # therefore checked before the tokenizer is loaded.
     tokenizer = load_tokenizer(directory)
     model, report = from_tensors(
         tensors,
@@ -151,14 +165,13 @@ def load_pretrained(
         source=path_or_hub_id,
     )
     log_report(report, path_or_hub_id)
-    early_exit = values.get("early_exit")
     return Pretrained(
         model=model,
         tokenizer=tokenizer,
         hugging_face_config=values,
-        label_names=_label_names(values, num_labels),
-        max_length=_max_length(tokenizer, config),
-        criterion=None if early_exit is None else criteria.from_config(early_exit),
+        label_names=label_names,
+        max_length=_max_length(tokenizer, config, path_or_hub_id),
+        criterion=criterion,
     )
 
 
@@ -248,7 +261,7 @@ def _trained_classifiers(tensors: Tensors) -> tuple[str, int] | tuple[None, None
     """
     for name, tensor in tensors.items():
         module, _, rest = canonical_name(name).partition(".")
-        if module in CLASSIFIERS_NAMES and rest == "0.weight":
+        if module in CLASSIFIERS_NAMES and rest == "0.weight" and tensor.ndim:
             return module, tensor.shape[0]
     return None, None
 
@@ -266,16 +279,56 @@ def _describe_exits(exits: Mapping[str, str]) -> str:
     return " and ".join(f"{name}={value}" for name, value in exits.items())
 
 
-def _label_names(values: dict[str, Any], num_labels: int) -> tuple[str, ...]:
+def _criterion(values: Mapping[str, Any], source: str) -> ExitCriterion | None:
+    early_exit = values.get("early_exit")
+    if early_exit is None:
+        return None
+    try:
+        return criteria.from_config(early_exit)
+    except InputError as error:
+        raise InputError(f"{source}: early_exit in config.json: {error}") from None
+
+
+def _label_names(values: Mapping[str, Any], num_labels: int, source: str) -> tuple[str, ...]:
+    """Return the class names in `id2label`, or "LABEL_0", ... if it has another number of names."""
+    names = values.get("id2label")
+    is_valid = isinstance(names, dict) and all(re.fullmatch("[0-9]{1,9}", key) for key in names)
+    if names is not None and not is_valid:
+        raise InputError(
+            f"{source}: id2label in config.json is {shown(names)}; it must map class ids to names"
+        )
     if num_labels == 1:
         return ()
-    names = values.get("id2label") or {}
-    if len(names) != num_labels:
+    if not names or len(names) != num_labels:
         return tuple(f"LABEL_{index}" for index in range(num_labels))
-    return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(num_labels))
+    return tuple(_label_name(names, index, source) for index in range(num_labels))
 
 
-def _max_length(tokenizer: Tokenizer, config: ModelConfig) -> int:
-    length = tokenizer.model_max_length
-    positions = config.max_position_embeddings
-    return min(length, positions) if length < _UNKNOWN_LENGTH else positions
+def _label_name(names: Mapping[str, Any], index: int, source: str) -> str:
+    if str(index) not in names:
+        raise InputError(
+            f"{source}: id2label in config.json has {len(names)} names, but not of class {index}"
+        )
+    name = names[str(index)]
+    if not isinstance(name, str | int | float) or not is_unicode(str(name)):
+        raise InputError(
+            f"{source}: id2label in config.json names class {index} {shown(name)}; the name must "
+            "be a string"
+        )
+    return str(name)
+
+
+def _max_length(tokenizer: Tokenizer, config: ModelConfig, source: str) -> int:
+    length, positions = tokenizer.model_max_length, config.max_position_embeddings
+    is_number = isinstance(length, int | float) and not isinstance(length, bool)
+    if is_number and length >= _UNKNOWN_LENGTH:
+        length = positions
+    if not is_number or not float(length).is_integer():
+        raise InputError(
+            f"{source}: model_max_length in tokenizer_config.json is {shown(length)}; it must be "
+            "a whole number"
+        )
+    name = "model_max_length" if length < positions else "max_position_embeddings"
+    max_length = min(int(length), positions)
+    check_max_length(tokenizer, max_length, f"{source}: {name}")
+    return max_length

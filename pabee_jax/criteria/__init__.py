@@ -18,7 +18,7 @@ from pabee_jax.criteria.text import (
     parse,
     to_config,
 )
-from pabee_jax.criteria.validation import check, check_task, warn
+from pabee_jax.criteria.validation import check, check_labels, check_task, warn
 
 __all__ = [
     "CRITERIA",
@@ -35,6 +35,7 @@ __all__ = [
     "Vote",
     "as_arrays",
     "check",
+    "check_labels",
     "check_task",
     "criterion_class",
     "describe",

@@ -60,7 +60,7 @@ class Oracle(Criterion):
     `replay` can use it, and it cannot be saved in a checkpoint.
 
     Attributes:
-        labels: (N,) class ids or scores by the row's index in the call.
+        labels: (N,) class ids or scores by the row's index in the call; one label per row.
         tolerance: the largest error of a correct score, in units of the score.
 
     Raises:
@@ -75,6 +75,8 @@ class Oracle(Criterion):
 
     def __post_init__(self):
         set_number(self, "tolerance", 0)
+        if isinstance(self.labels, list | tuple):  # Each label would be a leaf of the pytree.
+            object.__setattr__(self, "labels", np.asarray(self.labels))
 
     def init(self, logits, row):
         del logits

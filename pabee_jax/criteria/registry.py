@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from pabee_jax.criteria.base import ExitCriterion
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
 
 # The criterion classes by their names in `config.json` and on the command line.
 CRITERIA: dict[str, type] = {}
@@ -53,12 +53,35 @@ def as_arrays(criterion: ExitCriterion) -> ExitCriterion:
     and an np.int64.
 
     Raises:
-        InputError: the criterion's class is not decorated with `registered`.
+        InputError: the criterion's class is not decorated with `registered`, or a field is not a
+            number where its annotation is int or float, and otherwise not made of numbers.
     """
     if type(criterion) not in _registered:
         raise InputError(
             f"{type(criterion).__name__} is not a registered criterion: decorate its class with "
             "@pabee_jax.criteria.registered()"
         )
+    _check_fields(criterion)
     types = {int: np.int32, float: np.float32}
     return jax.tree.map(lambda leaf: np.asarray(leaf, types.get(type(leaf))), criterion)
+
+
+def _check_fields(criterion: Any) -> None:
+    """Raise InputError if a field does not hold numbers.
+
+    A criterion's `__post_init__` cannot refuse these values, because JAX rebuilds pytrees with
+    placeholders as leaves.
+    """
+    for field in dataclasses.fields(criterion):
+        value = getattr(criterion, field.name)
+        if field.type in (int, float, "int", "float"):
+            is_valid, required = _is_numeric(value) and np.shape(value) == (), "a number"
+        else:
+            is_valid, required = all(map(_is_numeric, jax.tree.leaves(value))), "made of numbers"
+        if not is_valid:
+            name = f"{type(criterion).__name__}.{field.name}"
+            raise InputError(f"{name} is {shown(value)}; it must be {required}")
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, int | float | jax.Array) or np.asarray(value).dtype.kind in "iufb"

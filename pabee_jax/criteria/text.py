@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pabee_jax.criteria.base import ExitCriterion
-from pabee_jax.criteria.registry import CRITERIA
-from pabee_jax.errors import InputError
+from pabee_jax.criteria.registry import CRITERIA, as_arrays
+from pabee_jax.errors import InputError, shown
 
 
 def describe(criterion: ExitCriterion) -> str:
@@ -68,8 +68,8 @@ def criterion_class(name: str | None) -> type:
     Raises:
         InputError: `CRITERIA` has no such name.
     """
-    if name not in CRITERIA:
-        raise InputError(f"unknown exit criterion {name!r}; known are {', '.join(CRITERIA)}")
+    if not isinstance(name, str) or name not in CRITERIA:
+        raise InputError(f"unknown exit criterion {shown(name)}; known are {', '.join(CRITERIA)}")
     return CRITERIA[name]
 
 
@@ -94,16 +94,23 @@ def from_config(values: Mapping[str, Any]) -> ExitCriterion:
     `guarantee`, which risk control adds to the values for readers, is ignored.
 
     Raises:
-        InputError: the criterion or a field is unknown.
+        InputError: the criterion or a field is unknown, or a value is not a number or out of range.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"an exit criterion is {shown(values)}; it must be an object, such as "
+            '{"criterion": "patience", "patience": 3}'
+        )
     parameters = dict(values)
     name = parameters.pop("criterion", None)
     parameters.pop("guarantee", None)
     kind = criterion_class(name)
     try:
-        return kind(**parameters)
+        criterion = kind(**parameters)
     except TypeError as error:
         raise InputError(f"the exit criterion {name!r} does not fit its class: {error}") from None
+    as_arrays(criterion)  # Checks the values that the class cannot check.
+    return criterion
 
 
 def _has_no_default(field: dataclasses.Field) -> bool:

@@ -8,8 +8,8 @@ import numpy as np
 from absl import logging
 
 from pabee_jax.criteria.base import ExitCriterion
-from pabee_jax.criteria.registry import CRITERIA
-from pabee_jax.errors import InputError
+from pabee_jax.criteria.registry import CRITERIA, as_arrays
+from pabee_jax.errors import InputError, shown
 
 
 def set_count(criterion: Any, name: str, least: int) -> None:
@@ -23,7 +23,7 @@ def set_count(criterion: Any, name: str, least: int) -> None:
         return
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_whole or not least <= value < 2**31:
-        raise InputError(f"{name} must be a whole number, {least} or more, not {value!r}")
+        raise InputError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
     object.__setattr__(criterion, name, int(value))
 
 
@@ -36,10 +36,13 @@ def set_number(criterion: Any, name: str, least: float = -math.inf, most: float 
     if not _is_concrete(value):
         return
     limits = f" from {least:g} to {most:g}" if math.isfinite(least) else ""
-    is_valid = not isinstance(value, (str, bool)) and least <= value <= most
-    if not is_valid:
-        raise InputError(f"{name} must be a number{limits}, not {value!r}")
-    object.__setattr__(criterion, name, float(value))
+    try:
+        number = math.nan if isinstance(value, (str, bool)) else float(value)
+    except OverflowError:  # An int with hundreds of digits.
+        number = math.nan
+    if not least <= number <= most:
+        raise InputError(f"{name} must be a number{limits}, not {shown(value)}")
+    object.__setattr__(criterion, name, number)
 
 
 def _is_concrete(value: Any) -> bool:
@@ -56,6 +59,22 @@ def check(criterion: ExitCriterion, is_regression: bool) -> None:
     if criterion.needs_labels:
         raise InputError(f"{name} needs the labels; use it on recorded logits, with replay")
     check_task(type(criterion), is_regression)
+    as_arrays(criterion)  # Checks the values that the class cannot check.
+
+
+def check_labels(criterion: ExitCriterion, num_rows: int) -> None:
+    """Raise InputError if a criterion that needs the labels has not one label per row.
+
+    A compiled program does not fail for a row without a label: it takes the last label.
+    """
+    if not criterion.needs_labels:
+        return
+    shape = np.shape(getattr(criterion, "labels", ()))
+    if shape != (num_rows,):
+        raise InputError(
+            f"{type(criterion).__name__} has labels of shape {shape}, but the logits have "
+            f"{num_rows} rows: it needs one label per row"
+        )
 
 
 def check_task(kind: type[ExitCriterion], is_regression: bool) -> None:

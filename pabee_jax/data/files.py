@@ -10,13 +10,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of, is_unicode, shown
 from pabee_jax.io import storage
 
 
@@ -52,13 +52,13 @@ class Table:
         texts: list[str] = []
         for row, value in enumerate(self.cells[column]):
             if not isinstance(value, str):
-                problem = "missing or null" if value is None else f"{value!r}; it must be a string"
+                problem = (
+                    "missing or null" if value is None else f"{shown(value)}; it must be a string"
+                )
                 raise self.error(row, f"the text in column {column!r} is {problem}")
-            try:
-                value.encode()  # JSON can escape half a surrogate pair; tokenizers reject it.
-            except UnicodeEncodeError:
+            if not is_unicode(value):
                 message = f"the text in column {column!r} holds an incomplete Unicode escape"
-                raise self.error(row, message) from None
+                raise self.error(row, message)
             texts.append(value)
         return texts
 
@@ -69,10 +69,13 @@ class Table:
             if isinstance(value, float):  # Some writers store integers as floats if a cell is null.
                 value = None if math.isnan(value) else int(value) if value.is_integer() else value
             if value is not None and not isinstance(value, str | int | float):
-                raise self.error(row, f"label {value!r} is neither a string nor a number")
+                raise self.error(row, f"label {shown(value)} is neither a string nor a number")
             label = str(value).lower() if isinstance(value, bool) else str(value).strip()
             if value is None or not label:
                 raise self.error(row, f"the label in column {column!r} is empty")
+            if not is_unicode(label):
+                message = f"the label in column {column!r} holds an incomplete Unicode escape"
+                raise self.error(row, message)
             labels.append(label)
         return labels
 
@@ -82,7 +85,7 @@ class Table:
         labels = self.labels(column)
         for row, label in enumerate(labels):
             if label not in ids:
-                raise self.error(row, f"label {label!r} is not one of {', '.join(names)}")
+                raise self.error(row, f"label {shown(label)} is not one of {_listed(names)}")
         return np.asarray([ids[label] for label in labels], np.int32)
 
     def scores(self, column: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
@@ -97,7 +100,8 @@ class Table:
             except (TypeError, ValueError, OverflowError):
                 score = math.nan
             if not low <= score <= high:
-                raise self.error(row, f"score {value!r} in column {column!r} is not {valid}")
+                message = f"score {shown(value)} in column {column!r} is not {valid}"
+                raise self.error(row, message)
             scores.append(score)
         return np.asarray(scores, np.float32)
 
@@ -170,7 +174,7 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
     records: list[dict[str, object]] = []
     for line, text in enumerate(read_text(path).rstrip().split("\n"), 1):
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             # `msg` omits the line number of the json module, which is always 1.
             reason = getattr(error, "msg", error)
@@ -183,6 +187,16 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
     return Table(path, columns, cells, range(1, len(records) + 1))
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; the json module would drop all but the last of equal names."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shown(repeated)} occurs twice in an object")
+    return record
+
+
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
     try:
         import pyarrow
@@ -193,12 +207,13 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
             table = file.read(columns=[name for name in wanted if name in columns])
-    except (pyarrow.ArrowException, OSError) as error:
-        message = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} is not a readable Parquet file: {message}") from None
-    # By position, because pyarrow cannot look up a column name that occurs twice.
-    named_columns = zip(table.column_names, table.columns, strict=True)
-    cells = {name: column.to_pylist() for name, column in named_columns}
+        # By position, because pyarrow cannot look up a column name that occurs twice.
+        named_columns = zip(table.column_names, table.columns, strict=True)
+        cells = {name: column.to_pylist() for name, column in named_columns}
+    # Python refuses some values of a column, such as a date after the year 9999.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = first_line_of(error)
+        raise InputError(f"{path} is not a readable Parquet file: {reason}") from None
     return Table(path, columns, cells, range(1, table.num_rows + 1), unit="row")
 
 
@@ -220,7 +235,11 @@ def checked_path(name: str) -> Path:
     path = storage.local_path_of(name)
     if path.suffix.lower() not in _READERS:
         raise InputError(f"{path} has none of the known extensions {', '.join(_READERS)}")
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except OSError:  # The name is too long, or a folder may not be searched.
+        exists = False
+    if not exists:
         raise InputError(f"there is no file {path} (absolute path: {path.absolute()})")
     return path
 
@@ -233,7 +252,7 @@ def read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) 
             columns of the same name.
     """
     table = _READERS[path.suffix.lower()](path, [*wanted, *optional])
-    available = f"it has {', '.join(map(repr, table.columns))}"
+    available = f"it has {_listed(table.columns, repr)}"
     for name in wanted:
         if name not in table.columns:
             raise InputError(f"{path} has no column {name!r}: {available}")
@@ -245,12 +264,20 @@ def read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) 
     return table
 
 
+def _listed(names: Sequence[str], spelled: Callable[[str], str] = str, limit: int = 20) -> str:
+    """Return the first names for a message, in one line."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    parts = [spelled(name) if name.isprintable() else repr(name) for name in names[:limit]]
+    return ", ".join(part if len(part) <= 100 else shown(part) for part in parts) + more
+
+
 def _class_names(path: Path, label: str) -> tuple[str, ...]:
     """Return the distinct labels of the training file, in numerical order if all are integers."""
     names = set(read_table(path, [label]).labels(label))
     if len(names) < 2:
-        raise InputError(f"{path} has only one label, {names.pop()!r}: two or more are needed")
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        raise InputError(f"{path} has only one label, {shown(names.pop())}: two or more are needed")
+    # Python refuses to convert an integer of thousands of digits.
+    if all(re.fullmatch(r"-?\d{1,100}", name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
@@ -310,13 +337,16 @@ def task(
         label_names: class names by class id; if empty, the distinct labels of the training file.
 
     Raises:
-        InputError: no file is given, a file does not exist or has another extension, the training
-            file has no valid labels, or `label_names` are missing, repeated or given for
-            regression.
+        InputError: no file is given, `text` or `label` is empty, a file does not exist or has
+            another extension, the training file has no valid labels, or `label_names` are missing,
+            repeated or given for regression.
     """
     given = {"train": train, "dev": dev, "test": test}
     paths = {split: checked_path(name) for split, name in given.items() if name}
     names = tuple(label_names)
+    for field, column in {"text": text, "label": label}.items():
+        if not column:
+            raise InputError(f"files.{field} is empty: it must name the column of the {field}s")
     if not paths:
         raise InputError("no data files: give a train, dev or test file")
     if regression and names:
@@ -326,7 +356,7 @@ def task(
             raise InputError("the class names are unknown: give the train file or label_names")
         names = _class_names(paths["train"], label)
     if len(set(names)) < len(names) or len(names) == 1:
-        raise InputError(f"label_names must be two or more different names, not {names}")
+        raise InputError(f"label_names must be two or more different names, not {_listed(names)}")
     if regression:
         metrics = ("pearson", "spearman")
     else:

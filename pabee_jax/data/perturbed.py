@@ -11,7 +11,7 @@ import numpy as np
 from pabee_jax.data import glue
 from pabee_jax.data.files import checked_path, read_table, read_text
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, is_unicode, shown
 
 # AdvGLUE's names of the parts of a task, where they are not the task's name.
 _ADVGLUE_PARTS = {"mnli": ("mnli", "mnli-mm")}
@@ -86,7 +86,9 @@ def _read_advglue_json(path: Path) -> Mapping[str, Sequence[Any]] | None:
         return None
     try:
         content = json.loads(read_text(path))
-    except ValueError:
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or not content:
         return None
@@ -110,7 +112,10 @@ def _advglue_pairs(path: Path, content: Mapping[str, Sequence[Any]], task: Task)
                 raise InputError(f"{place}: not a JSON object")
             perturbed_texts = _texts(record, columns, place)
             original_texts = [record.get(f"original_{column}") for column in columns]
-            if not any(isinstance(text, str) and text.strip() for text in original_texts):
+            for text in original_texts:
+                if not isinstance(text, str | None) or not is_unicode(text or ""):
+                    raise InputError(f"{place}: the original text {shown(text)} is no valid text")
+            if not any(text and text.strip() for text in original_texts):
                 raise InputError(
                     f"{place}: there is no original text; AdvGLUE's dev_ann.json has the original "
                     "texts, its dev.json does not"
@@ -122,7 +127,9 @@ def _advglue_pairs(path: Path, content: Mapping[str, Sequence[Any]], task: Task)
             texts["perturbed"].append(perturbed_texts)
             label = record.get("label")
             if isinstance(label, bool) or label not in range(task.num_labels):
-                raise InputError(f"{place}: label {label!r} is not from 0 to {task.num_labels - 1}")
+                raise InputError(
+                    f"{place}: label {shown(label)} is not from 0 to {task.num_labels - 1}"
+                )
             labels.append(label)
             ids.append(f"{part} {record.get('idx', index)}")
     original, perturbed = (_examples(texts[kind], labels, ids) for kind in texts)
@@ -133,6 +140,8 @@ def _texts(record: Mapping[str, Any], columns: Sequence[str], place: str) -> lis
     for column in columns:
         if not isinstance(record.get(column), str):
             raise InputError(f"{place}: there is no text {column!r}")
+        if not is_unicode(record[column]):
+            raise InputError(f"{place}: the text {column!r} holds an incomplete Unicode escape")
     return [record[column] for column in columns]
 
 

@@ -1,5 +1,6 @@
 """Tokenization of texts with Hugging Face tokenizers."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import transformers
 
 from pabee_jax.data.dataset import Dataset
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of, shown
 
 Tokenizer = Any
 VOCABULARY_FILES = ("vocab.txt", "spiece.model")
@@ -19,7 +20,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """Return the tokenizer of a checkpoint directory.
 
     Raises:
-        InputError: the tokenizer's files are missing or cannot be read.
+        InputError: the tokenizer's files are missing, cannot be read, or hold no words.
     """
     tokenizer_files = ("tokenizer.json", *VOCABULARY_FILES)
     if not any((directory / name).is_file() for name in tokenizer_files):
@@ -27,10 +28,36 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"{directory} holds no tokenizer: it needs one of {', '.join(tokenizer_files)}"
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # Without `trust_remote_code`, transformers may ask on the terminal whether to run code.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     except Exception as error:  # The tokenizer libraries have no common base class of errors.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line_of(error)
         raise InputError(f"the tokenizer of {directory} cannot be loaded: {reason}") from None
+    if not words:
+        raise InputError(
+            f"the tokenizer of {directory} has an empty vocabulary: it has only special tokens"
+        )
+    return tokenizer
+
+
+def check_max_length(tokenizer: Tokenizer, max_length: int, name: str, pair: bool = False) -> None:
+    """Raise InputError if texts of `max_length` tokens would consist of special tokens only.
+
+    Args:
+        name: the name of the setting in the message.
+        pair: whether a row is a pair of texts, each of which needs at least one token.
+    """
+    special_tokens = tokenizer.num_special_tokens_to_add(pair)
+    least = special_tokens + (2 if pair else 1)
+    if max_length < least:
+        row = "a pair of texts" if pair else "a text"
+        raise InputError(
+            f"{name} is {max_length}, but it must be at least {least}: the tokenizer adds "
+            f"{special_tokens} special tokens to {row}"
+        )
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
@@ -69,42 +96,59 @@ def encode(
 ) -> Dataset:
     """Return the tokenized texts, truncated to `max_length` tokens, without labels.
 
+    Rows are padded on the right, whatever the tokenizer's `padding_side`: position embeddings and
+    exits that read the first token require it. `truncation_side` is the tokenizer's.
+
     Args:
         pairs: the second text of every row, or None in a row with a single text; None if all rows
             have single texts.
+
+    Raises:
+        InputError: `max_length` leaves no room for a text, the tokenizer fails, or it gives no
+            tokens for a row.
     """
     pairs = [None] * len(texts) if pairs is None else pairs
     is_pair = np.array([pair is not None for pair in pairs])
-    parts = []
+    token_ids: list[list[int]] = [[]] * len(texts)
+    token_types: list[list[int]] = [[]] * len(texts)
     for rows in (np.flatnonzero(~is_pair).tolist(), np.flatnonzero(is_pair).tolist()):
         if rows:
             second = [pairs[row] for row in rows] if is_pair[rows[0]] else None
-            first = [texts[row] for row in rows]
-            parts.append((rows, _encode_part(tokenizer, first, second, max_length)))
-    width = max(part["input_ids"].shape[1] for _, part in parts)
+            part = _encode_part(tokenizer, [texts[row] for row in rows], second, max_length)
+            for row, ids, types in zip(
+                rows, part["input_ids"], part["token_type_ids"], strict=True
+            ):
+                token_ids[row], token_types[row] = ids, types
+    lengths = np.array([len(ids) for ids in token_ids])
+    if not lengths.all():
+        text = shown(texts[int(np.argmin(lengths))])
+        raise InputError(f"the tokenizer gives no tokens, not even special tokens, for {text}")
+    mask = np.arange(lengths.max()) < lengths[:, None]
 
-    def joined(name: str, dtype, padding: int = 0) -> np.ndarray:
-        result = np.full((len(texts), width), padding, dtype)
-        for rows, part in parts:
-            result[rows, : part[name].shape[1]] = part[name]
+    def padded(rows: list[list[int]], dtype, padding: int) -> np.ndarray:
+        result = np.full(mask.shape, padding, dtype)
+        result[mask] = np.fromiter(itertools.chain.from_iterable(rows), dtype)
         return result
 
     return Dataset(
-        joined("input_ids", np.int32, tokenizer.pad_token_id or 0),
-        joined("attention_mask", np.int8),
-        joined("token_type_ids", np.int8),
+        padded(token_ids, np.int32, tokenizer.pad_token_id or 0),
+        mask.astype(np.int8),
+        padded(token_types, np.int8, 0),
     )
 
 
 def _encode_part(tokenizer: Tokenizer, texts, pairs, max_length: int):
-    """Tokenize rows that are all single texts (`pairs` is None) or all pairs."""
-    return tokenizer(
-        texts,
-        pairs,
-        truncation=True,
-        max_length=max_length,
-        padding="longest",
-        return_token_type_ids=True,  # ALBERT's tokenizer omits them by default.
-        return_attention_mask=True,
-        return_tensors="np",
-    )
+    """Tokenize rows that are all single texts (`pairs` is None) or all pairs, without padding."""
+    check_max_length(tokenizer, max_length, "the number of tokens per row", pairs is not None)
+    try:
+        return tokenizer(
+            texts,
+            pairs,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_token_type_ids=True,  # ALBERT's tokenizer omits them by default.
+            return_attention_mask=False,
+        )
+    except Exception as error:  # The tokenizers library raises `Exception` itself.
+        raise InputError(f"the tokenizer cannot encode the texts: {first_line_of(error)}") from None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from pabee_jax.criteria import ExitCriterion, as_arrays
+from pabee_jax.criteria import ExitCriterion, as_arrays, check_labels, check_task
 from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.shapes import next_power_of_two
 from pabee_jax.errors import InputError
@@ -48,13 +48,16 @@ def replay(
 
     Args:
         criterion: decides which rows exit.
-        logits: the logits of every exit, (exits, rows, classes).
+        logits: the logits of every exit, (exits, rows, classes); not NaN.
 
     Raises:
-        InputError: `logits` is not of shape (exits, rows, classes).
+        InputError: `logits` is not of shape (exits, rows, classes) or holds values that are not
+            numbers; the criterion is for classification and `logits` has one class; or the
+            criterion has not one label per row.
     """
     padded, rows = _padded(logits)
-    exit_layers, exit_logits = _by_parts(_replay_one, as_arrays(criterion), padded, rows_axis=0)
+    arrays = _checked(criterion, padded.shape[2], rows)
+    exit_layers, exit_logits = _by_parts(_replay_one, arrays, padded, rows_axis=0)
     return exit_layers[:rows], exit_logits[:rows]
 
 
@@ -78,7 +81,8 @@ def replay_many(
         # Repeat the last setting, so that a last part with fewer settings shares the program.
         missing = min(_SETTINGS_PER_CALL, len(criteria)) - len(settings)
         padded_settings = settings + [settings[-1]] * missing
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(as_arrays, padded_settings))
+        arrays = [_checked(setting, padded.shape[2], rows) for setting in padded_settings]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *arrays)
         exit_layers, exit_logits = _by_parts(_replay_many, stacked, padded, rows_axis=1)
         results.append((exit_layers[: len(settings), :rows], exit_logits[: len(settings), :rows]))
     exit_layers, exit_logits = map(np.concatenate, zip(*results, strict=True))
@@ -99,16 +103,34 @@ def _by_parts(program, criterion, logits: np.ndarray, rows_axis: int) -> Sequenc
     return [np.concatenate(arrays, axis=rows_axis) for arrays in zip(*results, strict=True)]
 
 
+def _checked(criterion: ExitCriterion, num_classes: int, rows: int) -> ExitCriterion:
+    """Return the criterion as arrays, or raise InputError if it does not suit the logits."""
+    arrays = as_arrays(criterion)
+    check_task(type(criterion), is_regression=num_classes == 1)
+    check_labels(criterion, rows)
+    return arrays
+
+
 def _padded(logits: ArrayLike) -> tuple[np.ndarray, int]:
     """Return the logits, padded to a power of two of rows, and the number of rows before.
 
     On the host: on a device, padding would compile a program for every number of rows.
     """
-    logits = np.asarray(logits, np.float32)
+    try:
+        logits = np.asarray(logits)
+    except ValueError:  # Nested lists of different lengths.
+        raise InputError("logits must be an array (exits, rows, classes), not ragged") from None
+    if not any(jnp.issubdtype(logits.dtype, kind) for kind in (np.floating, np.integer)):
+        raise InputError(f"logits must be real numbers, not {logits.dtype}")
+    with np.errstate(over="ignore"):  # A float64 logit may be infinite in float32.
+        logits = logits.astype(np.float32)
     if logits.ndim != 3 or 0 in logits.shape:
         raise InputError(
             f"logits must have shape (exits, rows, classes), all at least 1, not {logits.shape}"
         )
+    if np.isnan(logits).any():
+        exit_index, row, _ = np.argwhere(np.isnan(logits))[0]
+        raise InputError(f"the logits of exit {exit_index + 1} are NaN in row {row} (from 0)")
     rows = logits.shape[1]
     # Padding to a power of two lets many row counts share a program.
     return np.pad(logits, ((0, 0), (0, next_power_of_two(rows) - rows), (0, 0))), rows

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from pabee_jax.criteria import ExitCriterion, as_arrays, check, from_config, to_config, warn
 from pabee_jax.drivers.shapes import next_power_of_two
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of, shown
 from pabee_jax.inference import planning
 from pabee_jax.inference.inputs import Tokens, checked_tokens
 from pabee_jax.inference.predictions import Predictions, predictions_of
@@ -88,14 +88,18 @@ class Artifact:
                 f"{directory} is not an exported program: it has no {ARTIFACT_FILE}, the file that "
                 "`pabee-jax export` writes last"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is damaged: it is not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # Not JSON, or values that Python refuses.
+            raise InputError(
+                f"{path} is damaged: it is not JSON ({first_line_of(error)})"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {storage.reason_of(error)}") from None
         if not isinstance(values, dict) or "format" not in values:
             raise InputError(f"{path} is damaged: it has no format version")
         if values["format"] != FORMAT:
             raise InputError(
-                f"{path} has format version {values['format']!r}, but this pabee_jax reads version "
-                f"{FORMAT}: export the program again"
+                f"{path} has format version {shown(values['format'])}, but this pabee_jax reads "
+                f"version {FORMAT}: export the program again"
             )
         if values.pop("sha256_of_this", None) != _digest_of(values):
             raise InputError(f"{path} is damaged: its values do not match its sha256")
@@ -114,8 +118,13 @@ def _value(path: Path, name: str, kind: Any, values: Mapping[str, Any]) -> Any:
         return from_config(value)
     if isinstance(value, list):
         value = tuple(value)
-    if not isinstance(value, get_origin(kind) or kind):
-        raise InputError(f"{path} is damaged: {name} is {value!r}")
+    is_valid = isinstance(value, get_origin(kind) or kind)
+    if isinstance(value, int):
+        is_valid = is_valid and not isinstance(value, bool) and value >= 1
+    elif isinstance(value, tuple | dict):
+        is_valid = is_valid and all(isinstance(part, str) for part in value)
+    if not is_valid:
+        raise InputError(f"{path} is damaged: {name} is {shown(value)}")
     return value
 
 
@@ -242,9 +251,13 @@ def load(directory: str | Path) -> ExportedClassifier:
     except Exception as error:  # jax does not specify which error another version's bytes raise.
         raise InputError(
             f"jax {jax.__version__} cannot read {program}, which jax {artifact.jax_version} wrote: "
-            f"export the program again ({error})"
+            f"export the program again ({first_line_of(error)})"
         ) from None
-    return ExportedClassifier(artifact, exported, load_file(weights))
+    try:
+        tensors = load_file(weights)
+    except Exception as error:  # safetensors raises different exceptions for a damaged file.
+        raise InputError(f"{weights} is damaged: {first_line_of(error)}") from None
+    return ExportedClassifier(artifact, exported, tensors)
 
 
 def _verified(path: Path, artifact: Artifact) -> Path:
@@ -258,6 +271,8 @@ def _verified(path: Path, artifact: Artifact) -> Path:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise InputError(f"{path} is missing: export the program again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {storage.reason_of(error)}") from None
     if digest != artifact.sha256.get(path.name):
         raise InputError(f"{path} is damaged: its sha256 differs from that in {ARTIFACT_FILE}")
     return path

@@ -29,14 +29,12 @@ class RowSource(NamedTuple):
 
 
 def tokenize(pretrained: Pretrained, inputs: Sequence[Text] | Tokens | Dataset) -> Dataset:
-    """Tokenize texts, or check tokenized rows; return a `Dataset` unchanged.
+    """Tokenize texts, or check tokenized rows; return the rows of a `Dataset` unchanged.
 
     Raises:
         InputError: the inputs are empty or cannot be used.
     """
-    if isinstance(inputs, Dataset):
-        return inputs
-    if isinstance(inputs, Mapping):
+    if isinstance(inputs, Dataset | Mapping):
         return checked_tokens(inputs, pretrained.model.config)
     texts, pairs = checked_texts(inputs)
     return pretrained.encode(texts, pairs)

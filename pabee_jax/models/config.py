@@ -1,16 +1,44 @@
 """Encoder configuration: one dataclass for Hugging Face's BERT and ALBERT configurations."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
 from pabee_jax.models.activations import ACTIVATIONS
 
 FAMILIES = ("bert", "albert")
 # The values of each exit setting; the first value is PABEE's.
 EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "mean")}
+# The highest valid value of each size; the lowest is 1. An int32 indexes the rows of a parameter,
+# and building a model takes time for every layer, before any tensor can contradict the number.
+_HIGHEST_INDEX = 2**31 - 1
+_MOST_LAYERS = 1000
+_SIZES = {
+    "vocab_size": _HIGHEST_INDEX,
+    "embedding_size": _HIGHEST_INDEX,
+    "hidden_size": _HIGHEST_INDEX,
+    "num_hidden_layers": _MOST_LAYERS,
+    "num_hidden_groups": _MOST_LAYERS,
+    "inner_group_num": _MOST_LAYERS,
+    "num_attention_heads": _HIGHEST_INDEX,
+    "intermediate_size": _HIGHEST_INDEX,
+    "max_position_embeddings": _HIGHEST_INDEX,
+    "type_vocab_size": _HIGHEST_INDEX,
+    "num_labels": _HIGHEST_INDEX,
+}
+# The condition that a number must satisfy, and its description.
+_RATE = (lambda value: 0 <= value < 1), "a number from 0 to below 1"
+_NUMBERS = {
+    "layer_norm_eps": ((lambda value: 0 < value < 1), "a number above 0 and below 1"),
+    "hidden_dropout_prob": _RATE,
+    "attention_probs_dropout_prob": _RATE,
+    "classifier_dropout_prob": _RATE,
+    "exit_dropout_prob": _RATE,
+    "initializer_range": ((lambda value: 0 <= value < math.inf), "a number from 0"),
+}
 PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
 
 
@@ -66,18 +94,18 @@ class ModelConfig:
             raise InputError(
                 f"the model type is {self.family!r}; only bert and albert are supported"
             )
-        if self.hidden_act not in ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
             raise InputError(
-                f"hidden_act {self.hidden_act!r} is not one of {', '.join(sorted(ACTIVATIONS))}"
+                f"hidden_act {shown(self.hidden_act)} is not one of "
+                f"{', '.join(sorted(ACTIVATIONS))}"
             )
         for name, choices in EXIT_CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                    f"{name} is {shown(getattr(self, name))}; it must be one of "
+                    f"{', '.join(choices)}"
                 )
-        sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, self.num_hidden_groups)
-        if min(*sizes, self.inner_group_num, self.num_attention_heads, self.num_labels) < 1:
-            raise InputError("a size in config.json is below 1; every size must be at least 1")
+        _check_numbers(vars(self))
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -122,20 +150,25 @@ class ModelConfig:
         """
         family = values.get("model_type", "")
         if family not in FAMILIES:
-            raise InputError(f"the model type is {family!r}; only bert and albert are supported")
+            raise InputError(
+                f"the model type is {shown(family)}; only bert and albert are supported"
+            )
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("only absolute position embeddings are supported")
         import transformers  # Imported here because the import takes seconds.
 
+        # transformers accepts sizes that no model can have, and names its own classes in errors.
+        known = vars(transformers.AutoConfig.for_model(family))
+        _check_numbers({name: value for name, value in values.items() if name in known})
         try:
             full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
             fields = {
                 name: field_type(getattr(full, name))  # JSON may have 0 for 0.0.
                 for name, field_type in typing.get_type_hints(cls).items()
-                if hasattr(full, name)
+                if name in known
             }
         except Exception as error:  # transformers' checks have no common exception class.
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(f"config.json holds an unusable value: {reason}") from None
         if family == "bert":
             fields |= dict(
@@ -147,3 +180,18 @@ class ModelConfig:
         else:
             fields["exit_dropout_prob"] = full.classifier_dropout_prob
         return cls(**{**fields, "family": family, "num_labels": num_labels})
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise InputError if a size, a rate or another number has a value that no model can have."""
+    for name, value in values.items():
+        if name in _SIZES:
+            is_valid = isinstance(value, int) and 1 <= value <= _SIZES[name]
+            required = f"a whole number from 1 to {_SIZES[name]}"
+        elif name in _NUMBERS:
+            condition, required = _NUMBERS[name]
+            is_valid = isinstance(value, int | float) and condition(value)
+        else:
+            continue
+        if not is_valid or isinstance(value, bool):
+            raise InputError(f"config.json: {name} is {shown(value)}; it must be {required}")
