@@ -88,10 +88,10 @@ def train_and_probe(recipe: str, options) -> dict[str, Any]:
     check(config)
     task = load_task(config)
     examples = labeled_examples(task, "train")
-    start = starting_point(config, task, examples)
+    mesh = sharding.make_mesh(1)
+    start = starting_point(config, task, examples, mesh)
     (data,) = tokenized(examples, start).values()
     structure, parameters = split(stacked(start.model))
-    mesh = sharding.make_mesh(1)
     state = sharding.replicate(initial_state(parameters, config), mesh)
     train_step = make_train_step(structure, config, options.steps)
     probe, exits = make_probe(structure, config.pooler), start.model.config.num_hidden_layers

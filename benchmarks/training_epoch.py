@@ -18,6 +18,7 @@ from benchmarks.training_step import make_jax_step
 from pabee_jax.commands.config_file import load_config
 from pabee_jax.data.batching import sequence_buckets, steps_per_epoch, training_batch
 from pabee_jax.data.load import load_task
+from pabee_jax.distributed import sharding
 from pabee_jax.training.config import TrainConfig, check
 from pabee_jax.training.start import labeled_examples, starting_point, tokenized
 from pabee_jax.training.strategy import phase_of
@@ -46,7 +47,7 @@ def main(options) -> None:
     check(config)
     task = load_task(config)
     examples = labeled_examples(task, "train")
-    start = starting_point(config, task, examples)
+    start = starting_point(config, task, examples, sharding.make_mesh(1))
     (dataset,) = tokenized(examples, start).values()
     epochs = {
         order: batches_by_length(dataset, dataclasses.replace(config, order=order))

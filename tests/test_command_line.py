@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = ["--config", str(ROOT / "configs/demo.py")]
 GLUE = str(ROOT / "configs/glue.py")
 SMALL = ["--config.scratch.num_hidden_layers=1", "--config.max_seq_length=16"]
+SMALL.append("--config.warmup_steps=0")
 ALL_TASKS = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
 
 
@@ -259,7 +260,10 @@ REFUSED = {
     "workdir is a file": (["--workdir", "mine/notes.txt"], ["is a file", "directory"]),
     "workdir below a file": (["--workdir", "mine/notes.txt/run"], ["cannot be written"]),
     "model is workdir": (
-        ["--workdir", "run", "--overwrite", "--config.model=run"],
+        [
+            *("--workdir", "run", "--overwrite", "--config.model=run"),
+            "--config.scratch.num_hidden_layers=6",
+        ],
         ["pretrained model itself", "choose another"],
     ),
 }

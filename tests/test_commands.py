@@ -12,12 +12,12 @@ import pytest
 from absl import flags
 
 from pabee_jax import InputError, __version__
-from pabee_jax.commands.config_file import BUILT_IN, leaves, load_config
+from pabee_jax.commands.config_file import BUILT_IN, load_config
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.commands.main import COMMANDS, main
 from pabee_jax.commands.options import define_flags, option, read_flags
 from pabee_jax.commands.train_options import TrainOptions
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, leaves
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def test_help_of_a_command_lists_every_option_and_imports_no_heavy_library(name)
 def test_help_shows_the_default_and_the_description_of_a_field_of_the_configuration(capsys):
     main(["pabee-jax", "train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for field, default in leaves(TrainConfig()):
+    for field, default in leaves(TrainConfig()).items():
         default = str(default).lower() if isinstance(default, bool) else default
         of_field = rf"config\.{re.escape(field)}: (?!see `)\w?(?:(?!--).)*\(default: '{default}'\)"
         assert re.search(of_field, text), f"{field} has no description or no default"

@@ -228,7 +228,7 @@ def test_invalid_arguments_are_refused(tmp_path):
     for message, arguments in {
         "files.text is empty: it must name the column": {"train": path, "text": ""},
         "files.label is empty: it must name the column": {"train": path, "label": ""},
-        "there is no file": {"train": "x" * 5000 + ".csv"},
+        "is too long: its longest name has 5004 bytes": {"train": "x" * 5000 + ".csv"},
         "give a train, dev or test file": {},
         r"known extensions \.csv, \.tsv, \.jsonl, \.json, \.parquet": {"train": "rows.xlsx"},
         "none of the known": {"train": "rows"},

@@ -415,3 +415,38 @@ def test_a_damaged_log_does_not_keep_a_run_from_being_resumed(
     assert [line["step"] for line in log.read(epath.Path(tmp_path))][:2] == [1, 2]
     train(run_config(sources), tmp_path)
     assert metrics_of(tmp_path) == metrics_of(finished)
+
+
+def random_moment(random, workdir):
+    """Return a function that is true at a random moment, from the start to the last step."""
+    kind = random.integers(4)
+    if kind == 0:  # While the program starts, restores or compiles.
+        end = time.monotonic() + random.uniform(0, 8)
+        return lambda: time.monotonic() > end
+    steps = steps_logged(workdir) + int(random.integers(1, 9))
+    delay = random.uniform(0, 0.03)
+    if kind == 1:
+        return lambda: steps_logged(workdir) >= steps and is_saving(workdir)
+    return lambda: steps_logged(workdir) >= steps and time.sleep(delay) is None
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_and_two_resumes_at_once_change_nothing(
+    program, undisturbed, tmp_path
+):
+    workdir, random = tmp_path / "run", np.random.default_rng(11)
+    for _ in range(10):
+        kill_when(program(workdir), workdir, random_moment(random, workdir))
+    process, before = program(workdir), steps_logged(workdir)
+    while steps_logged(workdir) == before:
+        assert process.poll() is None, workdir.with_suffix(".log").read_text()
+        time.sleep(0.001)
+    # The first process may end before the second process has imported its libraries.
+    process.send_signal(signal.SIGSTOP)
+    refused = tmp_path / "refused.log"
+    assert program(workdir, log=refused).wait() == 2, refused.read_text()
+    assert "another process trains in --workdir" in refused.read_text()
+    process.send_signal(signal.SIGCONT)
+    kill_when(process, workdir, lambda: True)
+    assert_ends_like(undisturbed, program, workdir)
+    assert "Traceback" not in workdir.with_suffix(".log").read_text()

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from etils import epath
 
 from pabee_jax import EarlyExitClassifier, InputError
 from pabee_jax.io import storage
+from pabee_jax.io.atomic import remove_temporaries, write_atomically
 from pabee_jax.training import digests, run_directory
 from runs import REPOSITORY, metrics_of, outputs, run_config, start_all, weights_of
 
@@ -32,6 +35,59 @@ def test_paths_expand_the_home_folder_and_other_addresses_are_refused(monkeypatc
         storage.path_of("s3://bucket/run")
     with pytest.raises(InputError, match="a local path is required"):
         storage.local_path_of("gs://bucket/run")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a power cut, the name then refers to the whole file."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def recorded_fsync(descriptor):
+        mode = os.fstat(descriptor).st_mode
+        events.append("store the names" if stat.S_ISDIR(mode) else "store the contents")
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    write_atomically(tmp_path / "file", lambda path: path.write_text("1"))
+    assert events == ["store the contents", "rename", "store the names"]
+    assert (tmp_path / "file").read_text() == "1"
+
+
+def test_two_writers_of_a_file_share_no_temporary_file(tmp_path):
+    def write_beside_another_writer(temporary):
+        temporary.write_text("first")
+        write_atomically(tmp_path / "file", lambda path: path.write_text("second"))
+        assert (tmp_path / "file").read_text() == "second"
+        assert temporary.read_text() == "first"
+
+    write_atomically(tmp_path / "file", write_beside_another_writer)
+    assert (tmp_path / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+
+    def write_and_fail(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", write_and_fail)
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path):
+    stays = {".other.tmp", "log.jsonl.tmp", "log.jsonl"}
+    for name in (*stays, ".log.jsonl.tmp", ".log.jsonl.0a1b2c3d.tmp"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path, ["log.jsonl"])
+    assert {path.name for path in tmp_path.iterdir()} == stays
 
 
 def test_without_gcsfs_the_message_names_the_extra_to_install(monkeypatch):

@@ -15,6 +15,7 @@ from pabee_jax.errors import InputError
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import merge, split, stacked
 from pabee_jax.training.config import DistillConfig, LossConfig, TrainConfig, check
+from pabee_jax.training.effects import refuse_settings_without_effect
 from pabee_jax.training.loss import distillation_losses
 from pabee_jax.training.start import prior_bias
 from pabee_jax.training.step import initial_state, make_eval_step, make_train_step
@@ -331,6 +332,7 @@ def test_invalid_settings_and_settings_without_effect_are_refused(name):
     fields, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         check(TrainConfig(**fields))
+        refuse_settings_without_effect(TrainConfig(**fields))
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.01, 1), (0.99, 3), (0.5, 2)])

@@ -1,18 +1,16 @@
 """Loads and checks the configuration that `--config` names; each error is one sentence."""
 
-import dataclasses
 import difflib
 import inspect
 import runpy
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pabee_jax import configs
 from pabee_jax.data.glue import GLUE_TASKS
 from pabee_jax.errors import InputError
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, check_types, leaves
 
 BUILT_IN = ("demo", "files", "glue")
 USAGE = (
@@ -42,12 +40,12 @@ def load_config(value: str) -> TrainConfig:
         raise
     except (Exception, SystemExit) as error:  # The user's code may raise anything.
         raise InputError(f"--config {value}: {_place_and_reason(error, path)}") from None
-    if not isinstance(config, TrainConfig):
+    try:
+        check_types(config)
+    except InputError as error:
         raise InputError(
-            f"--config {value}: get_config() returns {type(config).__name__}, not a TrainConfig"
-        )
-    for field, problem in _problems(config):
-        raise InputError(f"--config {value}: config.{field} {problem}")
+            f"--config {value}: get_config() returns an invalid value: {error}"
+        ) from None
     return config
 
 
@@ -58,7 +56,7 @@ def _path_of(name: str) -> Path:
 
 def check_field(field: str) -> None:
     """Raise InputError unless `field` ("loss.weights") is a single value of a `TrainConfig`."""
-    names = [name for name, _ in leaves(TrainConfig())]
+    names = list(leaves(TrainConfig()))
     if field in names:
         return
     holder = field.rpartition(".")[0]
@@ -71,15 +69,6 @@ def check_field(field: str) -> None:
     close = difflib.get_close_matches(field, names, n=1)
     meant = f"; did you mean {close[0]}?" if close else "."
     raise InputError(f"the config has no field {field!r}{meant} Fields: {', '.join(fields)}")
-
-
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield names and values, such as ("loss.weights", "linear"), of all fields at any depth."""
-    for name, value in vars(config).items():
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _call(get_config: Any, name: str, argument: list[str]) -> Any:
@@ -105,13 +94,3 @@ def _place_and_reason(error: BaseException, path: Path) -> str:
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     place = f"line {lines[-1]}: " if lines else ""
     return f"{place}{type(error).__name__}: {error}"
-
-
-def _problems(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    types = {name: type(value) for name, value in leaves(TrainConfig())}
-    for name, value in leaves(config):
-        if name not in types:
-            # An assignment to a misspelled field, `config.batchsize = 8`, creates an attribute.
-            yield name, "does not exist in a TrainConfig"
-        elif not isinstance(value, (int, float) if types[name] is float else types[name]):
-            yield name, f"is {value!r}; it must be of type {types[name].__name__}"

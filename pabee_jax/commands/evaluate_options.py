@@ -8,7 +8,7 @@ from typing import ClassVar
 from etils import epath
 
 from pabee_jax import criteria
-from pabee_jax.commands.config_file import USAGE, leaves
+from pabee_jax.commands.config_file import USAGE
 from pabee_jax.commands.options import option, refuse_without_effect
 from pabee_jax.criteria import ExitCriterion, Patience
 from pabee_jax.data.config import DataConfig
@@ -16,6 +16,7 @@ from pabee_jax.data.glue import submission_paths
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_driver
 from pabee_jax.io import storage
+from pabee_jax.training.config import leaves
 
 _DEFAULT_PATIENCE = "0,1,2,3,4,5,6"
 # For an option, the options that have no effect beside it.
@@ -62,7 +63,7 @@ class EvaluateOptions:
     config_help: ClassVar[str] = f"Data to use instead of the run's own: {USAGE}."
     config_fields: ClassVar[tuple[str, ...]] = (
         "max_seq_length",
-        *(name for name, _ in leaves(DataConfig())),
+        *leaves(DataConfig()),
     )
 
     checkpoint: str = option(

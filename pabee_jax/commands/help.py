@@ -7,9 +7,8 @@ from typing import Any
 
 from absl import flags
 
-from pabee_jax.commands.config_file import leaves
 from pabee_jax.commands.options import define_flags
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, leaves
 
 _HEADINGS = ("Options:", "Fields of the configuration, with the defaults of TrainConfig:")
 # A line of a docstring's "Attributes:", and the more indented lines that continue it.
@@ -24,7 +23,7 @@ def help_text(kind: type) -> str:
         return _flags_help(options)
     flags.DEFINE_string("config", None, kind.config_help, flag_values=options)
     fields = flags.FlagValues()
-    descriptions, defaults = _descriptions(TrainConfig), dict(leaves(TrainConfig()))
+    descriptions, defaults = _descriptions(TrainConfig), leaves(TrainConfig())
     for name in kind.config_fields:
         default = defaults[name]
         define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}

@@ -1,12 +1,12 @@
 """`pabee-jax COMMAND ...`: train, evaluate, compare or export."""
 
-import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pabee_jax import __version__
+from pabee_jax.commands import interrupt
 
 
 class Command(NamedTuple):
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if _HELP.intersection(rest):
             print(_help(name))
         else:
-            importlib.import_module(f"pabee_jax.commands.{name}").main([f"pabee-jax {name}", *rest])
+            _run(name, [f"pabee-jax {name}", *rest])
     elif name in (*_HELP, "help"):
         print(_usage())
     elif name == "--version":
@@ -66,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         problem = f"unknown command {name!r}" if name else "the command is missing"
         print(f"error: {problem}\n{_usage()}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    interrupt.deliver_dropped()
+    try:
+        interrupt.import_module(f"pabee_jax.commands.{name}").main(argv)
+    except KeyboardInterrupt:
+        interrupt.end()
 
 
 def _help(name: str) -> str:

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import ClassVar
 
-from pabee_jax.commands.config_file import USAGE, leaves
+from pabee_jax.commands.config_file import USAGE
 from pabee_jax.commands.options import option, refuse_without_effect
 from pabee_jax.errors import InputError
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TrainConfig, leaves
 
 _TIMEOUT_S = 300
 
@@ -20,7 +20,7 @@ class TrainOptions:
     """
 
     config_help: ClassVar[str] = f"Required: {USAGE}."
-    config_fields: ClassVar[tuple[str, ...]] = tuple(name for name, _ in leaves(TrainConfig()))
+    config_fields: ClassVar[tuple[str, ...]] = tuple(leaves(TrainConfig()))
 
     workdir: str = option(
         "Required: directory of the run, or gs://BUCKET/...; an unfinished run is resumed.", ""

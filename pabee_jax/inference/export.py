@@ -46,7 +46,7 @@ from pabee_jax.inference.artifact import (
 )
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.io import storage
-from pabee_jax.io.atomic import temporary_of, write_atomically
+from pabee_jax.io.atomic import write_atomically
 from pabee_jax.models.parameters import merge, split
 
 __all__ = ["Artifact", "ExportedClassifier", "export", "load"]
@@ -166,7 +166,6 @@ def _write(output: Path, contents: Mapping[str, bytes]) -> None:
             write_atomically(output / name, lambda path, data=data: path.write_bytes(data))
     except OSError as error:
         for name in contents:
-            for path in (output / name, temporary_of(output / name)):
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (output / name).unlink(missing_ok=True)
         raise InputError(f"the output {output} cannot be written: {error.strerror}") from None

@@ -26,22 +26,22 @@ from pabee_jax.errors import InputError
 _BUCKET = "gs://"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+# Linux and macOS allow 255 bytes per name. Linux allows 4096 bytes per path; a run needs about 300
+# of them for the files of its checkpoints.
+_LONGEST_NAME, _LONGEST_PATH = 255, 3_500
 
 
 def path_of(name: str | os.PathLike) -> epath.Path:
     """Return the path that a user gave: `gs://BUCKET/...`, or a local path with `~` expanded.
 
     Raises:
-        InputError: the address has another scheme, gcsfs is not installed, or the bucket cannot be
-            reached.
+        InputError: no file system can hold the path, the address has another scheme, gcsfs is not
+            installed, or the bucket cannot be reached.
     """
     text = _address(name)
     scheme, separator, _ = text.partition("://")
     if not separator:
-        try:
-            return epath.Path(text).expanduser()
-        except RuntimeError as error:  # "~nosuchuser/runs"
-            raise InputError(f"{text}: {error}") from None
+        return epath.Path(_expanded(text))
     if scheme != "gs":
         raise InputError(
             f"{text}: {scheme}:// is not supported; give a local path or a gs:// address"
@@ -62,16 +62,58 @@ def local_path_of(name: str | os.PathLike) -> pathlib.Path:
     """Return the local path that a user gave, with `~` expanded.
 
     Raises:
-        InputError: `name` is an address, such as `gs://BUCKET/...`.
+        InputError: no file system can hold the path, or `name` is an address, such as
+            `gs://BUCKET/...`.
     """
     if "://" in (text := _address(name)):
         raise InputError(f"{text} is an address; a local path is required")
-    return pathlib.Path(name).expanduser()
+    return _expanded(text)
 
 
 def _address(name: str | os.PathLike) -> str:
+    """Return the text of a path that can be printed and stored.
+
+    Raises:
+        InputError: the path is empty, contains a NUL, or is not UTF-8.
+    """
     # pathlib merges the two slashes of an address.
-    return re.sub(r"^gs:/(?!/)", _BUCKET, os.fspath(name))
+    text = re.sub(r"^gs:/(?!/)", _BUCKET, os.fspath(name))
+    if not text:
+        raise InputError("a path is empty; give a file or a directory")
+    if problem := unusable_text(text):
+        raise InputError(f"the path {text[:100]!r} {problem}; choose another name")
+    return text
+
+
+def unusable_text(text: str) -> str | None:
+    """Describe why no path and no name in a file can be `text`; return None if it can."""
+    if "\0" in text:
+        return "contains a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python's way to hold bytes that are not UTF-8.
+        return "is not UTF-8"
+    return None
+
+
+def _expanded(text: str) -> pathlib.Path:
+    """Return the local path with `~` expanded.
+
+    Raises:
+        InputError: there is no such user, or the path is too long.
+    """
+    try:
+        path = pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # "~nosuchuser/runs"
+        raise InputError(f"{text}: {error}") from None
+    longest_name = max(len(os.fsencode(part)) for part in ("", *path.parts))
+    length = len(os.fsencode(path.absolute()))
+    if longest_name > _LONGEST_NAME or length > _LONGEST_PATH:
+        raise InputError(
+            f"the path {text[:100]}... is too long: its longest name has {longest_name} bytes and "
+            f"the whole path has {length}; at most {_LONGEST_NAME} and {_LONGEST_PATH} are allowed"
+        )
+    return path
 
 
 def is_remote(path: os.PathLike) -> bool:

@@ -165,7 +165,7 @@ class ModelConfig:
             fields = {
                 name: field_type(getattr(full, name))  # JSON may have 0 for 0.0.
                 for name, field_type in typing.get_type_hints(cls).items()
-                if name in known
+                if name in known or (name in EXIT_CHOICES and name in values)
             }
         except Exception as error:  # transformers' checks have no common exception class.
             reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -2,10 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,6 +27,10 @@ _KEEP_LAST = 2
 
 class SaveFailed(InputError):
     """Raised when a checkpoint cannot be written; training stops."""
+
+
+class NotRestorable(InputError):
+    """Raised when a checkpoint does not hold the arrays of the run: it is damaged, or foreign."""
 
 
 class Checkpoints:
@@ -50,8 +56,14 @@ class Checkpoints:
         Args:
             directory: the directory of the checkpoints; it may be absent.
             read_only: remove and rename nothing, because a run may be writing to `directory`.
+
+        Raises:
+            InputError: a file of a checkpoint cannot be read (not with `read_only`).
         """
         self._directory, self._read_only = directory, read_only
+        if not read_only:
+            self._rename_damaged()
+            _hide_errors_of_closed_event_loops()
         # Any: orbax's annotations of its own policies contradict each other.
         policies: Any = ocp.training.preservation_policies
         save_always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
@@ -72,8 +84,6 @@ class Checkpoints:
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending_save: concurrent.futures.Future | None = None
         self._failed = False
-        if not read_only:
-            self._rename_damaged()
 
     @property
     def steps(self) -> list[int]:
@@ -158,28 +168,80 @@ class Checkpoints:
 
     def _rename_damaged(self) -> None:
         """Rename damaged checkpoints, so that the run restores the latest intact checkpoint."""
-        if processes.is_first():
-            for step in self.steps:
-                folder = self._directory / str(step)
-                if problem := digests.problem(folder):
-                    renamed = folder.rename(_unused_name(folder))
-                    logging.warning(
-                        "checkpoint %s is damaged (%s); it is renamed to %s and will not be "
-                        "restored",
-                        folder,
-                        problem,
-                        renamed.name,
-                    )
+        if processes.is_first() and self._directory.is_dir():
+            folders = [path for path in self._directory.iterdir() if path.name.isdigit()]
+            for step in sorted(int(path.name) for path in folders if path.is_dir()):
+                if problem := self._problem(step):
+                    self._rename(step, problem)
         processes.wait_for_all("damaged checkpoints are renamed")
-        self._checkpointer.reload()
+
+    def _problem(self, step: int) -> str | None:
+        """Describe the damage of a checkpoint; return None if it is intact.
+
+        Raises:
+            InputError: a file cannot be read. The checkpoint may be intact.
+        """
+        folder = self._directory / str(step)
+        try:
+            return digests.problem(folder)
+        except OSError as error:
+            raise InputError(
+                f"the checkpoint {folder} cannot be read: {storage.reason_of(error)}: "
+                f"{error.filename}; it was left as it is"
+            ) from error
+
+    def _rename(self, step: int, problem: str) -> None:
+        folder = self._directory / str(step)
+        renamed = folder.rename(_unused_name(folder))
+        logging.warning(
+            "checkpoint %s is damaged (%s); it is renamed to %s and will not be restored",
+            folder,
+            problem,
+            renamed.name,
+        )
+
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """Return the state of the latest checkpoint that can be restored; None if there is none.
+
+        Later checkpoints that cannot be restored are renamed. If no checkpoint can be restored,
+        none is renamed, because the reason may be another version of this program.
+
+        Args:
+            like: a state with the shapes, types and shardings of the result.
+
+        Raises:
+            InputError: there are checkpoints, and none of them can be restored.
+        """
+        failures: dict[int, NotRestorable] = {}
+        for step in reversed(self.steps):
+            try:
+                state = self.restore(step, like)
+            except NotRestorable as error:
+                if jax.process_count() > 1:  # Another process may have restored its part.
+                    raise
+                failures[step] = error
+                continue
+            for failed_step in failures:
+                self._rename(failed_step, "its arrays cannot be restored")
+            if failures:
+                self._checkpointer.reload()
+            return state
+        if failures:
+            raise next(iter(failures.values()))
+        return None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Return the state of `step`, with the shapes, types and shardings of `like`.
 
         Raises:
-            InputError: the arrays of the checkpoint are not the arrays of `like`.
+            NotRestorable: the arrays of the checkpoint are not the arrays of `like`.
         """
         arrays = self._load(step, _named_arrays(like))
+        if int(arrays["step"]) != step:
+            raise NotRestorable(
+                f"the checkpoint {self._directory / str(step)} holds the state of step "
+                f"{int(arrays['step'])}; rename the folder"
+            )
         optimizer = {
             part: optax.tree.set(part_state, **arrays["optimizer"][part])
             for part, part_state in like.optimizer.items()
@@ -193,7 +255,7 @@ class Checkpoints:
             InputError: the checkpoint is damaged (checked with `read_only`), or its arrays are not
                 the arrays of `like`.
         """
-        if self._read_only and (problem := digests.problem(self._directory / str(step))):
+        if self._read_only and (problem := self._problem(step)):
             raise InputError(f"the checkpoint of step {step} is damaged: {problem}")
         return self._load(step, {"parameters": like})["parameters"]
 
@@ -204,10 +266,12 @@ class Checkpoints:
             )
             return _from_stored_names(stored)
         except (KeyError, ValueError) as error:
-            raise InputError(
+            advice = "use the version that wrote the checkpoint"
+            if not self._read_only:
+                advice += ", or start again with --overwrite"
+            raise NotRestorable(
                 f"the checkpoint of step {step} in {self._directory} does not hold the arrays that "
-                "this model and this version of pabee_jax expect; resume with the version that "
-                "wrote the checkpoint, or start again with --overwrite"
+                f"this model and this version of pabee_jax expect; {advice}"
             ) from error
 
     def close(self) -> None:
@@ -219,6 +283,24 @@ class Checkpoints:
             # After a failed save, orbax would raise the same error again.
             with contextlib.suppress(*[Exception] if self._failed else ()):
                 self._checkpointer.close()
+
+
+def _hide_errors_of_closed_event_loops() -> None:
+    """Print no stack traces of writes that end after another write of the same save has failed.
+
+    When one of orbax's writes fails, orbax closes the event loop of all writes. The storage library
+    then reports every later write as an error of the closed loop, on stderr. The error of the first
+    write is raised, and is the one that counts.
+    """
+    previous = sys.unraisablehook
+    if getattr(previous, "func", None) is not _unless_event_loop_is_closed:
+        sys.unraisablehook = functools.partial(_unless_event_loop_is_closed, previous)
+
+
+def _unless_event_loop_is_closed(previous: Callable[[Any], Any], unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        previous(unraisable)
 
 
 def _to_stored_names(tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The configuration of a training run, as typed dataclasses."""
 
 import dataclasses
+import math
 from typing import Any
 
 from pabee_jax.data.config import DataConfig
 from pabee_jax.data.config import FilesConfig as FilesConfig  # For configurations of the user.
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
+from pabee_jax.io import storage
 from pabee_jax.models.config import EXIT_CHOICES
 
 # Fields that hold paths; the paths may differ between the processes of a run.
@@ -17,7 +19,7 @@ class ScratchConfig:
     """The small ALBERT that the demo trains from scratch if `model` is empty.
 
     Attributes:
-        num_hidden_layers: layers, at least 1.
+        num_hidden_layers: layers, from 1 to 1,000.
         embedding_size: size of the word embeddings, at least 1.
         hidden_size: size of the hidden states, at least 1.
         num_attention_heads: attention heads, at least 1.
@@ -88,7 +90,7 @@ class TrainConfig(DataConfig):
         task, data_dir, files: see `DataConfig`.
         model: hub id, directory or `gs://` address of the encoder; if empty, the demo trains the
             encoder from scratch.
-        scratch: see `ScratchConfig`.
+        scratch: see `ScratchConfig`; without effect if `model` is given.
         max_seq_length: sequence length in tokens, at least 8; longer texts are truncated.
         batch_size: rows per step, summed over all devices.
         gradient_accumulation: number of microbatches per step. The microbatches run one after
@@ -98,9 +100,10 @@ class TrainConfig(DataConfig):
             third more time. (Cheap operations, such as activations and LayerNorm, are always
             recomputed.)
         learning_rate: peak learning rate; it falls linearly to 0 at the last step.
-        num_epochs: passes over the training rows; fractions are allowed.
+        num_epochs: passes over the training rows, if `max_steps` is 0; fractions are allowed.
         max_steps: optimizer steps; 0 derives the number of steps from `num_epochs`.
-        warmup_steps: steps over which the learning rate rises linearly from 0.
+        warmup_steps: steps, fewer than those of the run, over which the learning rate rises
+            linearly from 0.
         weight_decay: weight decay of AdamW; biases and LayerNorm parameters are exempt.
         adam_epsilon: epsilon of AdamW.
         max_grad_norm: global norm to which gradients are clipped; 0 switches clipping off.
@@ -194,9 +197,20 @@ _AT_LEAST = {
     "scratch.num_attention_heads": 1,
     "scratch.intermediate_size": 1,
 }
-_LARGEST_SEED = 2**31 - 1
-# A step number must fit into int32.
-MOST_STEPS = 2**31 - 1
+# Steps, seeds and sizes must fit into int32.
+LARGEST_INTEGER = 2**31 - 1
+# The deepest encoders have a few hundred layers. With more layers, the table of patience settings
+# at the end of a run would take longer than the run.
+_AT_MOST = {"scratch.num_hidden_layers": 1_000}
+_POSITIVE = (
+    "learning_rate",
+    "adam_epsilon",
+    "num_epochs",
+    "distill.temperature",
+    "scratch.initializer_range",
+)
+# More bytes than the longest path and the longest name of a column.
+_LONGEST_TEXT = 4_096
 
 
 def recommend(config: TrainConfig, *, is_regression: bool) -> None:
@@ -209,70 +223,71 @@ def recommend(config: TrainConfig, *, is_regression: bool) -> None:
 
 
 def check(config: TrainConfig) -> None:
-    """Raise InputError for the first invalid value of `config`."""
+    """Raise InputError for the first invalid value of `config`, whatever the other values are."""
+    check_types(config)
+    values = leaves(config)
     for name, choices in _CHOICES.items():
-        value = _get(config, name)
-        if value not in choices:
-            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(choices)}")
-    for name, least in _AT_LEAST.items():
-        value = _get(config, name)
-        if not value >= least:
-            raise InputError(f"config.{name} is {value}; it must be at least {least}")
-    if config.seed > _LARGEST_SEED:
-        raise InputError(f"config.seed is {config.seed}; it must be at most {_LARGEST_SEED}")
-    for name in ("max_steps", "warmup_steps"):
-        if _get(config, name) > MOST_STEPS:
+        if values[name] not in choices:
             raise InputError(
-                f"config.{name} is {_get(config, name)}; it must be at most {MOST_STEPS}"
+                f"config.{name} is {shown(values[name])}; it must be one of {', '.join(choices)}"
             )
-    rate = config.scratch.dropout
+    rate, scale, share = config.scratch.dropout, config.gradient_scale, config.last_exit_share
     if not 0 <= rate < 1:
-        raise InputError(f"config.scratch.dropout is {rate}; it must be from 0 to below 1")
-    if not 0 <= config.gradient_scale <= 1:
-        raise InputError(
-            f"config.gradient_scale is {config.gradient_scale}; it must be from 0 to 1"
-        )
-    if not 0 < config.last_exit_share < 1:
-        raise InputError(
-            f"config.last_exit_share is {config.last_exit_share}; it must be between 0 and 1"
-        )
-    for name in ("learning_rate", "adam_epsilon", "num_epochs", "distill.temperature"):
-        value = _get(config, name)
-        if not 0 < value < float("inf"):
-            raise InputError(f"config.{name} is {value}; it must be a positive number")
-    _refuse_settings_without_effect(config)
+        raise InputError(f"config.scratch.dropout is {shown(rate)}; it must be from 0 to below 1")
+    if not 0 <= scale <= 1:
+        raise InputError(f"config.gradient_scale is {shown(scale)}; it must be from 0 to 1")
+    if not 0 < share < 1:
+        raise InputError(f"config.last_exit_share is {shown(share)}; it must be between 0 and 1")
+    for name, value in values.items():
+        if isinstance(value, str):
+            _check_text(name, value)
+        elif name in _AT_LEAST and not value >= _AT_LEAST[name]:
+            raise InputError(
+                f"config.{name} is {shown(value)}; it must be at least {_AT_LEAST[name]}"
+            )
+        elif value > (largest := _AT_MOST.get(name, LARGEST_INTEGER)) and isinstance(value, int):
+            raise InputError(f"config.{name} is {shown(value)}; it must be at most {largest}")
+        elif name in _POSITIVE and not 0 < value < math.inf:
+            raise InputError(f"config.{name} is {shown(value)}; it must be a positive number")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"config.{name} is {shown(value)}; it must be a finite number")
 
 
-def _refuse_settings_without_effect(config: TrainConfig) -> None:
-    """Raise InputError for a setting without effect, because such a setting is a mistake."""
-    if config.loss.weights == "last":
-        reason = "with config.loss.weights=last no early exit is trained"
-        refuse_changed(config, ("strategy", "gradient", "distill.weight", "pooler"), reason)
-    if config.strategy == "two_stage":
-        reason = "with config.strategy=two_stage early exits never change the encoder"
-        refuse_changed(config, ("gradient",), reason)
-    if config.strategy not in ("two_stage", "last_first"):
-        reason = "it has an effect only with config.strategy two_stage or last_first"
-        refuse_changed(config, ("last_exit_share",), reason)
-    if config.gradient == "scaled" and config.gradient_scale == 1:
-        raise InputError("config.gradient_scale is 1, which has no effect; it must be below 1")
-    if config.gradient != "scaled":
-        reason = "it has an effect only with config.gradient=scaled"
-        refuse_changed(config, ("gradient_scale",), reason)
-    if not config.distill.weight:
-        reason = "it has no effect while config.distill.weight is 0"
-        refuse_changed(config, ("distill.temperature",), reason)
+def check_types(config: Any) -> None:
+    """Raise InputError unless every field has the type of its default, and no field is new."""
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"the config is {type(config).__name__}; it must be a TrainConfig")
+    values, defaults = leaves(config), leaves(TrainConfig())
+    for name, value in values.items():
+        # An assignment to a misspelled field, `config.batchsize = 8`, creates an attribute. A
+        # value in place of a group, `config.loss = "last"`, has the name of the group.
+        if name not in defaults:
+            raise InputError(f"config.{name} does not exist as a single setting of a TrainConfig")
+        expected = type(defaults[name])
+        allowed = (int, float) if expected is float else expected
+        # Python's booleans are integers.
+        if not isinstance(value, allowed) or (isinstance(value, bool) and expected is not bool):
+            raise InputError(
+                f"config.{name} is {shown(value)}; it must be of type {expected.__name__}"
+            )
+    for name in defaults.keys() - values.keys():
+        raise InputError(f"config.{name} is missing")
 
 
-def refuse_changed(config: TrainConfig, names: tuple[str, ...], reason: str) -> None:
-    """Raise InputError for the first setting in `names` that differs from its default."""
-    default = TrainConfig()
-    for name in names:
-        if _get(config, name) != _get(default, name):
-            raise InputError(f"config.{name} is {_get(config, name)!r}, but {reason}")
+def _check_text(name: str, text: str) -> None:
+    problem = storage.unusable_text(text)
+    if problem is None and len(text.encode()) > _LONGEST_TEXT:
+        problem = f"has more than {_LONGEST_TEXT} bytes"
+    if problem:
+        raise InputError(f"config.{name} is {shown(text)}, which {problem}")
 
 
-def _get(config: TrainConfig, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of all fields at any depth by name, such as "loss.weights"."""
+    result = {}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            result |= leaves(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result

@@ -22,14 +22,17 @@ def write(folder: epath.Path) -> None:
 def problem(folder: epath.Path) -> str | None:
     """Describe the first file that differs from its digest; return None if no file differs.
 
-    A folder without digests is taken to be intact: the run was killed before it wrote the digests,
-    or an older version wrote the folder.
+    A folder with files, but without digests is taken to be intact: the run was killed before it
+    wrote the digests, or an older version wrote the folder.
+
+    Raises:
+        OSError: a file cannot be read.
     """
-    path = folder / _FILE
+    path, actual_files = folder / _FILE, _file_digests(folder)
     if not path.exists():
-        return None
+        return None if actual_files else "it has no files"
     try:
-        expected_files, actual_files = json.loads(path.read_text()), _file_digests(folder)
+        expected_files = json.loads(path.read_text())
         for name, expected in sorted(expected_files.items()):
             size = expected["bytes"]
             if name not in actual_files:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import jax
 import numpy as np
-from absl import logging
+from etils import epath
 from tqdm import tqdm
 
 from pabee_jax.analysis import metrics
@@ -19,6 +19,7 @@ from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.batching import (
     assemble,
     batches_by_bucket,
+    bucket_of,
     prefetched,
     rows_of_step,
     sequence_buckets,
@@ -31,9 +32,10 @@ from pabee_jax.distributed import processes, sharding
 from pabee_jax.errors import InputError, Preempted
 from pabee_jax.io import storage
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
-from pabee_jax.training import run_directory
+from pabee_jax.training import memory, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import MOST_STEPS, TrainConfig, check
+from pabee_jax.training.config import TrainConfig, check
+from pabee_jax.training.effects import refuse_settings_without_effect
 from pabee_jax.training.log import MetricsLog
 from pabee_jax.training.select_exit import select_exit
 from pabee_jax.training.speed import Speed
@@ -51,6 +53,7 @@ from pabee_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
+from pabee_jax.training.steps import refuse_short_run, total_steps
 from pabee_jax.training.stop import StopRequest
 from pabee_jax.training.strategy import phase_of, trains_early_exits
 
@@ -85,45 +88,41 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
         if processes.is_first():
             print(f"the run in {workdir} is finished and was left as it is")
         return
+    # A run that an earlier version has started is resumed with the settings that it has.
+    is_new = overwrite or not run_directory.has_parameters(workdir)
+    if is_new:
+        refuse_settings_without_effect(config)
+    with memory.exhaustion_as_input_error():
+        _train(config, workdir, is_new=is_new, overwrite=overwrite)
+
+
+def _train(config: TrainConfig, workdir: epath.Path, *, is_new: bool, overwrite: bool) -> None:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
     task = load_task(config)
     examples = {name: labeled_examples(task, name) for name in ("train", "dev")}
-    start = starting_point(config, task, examples["train"])
-    shard_parameters = config.mesh.shard_parameters
-    sharding.check_model(start.model.config, mesh, shard_parameters=shard_parameters)
+    (training_examples,) = examples["train"].values()
+    steps = total_steps(config, len(training_examples))
+    if is_new:
+        refuse_short_run(config, len(training_examples))
+    start = starting_point(config, task, examples["train"], mesh)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
     (training_data,) = data["train"].values()
-    steps = total_steps(config, steps_per_epoch(len(training_data), config.batch_size))
-    if config.warmup_steps >= steps:
-        logging.warning(
-            "warmup_steps is %d, but the run has %d steps: the learning rate stays below its peak",
-            config.warmup_steps,
-            steps,
-        )
+    if steps >= steps_per_epoch(len(training_data), config.batch_size):
+        # The run trains all rows. The lengths of their batches are known now.
+        longest = int(training_data.lengths.max())
+        longest_batch = bucket_of(longest, sequence_buckets(config.max_seq_length))
+        memory.check(config, start.model.config, mesh, longest_batch)
     inputs = input_hashes(config, start, data)
     check_same_everywhere(config, inputs, start)
     with contextlib.ExitStack() as stack:
         if processes.is_first():
+            # Before the lock, which creates a file: a refused run leaves no file behind.
+            run_directory.check_inputs(workdir, inputs, overwrite=overwrite)
             stack.enter_context(run_directory.locked(workdir))
             run_directory.prepare(workdir, config, inputs, overwrite=overwrite)
         run_directory.check_shared(workdir)
         _Run(config, workdir, mesh, task, start, data, steps).run()
-
-
-def total_steps(config: TrainConfig, epoch_steps: int) -> int:
-    """Return the number of optimizer steps of a run.
-
-    Raises:
-        InputError: a step number would not fit into int32.
-    """
-    if not config.max_steps and config.num_epochs * epoch_steps > MOST_STEPS:
-        raise InputError(
-            f"config.num_epochs is {config.num_epochs:g}, which makes more than {MOST_STEPS} steps "
-            f"of {epoch_steps} steps per epoch"
-        )
-    steps = config.max_steps or math.ceil(config.num_epochs * epoch_steps)
-    return steps
 
 
 class _Run:
@@ -162,9 +161,9 @@ class _Run:
             self._export()
 
     def _resume(self) -> None:
-        self.step = self.checkpoints.latest or 0
-        if self.step:
-            self.state = self.checkpoints.restore(self.step, self.state)
+        self.step = 0
+        if restored := self.checkpoints.restore_latest(self.state):
+            self.state, self.step = restored, int(restored.step)
             self._print(f"resumed from step {self.step} of {self.total_steps}")
 
     def _train(self) -> None:

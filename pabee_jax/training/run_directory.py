@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from flax import traverse_util
 from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
-from pabee_jax.io.atomic import temporary_of, write_atomically
+from pabee_jax.io.atomic import is_temporary, remove_temporaries, write_atomically
 from pabee_jax.training.config import PLACES, TrainConfig
 from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
 
@@ -63,6 +64,8 @@ _OWN_FILES = (
     # Removed last: while this file exists, an interrupted removal can be repeated.
     CONFIG_FILE,
 )
+# Of a killed run, the temporary files of these files may remain.
+_WRITTEN_BY_TRAINING = (CONFIG_FILE, _INPUTS_FILE, METRICS_FILE, "config.json", WEIGHTS_FILE)
 # Prefixes of the fields that may change when a run is resumed: the number of devices may differ.
 _MAY_CHANGE = ("mesh.",)
 # On a network file system, a new file can take some seconds to appear on other machines.
@@ -73,8 +76,9 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
     """Raise InputError if this run may not use `workdir`. Changes no file.
 
     Raises:
-        InputError: `workdir` is the pretrained model, is a file, contains files but no run, or
-            contains a run with another config (allowed with `overwrite`).
+        InputError: `workdir` is the pretrained model, is a file, contains files but no run,
+            contains a run with another config (allowed with `overwrite`), or `overwrite` would
+            remove a link to a folder.
     """
     if config.model and _is_same_path(workdir, config.model):
         raise InputError(
@@ -82,17 +86,29 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
         )
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
-    # A run that was killed while it wrote its config leaves only these files.
-    first_files = {temporary_of(workdir / CONFIG_FILE).name, _LOCK_FILE}
-    if not workdir.is_dir() or _file_names(workdir) <= first_files:
+    # A run that was killed while it wrote its config leaves only such files.
+    if not workdir.is_dir() or all(
+        name == _LOCK_FILE or is_temporary(name, [CONFIG_FILE]) for name in _file_names(workdir)
+    ):
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
             f"--workdir {workdir} is not empty and not a run directory (it has no {CONFIG_FILE}); "
             "choose another directory (nothing was removed)"
         )
-    if not overwrite and _has_parameters(workdir):
+    if overwrite:
+        _refuse_linked_folders(workdir)
+    elif has_parameters(workdir):
         _refuse_another_config(workdir, config)
+
+
+def check_inputs(workdir: epath.Path, inputs: Mapping[str, str], *, overwrite: bool) -> None:
+    """Raise InputError if `workdir` contains a run that was started from other inputs.
+
+    Changes no file. `inputs` are the hashes of the rows and parameters from which the run starts.
+    """
+    if not overwrite and has_parameters(workdir):
+        _refuse_other_inputs(workdir, inputs)
 
 
 def is_finished(workdir: epath.Path) -> bool:
@@ -135,20 +151,21 @@ def prepare(
 ) -> None:
     """Create `workdir` and write the config; with `overwrite`, first remove the previous run.
 
-    Call `check` before. `inputs` are the hashes of the rows and parameters from which the run
-    starts; they are written beside the config, and compared when the run is resumed.
+    Call `check` and `check_inputs` before, and hold the lock. `inputs` are written beside the
+    config, and compared when the run is resumed.
 
     Raises:
         InputError: `workdir` cannot be written, or contains a run with another config or a run that
             was started from other rows or parameters.
     """
-    check(workdir, config, overwrite=overwrite)  # Another process may have started a run meanwhile.
-    if not overwrite and _has_parameters(workdir):
-        _refuse_other_inputs(workdir, inputs)
+    # Another process may have started a run meanwhile.
+    check(workdir, config, overwrite=overwrite)
+    check_inputs(workdir, inputs, overwrite=overwrite)
     try:
         if overwrite:
             _clear(workdir)
         storage.make_folder(workdir)
+        remove_temporaries(workdir, _WRITTEN_BY_TRAINING)
         text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
         write_atomically(workdir / CONFIG_FILE, lambda path: path.write_text(text))
         inputs_text = json.dumps(dict(inputs), indent=2) + "\n"
@@ -237,6 +254,18 @@ def _is_same_path(workdir: epath.Path, model: str) -> bool:
     return storage.absolute(storage.path_of(model)) == storage.absolute(workdir)
 
 
+def _refuse_linked_folders(workdir: epath.Path) -> None:
+    """Raise InputError for a link to a folder, whose contents may belong to another run."""
+    if storage.is_remote(workdir):
+        return
+    for name in _OWN_FILES:
+        if (workdir / name).is_dir() and os.path.islink(workdir / name):
+            raise InputError(
+                f"{workdir / name} is a link to a folder, which --overwrite does not remove; "
+                "remove the link, or choose another directory (nothing was removed)"
+            )
+
+
 def _clear(workdir: epath.Path) -> None:
     other_results = workdir.glob(f"{OTHER_RESULTS}-*")
     for path in (*other_results, *(workdir / name for name in _OWN_FILES)):
@@ -246,7 +275,7 @@ def _clear(workdir: epath.Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _has_parameters(workdir: epath.Path) -> bool:
+def has_parameters(workdir: epath.Path) -> bool:
     """Return whether the run in `workdir` has saved parameters; if not, it may be replaced."""
     checkpoints = workdir / CHECKPOINTS
     return is_finished(workdir) or (

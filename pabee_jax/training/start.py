@@ -8,17 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx, traverse_util
+from jax.sharding import Mesh
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from pabee_jax.data import demo
+from pabee_jax.data.batching import sequence_buckets
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.distributed import processes
+from pabee_jax.distributed import processes, sharding
 from pabee_jax.errors import InputError
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
-from pabee_jax.training.config import PLACES, TrainConfig, refuse_changed
+from pabee_jax.training import memory
+from pabee_jax.training.config import PLACES, TrainConfig
+from pabee_jax.training.effects import refuse_changed
 
 
 def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
@@ -44,18 +48,26 @@ def tokenized(parts: Mapping[str, Examples], start: Pretrained) -> Mapping[str, 
     }
 
 
-def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examples]) -> Pretrained:
+def starting_point(
+    config: TrainConfig, task: Task, training: Mapping[str, Examples], mesh: Mesh
+) -> Pretrained:
     """Return the model before the first step: a pretrained encoder, or a new small ALBERT.
 
+    Args:
+        config: the configuration of the run.
+        task: the task of the run.
+        training: the training rows, with labels, as one part.
+        mesh: the mesh of the run.
+
     Raises:
-        InputError: a setting does not fit the task or the checkpoint.
+        InputError: a setting does not fit the task or the checkpoint, the mesh does not divide a
+            size of the model, or the run does not fit into memory.
     """
     if task.is_regression and config.distill.temperature != 1:
         raise InputError(
             f"config.distill.temperature is {config.distill.temperature}, but task {task.name} is "
             "a regression task, whose scores have no temperature; it must be 1"
         )
-    exits = {"exit_pooler": config.pooler, "exit_pooling": config.pooling}
     bias = None
     if config.classifier_bias == "prior":
         (examples,) = training.values()
@@ -67,21 +79,32 @@ def starting_point(config: TrainConfig, task: Task, training: Mapping[str, Examp
             num_labels=task.num_labels,
             dtype=config.dtype,
             seed=config.seed,
-            exits=exits,
+            exits=_exits(config),
             classifier_bias=bias,
-        )
+        ).with_max_length(config.max_seq_length)
+        _check_model(config, start.model.config, mesh)
     elif config.task == "demo":
-        start = _from_scratch(config, task, exits, bias)
+        start = _from_scratch(config, task, mesh, bias)
     else:
         raise InputError("config.model is empty; give a Hugging Face hub id or a directory")
-    start = start.with_max_length(config.max_seq_length)
-    if start.model.config.num_hidden_layers == 1:
+    return dataclasses.replace(start, label_names=task.label_names, criterion=None)
+
+
+def _exits(config: TrainConfig) -> dict[str, str]:
+    return {"exit_pooler": config.pooler, "exit_pooling": config.pooling}
+
+
+def _check_model(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> None:
+    """Raise InputError if a run with this model cannot be started."""
+    if model.num_hidden_layers == 1:
         refuse_changed(
             config,
             ("strategy", "gradient", "distill.weight"),
             "the model has one layer, so there is no early exit",
         )
-    return dataclasses.replace(start, label_names=task.label_names, criterion=None)
+    sharding.check_model(model, mesh, shard_parameters=config.mesh.shard_parameters)
+    # The texts are not tokenized yet, so that the shortest possible batch counts.
+    memory.check(config, model, mesh, sequence_buckets(config.max_seq_length)[0])
 
 
 def check_same_everywhere(
@@ -158,7 +181,7 @@ def prior_bias(labels: np.ndarray, num_labels: int) -> np.ndarray:
 
 
 def _from_scratch(
-    config: TrainConfig, task: Task, exits: Mapping[str, str], bias: np.ndarray | None
+    config: TrainConfig, task: Task, mesh: Mesh, bias: np.ndarray | None
 ) -> Pretrained:
     scratch = dataclasses.asdict(config.scratch)
     rate = scratch.pop("dropout")
@@ -170,10 +193,11 @@ def _from_scratch(
         "hidden_dropout_prob": rate,
         "attention_probs_dropout_prob": rate,
         "classifier_dropout_prob": rate,
-        **exits,
+        **_exits(config),
         **scratch,
     }
     model_config = ModelConfig.from_hugging_face(values, task.num_labels)
+    _check_model(config, model_config, mesh)
     model = EarlyExitModel(model_config, dtype=config.dtype, rngs=nnx.Rngs(config.seed))
     if bias is not None:
         model.classifiers.bias.set_value(model.classifiers.bias[...] + bias)

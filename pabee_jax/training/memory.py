@@ -1,0 +1,166 @@
+"""The memory that a run needs at least; a run that cannot fit is refused before it allocates."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pabee_jax.distributed.sharding import DATA, MODEL
+from pabee_jax.errors import InputError
+from pabee_jax.models.config import ModelConfig
+from pabee_jax.training.config import TrainConfig
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits.
+    resource = None
+
+_GIB = 2**30
+# Parameter, gradient and AdamW's two moments, all in float32.
+_BYTES_PER_PARAMETER = 4 * 4
+# Token ids, attention mask and token types, in int32.
+_BYTES_PER_TOKEN = 3 * 4
+_NO_LIMIT = 2**60  # Larger values in the files of the operating system mean "unlimited".
+
+
+def check(config: TrainConfig, model: ModelConfig, mesh: Mesh, length: int) -> None:
+    """Raise InputError if the run cannot fit into the memory of a device of this process.
+
+    The estimate is a lower bound: it leaves out buffers that depend on the compiler.
+
+    Args:
+        config: the configuration of the run.
+        model: the architecture.
+        mesh: the mesh of the run.
+        length: sequence length, in tokens, of the shortest batch.
+    """
+    limit, devices = _limit(mesh)
+    if limit is None:
+        return
+    parameters, state = state_bytes(config, model, mesh)
+    rows, activations = activation_bytes(config, model, mesh, length)
+    needed = devices * (state + activations)
+    if needed <= limit:
+        return
+    if state > activations:
+        cause = f"{parameters:,} parameters with their gradients and optimizer state"
+        advice = "give a smaller model or a larger config.mesh.model"
+    else:
+        cause = f"the activations of {rows:,} rows of at least {length:,} tokens per device"
+        advice = (
+            "give a smaller config.batch_size or config.max_seq_length, or a larger "
+            "config.gradient_accumulation"
+        )
+    raise InputError(
+        f"this run needs at least {needed / _GIB:,.1f} GiB of memory, most of it for {cause}, but "
+        f"{limit / _GIB:,.1f} GiB are available; {advice}"
+    )
+
+
+def state_bytes(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> tuple[int, int]:
+    """Return the number of parameters, and the bytes of the training state on a device."""
+    count = parameter_count(model)
+    shards = mesh.size if config.mesh.shard_parameters else mesh.shape[MODEL]
+    return count, count * _BYTES_PER_PARAMETER // shards
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Return the number of parameters of a model."""
+    hidden, inner, size = model.hidden_size, model.intermediate_size, model.embedding_size
+    rows = model.vocab_size + model.max_position_embeddings + model.type_vocab_size
+    projection = size * hidden + hidden if model.family == "albert" else 0
+    layer = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 2 * 2 * hidden
+    poolers = model.num_hidden_layers if model.exit_pooler == "per_exit" else 1
+    return (
+        (rows * size + 2 * size + projection)
+        + model.num_hidden_groups * model.inner_group_num * layer
+        + poolers * (hidden * hidden + hidden)
+        + model.num_hidden_layers * (hidden + 1) * model.num_labels
+    )
+
+
+def activation_bytes(
+    config: TrainConfig, model: ModelConfig, mesh: Mesh, length: int
+) -> tuple[int, int]:
+    """Return the rows of a microbatch on a device, and the bytes of their activations.
+
+    The backward pass needs the input of every layer and, without `rematerialize`, the results of
+    every layer's matrix products.
+    """
+    batch_rows = config.batch_size // mesh.shape[DATA]
+    rows = batch_rows // config.gradient_accumulation
+    values = model.hidden_size
+    if not config.rematerialize:
+        products = 5 * model.hidden_size + model.intermediate_size
+        values += model.inner_group_num * (products + model.num_attention_heads * length)
+    stored = rows * length * values * model.num_hidden_layers
+    # Evaluation runs the whole batch at once, but keeps the activations of one layer only.
+    evaluated = batch_rows * length * model.hidden_size
+    activations = max(stored, evaluated) * jnp.dtype(config.dtype).itemsize // mesh.shape[MODEL]
+    return rows, activations + batch_rows * length * _BYTES_PER_TOKEN
+
+
+@contextlib.contextmanager
+def exhaustion_as_input_error() -> Iterator[None]:
+    """Raise InputError, with advice, if an allocation fails within the `with` block."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        first_line, *_ = str(error).splitlines() or ["no reason given"]
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first_line):
+            raise
+        raise InputError(
+            f"the memory is too small for this run ({first_line}); give a smaller "
+            "config.batch_size or config.max_seq_length, or a larger config.gradient_accumulation"
+        ) from error
+
+
+def _limit(mesh: Mesh) -> tuple[int | None, int]:
+    """Return the bytes that are available, and the number of devices that share them.
+
+    The number of bytes is None if it is unknown.
+    """
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        return host_bytes(), len(devices)
+    statistics = devices[0].memory_stats() or {}
+    return statistics.get("bytes_limit"), 1
+
+
+def host_bytes(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that this process may still use; None if unknown.
+
+    Args:
+        root: the directory that contains the operating system's `proc` and `sys`.
+    """
+    limits = [_free_bytes(root / "proc/meminfo")]
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # cgroup version 2
+            folder, file = "sys/fs/cgroup", "memory.max"
+        elif controllers == "memory":
+            folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container, the file system may contain the group of the container only.
+        for path in (root / folder / group.strip("/") / file, root / folder / file):
+            limits += [int(text) for text in _lines(path) if text.isdigit()]
+    if resource is not None:  # "Unlimited" is -1.
+        limits.append(max(0, resource.getrlimit(resource.RLIMIT_AS)[0]))
+    return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+
+
+def _free_bytes(meminfo: Path) -> int | None:
+    sizes = [re.match(r"(MemAvailable|SwapFree): *(\d+) kB", line) for line in _lines(meminfo)]
+    return 1024 * sum(int(size[2]) for size in sizes if size) or None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # Not Linux, or not allowed.
+        return []
