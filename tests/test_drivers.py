@@ -128,7 +128,7 @@ def test_all_rows_may_exit_at_the_first_layer_or_at_the_last(layer, name, device
     [
         (Control("cond"), None),
         (Control(untested_layers=2), None),
-        (Control(untested_layers=2), 4),
+        pytest.param(Control(untested_layers=2), 4, marks=pytest.mark.slow),
         pytest.param(Control("cond"), 4, marks=pytest.mark.slow),
     ],
 )

@@ -147,6 +147,7 @@ def test_the_overthinking_section_has_one_name_for_each_side(studied):
         assert re.search(rf"<text[^>]*>{side}</text>", section) and f"<th>{side}</th>" in section
 
 
+@pytest.mark.slow
 def test_one_row_has_a_report_and_cannot_be_calibrated(tmp_path):
     single = finished_run(tmp_path, rows=2)
     first_line = (tmp_path / "dev.jsonl").read_text().splitlines()[0]

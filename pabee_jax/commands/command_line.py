@@ -113,10 +113,12 @@ def parse(
         rest = flag_values(arguments)
     except InputError as error:
         _stop(error)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # ValueError: a value of --noFLAG.
         # absl wraps the exceptions of a parser.
         cause = error.__context__
         _stop(cause if isinstance(cause, InputError) else _describe_flag_error(error, flag_values))
+    except RecursionError:  # absl compares a long unknown name with the known names.
+        _stop("there is no flag of this length")
     if len(rest) > 1 and not positional:
         _stop(f"unexpected argument {rest[1]!r}: every setting is written --name=value")
     return rest
@@ -157,7 +159,7 @@ def _check_config_arguments(arguments: Sequence[str], fields: Container[str] | N
                 raise InputError(f"{argument} has no effect: only the data are read from --config")
 
 
-def _describe_flag_error(error: flags.Error, flag_values: flags.FlagValues) -> str:
+def _describe_flag_error(error: Exception, flag_values: flags.FlagValues) -> str:
     match = re.match(r"flag (--(\S+?)=.*?): ", str(error))
     if not match:
         return str(error)

@@ -10,6 +10,7 @@ from typing import Any
 from pabee_jax import configs
 from pabee_jax.data.glue import GLUE_TASKS
 from pabee_jax.errors import InputError
+from pabee_jax.io import storage
 from pabee_jax.training.config import TrainConfig, check_types, leaves
 
 BUILT_IN = ("demo", "files", "glue")
@@ -51,7 +52,7 @@ def load_config(value: str) -> TrainConfig:
 
 def _path_of(name: str) -> Path:
     built_in = Path(configs.__file__).parent / f"{name}.py"
-    return built_in if name in BUILT_IN else Path(name).expanduser()
+    return built_in if name in BUILT_IN else storage.local_path_of(name)
 
 
 def check_field(field: str) -> None:
