@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from pabee_jax.models.activations import ACTIVATIONS
 from pabee_jax.models.config import ModelConfig
-from pabee_jax.models.layers import Embed, LayerNorm, Linear, dropout
+from pabee_jax.models.layers import Embed, LayerNorm, Linear, dropout, product
 
 Hidden = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
@@ -79,7 +79,9 @@ class Embeddings(nnx.Module):
         positions = self.position(jnp.arange(input_ids.shape[1]))
         summed = self.word(input_ids) + positions + self.token_type(token_type_ids)
         embedded = dropout(self.norm(summed), self.dropout_rate, key)
-        return embedded if self.projection is None else self.projection(embedded)
+        if self.projection is None:
+            return embedded
+        return self.projection(embedded).astype(embedded.dtype)
 
 
 class TransformerLayer(nnx.Module):
@@ -127,7 +129,8 @@ class TransformerLayer(nnx.Module):
         return self.output_norm(hidden + output)
 
     def _heads(self, projected: Queries) -> Float[Array, "batch queries heads features"]:
-        return projected.reshape(*projected.shape[:2], self.num_heads, -1)
+        heads = projected.reshape(*projected.shape[:2], self.num_heads, -1)
+        return heads.astype(self.query_projection.dtype)
 
     def _attend(
         self,
@@ -136,26 +139,29 @@ class TransformerLayer(nnx.Module):
         mask: Mask,
         key: Key[Array, ""] | None,
     ) -> Queries:
-        query, (keys, values) = self._heads(self.query_projection(hidden)), keys_values
-        mask = mask[:, None, None, :]
-        if key is None:
-            context = jax.nn.dot_product_attention(query, keys, values, mask=mask)
-        else:
-            context = _attention_with_dropout(
-                query, keys, values, mask, self.attention_dropout_rate, key
-            )
+        query = self._heads(self.query_projection(hidden))
+        context = attention(query, *keys_values, mask, self.attention_dropout_rate, key)
         return context.reshape(hidden.shape)
 
 
-def _attention_with_dropout(query, keys, values, mask, rate, key):
-    """Return attention with dropout on the probabilities.
+def attention(
+    query: Float[Array, "batch queries heads features"],
+    keys: Heads,
+    values: Heads,
+    mask: Mask,
+    dropout_rate: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch queries heads features"]:
+    """Return scaled dot-product attention in float32, with dropout on the probabilities.
 
-    `jax.nn.dot_product_attention` has no dropout.
+    Not `jax.nn.dot_product_attention`, which has no dropout and returns the second product in the
+    dtype of `values` (see `product`).
     """
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores / query.shape[-1] ** 0.5, jnp.finfo(jnp.float32).min)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1).astype(values.dtype), rate, key)
-    return jnp.einsum("bhqk,bkhd->bqhd", probabilities, values)
+    scores: Array = product("bqhd,bkhd->bhqk", query, keys)
+    scores = scores / query.shape[-1] ** 0.5
+    scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key)
+    return product("bhqk,bkhd->bqhd", probabilities.astype(values.dtype), values)
 
 
 class LayerGroup(nnx.Module):
