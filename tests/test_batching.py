@@ -1,6 +1,7 @@
 """Batches have static shapes, are a pure function of (seed, step), and hold every row once."""
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pabee_jax.data.batching import (
     assemble,
     batches_by_bucket,
     inference_buckets,
+    latency_buckets,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
@@ -155,6 +157,15 @@ def test_a_row_outside_the_batch_does_not_widen_it():
         assert batch["input_ids"].shape[1] == (32 if batch["labels"][0] == 2 else 8)
         widths.add(batch["input_ids"].shape[1])
     assert widths == {8, 32}
+
+
+def test_lengths_of_few_rows_are_8_apart_and_then_grow_by_at_most_a_quarter():
+    for max_length in (8, 9, 31, 32, 33, 64, 128, 509, 512, 4096):
+        lengths = latency_buckets(max_length)
+        assert lengths[-1] == max_length and list(lengths) == sorted(set(lengths))
+        for shorter, longer in itertools.pairwise((0, *lengths)):
+            assert longer - shorter <= max(8, shorter / 4)
+    assert len(latency_buckets(512)) < 20
 
 
 @pytest.mark.parametrize("make_buckets", [sequence_buckets, inference_buckets])

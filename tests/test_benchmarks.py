@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from benchmarks import command_line, device_compile
+from benchmarks import command_line, demo, device_compile
 from benchmarks.training_exits import DevEvaluation
 from helpers import tiny_checkpoint
 from pabee_jax.commands.config_file import load_config
@@ -245,3 +245,9 @@ def test_collectives_are_listed_with_their_sizes_and_loops():
     expected = [("all-reduce", 4 * 32 * 4, False), ("all-reduce", 2 * 32 * 4, True)]
     assert device_compile.collectives(text) == expected
     assert device_compile.collectives(jax.jit(jnp.sin).lower(1.0).compile().as_text()) == []
+
+
+def test_the_demos_tables_in_the_docs_are_those_of_the_raw_results():
+    root = Path(demo.__file__).parents[1]
+    records = json.loads((root / "docs" / "data" / "demo.json").read_text())["records"]
+    assert demo.tables(records) in (root / "docs" / "results.md").read_text()

@@ -19,6 +19,7 @@ from helpers import random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, Predictions, early_exit, replay
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import as_arrays
+from pabee_jax.data.batching import inference_buckets, latency_buckets
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers import replay as replay_module
@@ -121,8 +122,9 @@ def test_two_hundred_calls_after_warmup_compile_nothing(classifier):
     before = run_early_exit._cache_size()
     runner.warmup(batch_size=4)
     compiled = run_early_exit._cache_size()
-    assert compiled - before <= 4 * 3, (
-        "warmup compiles more than 4 lengths times (loops of 1 and 2 rows, and a pool of 4 rows)"
+    limit = runner.pretrained.max_length
+    assert compiled - before <= 2 * len(latency_buckets(limit)) + len(inference_buckets(limit)), (
+        "warmup compiles more than loops of 1 and 2 rows, and a pool of 4 rows"
     )
     random = np.random.default_rng(1)
     for _ in range(200):
@@ -144,7 +146,7 @@ def test_the_shapes_of_pools_are_few_for_any_batch_size():
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["auto", "full"])
 def test_the_number_of_programs_is_bounded_for_any_batch_sizes(classifier, driver):
-    """At most three lengths, each with at most 2 loops and pools of 1, 2, 4, 8, 16 and 32 rows."""
+    """At most three lengths with loops of 1 and 2 rows and pools of 1, 2, 4, 8, 16 and 32 rows."""
     runner, random = with_driver(classifier, driver), np.random.default_rng(0)
     program = run_full if driver == "full" else run_early_exit
     before, replays = program._cache_size(), replay_module._replay_one._cache_size()
@@ -302,6 +304,33 @@ def test_warmup_compiles_every_shape_that_predict_uses(classifier):
     assert run_early_exit._cache_size() == compiled
 
 
+def test_warmup_for_some_lengths_compiles_what_texts_of_these_lengths_need(directory):
+    classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2)
+    before = run_early_exit._cache_size()
+    classifier.warmup(batch_size=1, lengths=[5, 6, 12])
+    compiled = run_early_exit._cache_size()
+    assert compiled - before == 2  # 8 and 16 tokens.
+    classifier.predict(["film " * 3])  # 5 tokens with [CLS] and [SEP].
+    classifier.predict(["film " * 10])
+    assert run_early_exit._cache_size() == compiled
+    classifier.predict(["film " * 18])
+    assert run_early_exit._cache_size() == compiled + 1
+    for length in (0, 10_000):
+        with pytest.raises(InputError, match="lengths has"):
+            classifier.warmup(lengths=[length])
+
+
+@pytest.mark.parametrize("words", [1, 10, 27])
+def test_a_single_text_pays_for_at_most_eight_more_tokens_than_it_has(words, directory):
+    classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2)
+    jobs = []
+    classifier._run_early_exit = lambda *arguments: jobs.append(arguments[1]["input_ids"].shape)
+    with pytest.raises(TypeError):  # The stand-in returns no result.
+        classifier.predict(["film " * words])
+    ((_, length),) = jobs
+    assert words + 2 <= length < words + 2 + 8
+
+
 def test_an_absent_mask_means_all_ones_and_absent_segments_mean_zeros(classifier):
     tokens = random_batch(5, length=9)
     tokens = {name: np.minimum(array, 5) for name, array in tokens.items()}
@@ -429,7 +458,7 @@ def test_wrong_settings_are_input_errors(directory):
         load(str(directory), num_labels=2, driver="fast")
     with pytest.raises(InputError, match="dtype is 'float8'"):
         load(str(directory), num_labels=2, dtype="float8")
-    with pytest.raises(InputError, match="num_labels must be at least 1"):
+    with pytest.raises(InputError, match="num_labels is 0; it must be a whole number from 1"):
         load(str(directory), num_labels=0)
     with pytest.raises(InputError, match="batch_size must be at least 1"):
         load(str(directory), num_labels=2).predict(["a"], batch_size=0)
@@ -503,3 +532,41 @@ def test_warmup_shows_its_progress_on_a_terminal(classifier, monkeypatch):
     monkeypatch.setattr(sys.stderr, "write", written.append)
     classifier.warmup(batch_size=1)
     assert re.search(r"compiling: 100%.*4/4", "".join(written))
+
+
+ODD_ARGUMENTS = {
+    "mesh": [3, "x"],
+    "num_labels": ["2", 2.0, 0, -1, True, 10**12],
+    "seed": ["x", 1.5, None],
+    "chunk_tokens": ["x", 0, 1.5],
+    "compilation_cache": [3, "", b"x"],
+    "revision": [3, ""],
+    "dtype": [None, "int8", np.float32, 3],
+    "driver": [None, 3],
+    "criterion": [Patience, 3, "patience"],
+}
+
+
+@pytest.mark.parametrize("name", ODD_ARGUMENTS)
+def test_an_odd_argument_is_refused_by_its_name(name, directory):
+    for value in ODD_ARGUMENTS[name]:
+        words = "path" if name == "compilation_cache" else name
+        with pytest.raises(InputError, match=words):
+            EarlyExitClassifier.from_pretrained(directory, **{"num_labels": 2, name: value})
+
+
+@pytest.mark.parametrize(
+    "path", [None, 3, b"x", "", ["a"], Path, Path("absent"), Path("/no/where")]
+)
+def test_what_is_no_checkpoint_is_an_input_error(path):
+    with pytest.raises(InputError, match="path|there is no directory"):
+        EarlyExitClassifier.from_pretrained(path, num_labels=2)
+
+
+def test_odd_arguments_of_methods_are_input_errors(classifier, directory):
+    for lengths in (["x"], [1.5], "8", 5, [0]):
+        with pytest.raises(InputError, match="lengths"):
+            classifier.warmup(1, lengths=lengths)
+    for target in (None, 3, directory / "config.json"):
+        with pytest.raises(InputError, match="path|is a file"):
+            classifier.save_pretrained(target)

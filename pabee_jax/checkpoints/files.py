@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from pabee_jax.checkpoints.names import Tensors, from_flax_names
-from pabee_jax.errors import InputError, first_line_of
+from pabee_jax.errors import InputError, first_line_of, shown
 from pabee_jax.io import storage
 
 # In order of preference; only the first format that a checkpoint has is downloaded and read.
@@ -23,7 +23,7 @@ _HUB_TIMEOUT_SECONDS = 5
 _SIDE_FILES = ("*.json", "vocab.txt", "spiece.model", "*.model")
 
 
-def resolve(path_or_hub_id: str, revision: str | None = None) -> Path:
+def resolve(path_or_hub_id: str | os.PathLike, revision: str | None = None) -> Path:
     """Return the local directory of a checkpoint, downloaded if it is in a bucket or on the hub.
 
     Args:
@@ -46,8 +46,12 @@ def resolve(path_or_hub_id: str, revision: str | None = None) -> Path:
     if directory.exists():
         raise InputError(f"{path_or_hub_id} is a file; a checkpoint is a directory")
     # A hub id is "name" or "owner/name"; any other string is the path of a directory.
-    if path_or_hub_id.count("/") > 1 or path_or_hub_id.startswith((".", "/", "~")):
+    if not isinstance(path_or_hub_id, str) or (
+        path_or_hub_id.count("/") > 1 or path_or_hub_id.startswith((".", "/", "~"))
+    ):
         raise InputError(f"there is no directory {path_or_hub_id}")
+    if revision is not None and not (isinstance(revision, str) and revision):
+        raise InputError(f"revision is {shown(revision)}; it must be a branch, a tag or a commit")
     return _download(path_or_hub_id, revision)
 
 

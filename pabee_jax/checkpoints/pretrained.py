@@ -34,7 +34,7 @@ from pabee_jax.data.tokenization import (
 from pabee_jax.errors import InputError, is_unicode, shown
 from pabee_jax.io import storage
 from pabee_jax.io.atomic import write_atomically
-from pabee_jax.models.config import EXIT_CHOICES, PABEE_EXITS, ModelConfig
+from pabee_jax.models.config import EXIT_CHOICES, MOST_LABELS, PABEE_EXITS, ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 
 # A tokenizer's `model_max_length` from this value on means that the length is unknown.
@@ -100,7 +100,7 @@ class Pretrained:
 
 
 def load_pretrained(
-    path_or_hub_id: str,
+    path_or_hub_id: str | os.PathLike,
     *,
     revision: str | None = None,
     num_labels: int | None = None,
@@ -126,33 +126,33 @@ def load_pretrained(
             tensor of the wrong shape, has no classifiers while `num_labels` is None, or has trained
             exits that differ from `exits`.
     """
-    directory = resolve(path_or_hub_id, revision)
+    directory, source = resolve(path_or_hub_id, revision), str(path_or_hub_id)
     values = read_config_json(directory)
-    if num_labels is not None and not isinstance(num_labels, int):
-        raise InputError(f"num_labels must be a whole number, not {shown(num_labels)}")
-    if num_labels is not None and num_labels < 1:
-        raise InputError(f"num_labels must be at least 1, not {num_labels}")
+    if num_labels is not None:
+        _check_num_labels(num_labels)
+    if not _is_whole(seed):
+        raise InputError(f"seed is {shown(seed)}; it must be a whole number")
     tensors = read_tensors(directory)
     trained_name, trained_labels = _trained_classifiers(tensors)
     num_labels = num_labels or trained_labels
     if num_labels is None:
         raise InputError(
-            f"{path_or_hub_id} has no internal classifiers yet: give num_labels= to initialize "
+            f"{source} has no internal classifiers yet: give num_labels= to initialize "
             "them from scratch (1 means regression), or train them with pabee-jax train"
         )
     if exits is not None:
         if trained_labels is not None:
-            _check_trained_exits(values, exits, path_or_hub_id)
+            _check_trained_exits(values, exits, source)
         values |= exits
     # transformers reads config.json too, and its error messages are unclear. The values are
     # therefore checked before transformers reads them here and for the tokenizer.
-    label_names = _label_names(values, num_labels, path_or_hub_id)
-    criterion = _criterion(values, path_or_hub_id)
+    label_names = _label_names(values, num_labels, source)
+    criterion = _criterion(values, source)
     config = ModelConfig.from_hugging_face(values, num_labels)
     expected_name = classifiers_name(config)
     if trained_name not in (None, expected_name):
         raise InputError(
-            f"{path_or_hub_id}: config.json describes exits with {_describe_exits(config.exits)}, "
+            f"{source}: config.json describes exits with {_describe_exits(config.exits)}, "
             f"whose parameters are {expected_name}.*, but the weights are {trained_name}.*"
         )
     tokenizer = load_tokenizer(directory)
@@ -162,15 +162,15 @@ def load_pretrained(
         dtype=dtype,
         seed=seed,
         classifier_bias=classifier_bias,
-        source=path_or_hub_id,
+        source=source,
     )
-    log_report(report, path_or_hub_id)
+    log_report(report, source)
     return Pretrained(
         model=model,
         tokenizer=tokenizer,
         hugging_face_config=values,
         label_names=label_names,
-        max_length=_max_length(tokenizer, config, path_or_hub_id),
+        max_length=_max_length(tokenizer, config, source),
         criterion=criterion,
     )
 
@@ -216,7 +216,10 @@ def save_pretrained(
     if pretrained.criterion is not None:
         values["early_exit"] = criteria.to_config(pretrained.criterion)
     tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(model).items()}
-    with storage.local_folder(storage.path_of(directory)) as folder:
+    path = storage.path_of(directory)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; a checkpoint is a directory")
+    with storage.local_folder(path) as folder:
         save_tokenizer(pretrained.tokenizer, folder, pretrained.max_length)
         write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
         write_atomically(
@@ -277,6 +280,17 @@ def _check_trained_exits(values: Mapping[str, Any], exits: Mapping[str, str], so
 
 def _describe_exits(exits: Mapping[str, str]) -> str:
     return " and ".join(f"{name}={value}" for name, value in exits.items())
+
+
+def _check_num_labels(num_labels: Any) -> None:
+    if not _is_whole(num_labels) or not 1 <= num_labels <= MOST_LABELS:
+        raise InputError(
+            f"num_labels is {shown(num_labels)}; it must be a whole number from 1 to {MOST_LABELS}"
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _criterion(values: Mapping[str, Any], source: str) -> ExitCriterion | None:

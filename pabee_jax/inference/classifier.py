@@ -1,7 +1,9 @@
 """`EarlyExitClassifier`: predicts texts with a tokenizer, a model, a criterion and a driver."""
 
+import collections
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,13 +14,19 @@ from tqdm import tqdm
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
-from pabee_jax.data.batching import batches_by_bucket, bucket_of, inference_buckets
+from pabee_jax.data.batching import (
+    batches_by_bucket,
+    bucket_of,
+    inference_buckets,
+    latency_buckets,
+)
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.tokenization import Tokenizer
 from pabee_jax.distributed import sharding
+from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.replay import replay
 from pabee_jax.drivers.shapes import next_power_of_two, previous_power_of_two
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
 from pabee_jax.inference import compilation_cache as persistent_cache
 from pabee_jax.inference import planning
 from pabee_jax.inference.dispatch import Job, run_jobs
@@ -56,6 +64,8 @@ class EarlyExitClassifier:
     ):
         planning.check_driver(driver)
         planning.check_size("chunk_tokens", chunk_tokens)
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise InputError(f"mesh is {shown(mesh)}; it must be a jax.sharding.Mesh")
         self.pretrained = pretrained
         self.driver = driver
         self.criterion = criterion or pretrained.criterion or Patience(0)
@@ -67,7 +77,7 @@ class EarlyExitClassifier:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_hub_id: str,
+        path_or_hub_id: str | os.PathLike,
         *,
         criterion: ExitCriterion | None = None,
         driver: str = "auto",
@@ -211,7 +221,7 @@ class EarlyExitClassifier:
             del row
             return run_full(self._structure, self._parameters, batch)
 
-        batches = batches_by_bucket(source.blocks, size, source.buckets)
+        batches = batches_by_bucket(source.blocks, size, inference_buckets(source.limit))
         jobs = (Job(rows, part, padded_rows, run) for rows, part in batches)
         for rows, batch_logits in run_jobs(jobs, self._mesh):
             exit_logits[rows] = batch_logits
@@ -252,13 +262,22 @@ class EarlyExitClassifier:
         length = self.pretrained.max_length if sequence_length is None else sequence_length
         return self._pool_plan(rows, length)
 
-    def warmup(self, batch_size: int | None = None) -> None:
+    def warmup(self, batch_size: int | None = None, lengths: Sequence[int] | None = None) -> None:
         """Compile every program that `predict` uses for texts with this batch size.
 
         A terminal shows a progress bar.
 
         Exception: with driver "full", `predict` also compiles the small program of `replay`, once
         per number of rows (rounded up to a power of two).
+
+        Args:
+            batch_size: as in `predict`.
+            lengths: numbers of tokens; only the programs for texts of these lengths are compiled.
+                Absent, the programs for all lengths.
+
+        Raises:
+            InputError: `lengths` is not a list of numbers from 1 to the length to which texts are
+                truncated.
         """
         planning.check_size("batch_size", batch_size)
         size = self._batch_size(batch_size)
@@ -270,15 +289,23 @@ class EarlyExitClassifier:
             row_counts |= {
                 max(rows, min(loop_rows + 1, size)) for rows in planning.pool_shapes(size)
             }
-        shapes = [
-            (rows, length)
-            for length in inference_buckets(self.pretrained.max_length)
-            for rows in sorted(row_counts)
-        ]
+        limit = self.pretrained.max_length
+        if lengths is not None:
+            planning.check_lengths(lengths, limit)
+        shapes = []
+        for rows in sorted(row_counts):
+            buckets = self._lengths(rows, limit)
+            needed = buckets if lengths is None else {bucket_of(n, buckets) for n in lengths}
+            shapes += [(rows, length) for length in sorted(needed)]
         for shape in tqdm(shapes, "compiling", unit="program", disable=None):
             # Rows without tokens count as having exited, so that no layer runs for them.
             zeros = np.zeros(shape, np.int32)
-            self.predict(Dataset(zeros, zeros, zeros), batch_size)
+            tokens = Dataset(zeros, zeros, zeros)
+            if self.driver == "full":
+                self.predict(tokens, batch_size)
+            else:
+                job = self._job(np.arange(len(tokens)), tokens, size, as_arrays(self.criterion))
+                collections.deque(run_jobs([job], self._mesh), maxlen=0)
 
     def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
         """Save the checkpoint together with the current criterion.
@@ -329,31 +356,41 @@ class EarlyExitClassifier:
         """The largest batch, over all devices, for which driver "auto" uses the loop."""
         return planning.backend(self._mesh).loop_rows * self._mesh.shape[sharding.DATA]
 
+    def _lengths(self, rows: int, limit: int) -> tuple[int, ...]:
+        """Return the sequence lengths at which a batch of `rows` rows may run."""
+        if self.driver in ("auto", "loop") and rows <= self._loop_rows:
+            return latency_buckets(limit)
+        return inference_buckets(limit)
+
     def _early_exit_jobs(self, source: RowSource, batch_size: int | None) -> Iterator[Job]:
         """Yield a job of driver `loop` or `pool` for every batch."""
-        size = self._batch_size(batch_size)
+        size, buckets = self._batch_size(batch_size), inference_buckets(source.limit)
         if batch_size and self._uses_pool(min(size, source.num_rows)):
             padded_rows = planning.pool_shape(min(size, source.num_rows), size)
-            length = bucket_of(source.longest, source.buckets)
+            length = bucket_of(source.longest, buckets)
             planning.check_fits(self._pool_plan(padded_rows, length), self._mesh)
         criterion = as_arrays(self.criterion)
+        for rows, part in batches_by_bucket(source.blocks, size, buckets):
+            longest = int(part.lengths.max())
+            length = bucket_of(longest, self._lengths(len(rows), source.limit))
+            yield self._job(rows, part.resized(length), size, criterion)
 
-        def run(batch, row, chunk_size=None):
-            return run_early_exit(
-                self._structure,
-                self._mesh,
-                self._parameters,
-                batch,
-                criterion,
-                row,
-                chunk_size=chunk_size,
-            )
+    def _job(self, rows: np.ndarray, part: Dataset, size: int, criterion: ExitCriterion) -> Job:
+        """Return the job that runs the rows `part`, padded to one of the row counts for `size`."""
+        run = functools.partial(self._run_early_exit, criterion)
+        if not self._uses_pool(len(rows)):
+            return Job(rows, part, next_power_of_two(len(rows)), run)
+        padded_rows = planning.pool_shape(len(rows), size)
+        pool = self._pool_plan(padded_rows, part.input_ids.shape[1])
+        return Job(rows, part, pool.rows, functools.partial(run, chunk_size=pool.chunk_size))
 
-        for rows, part in batches_by_bucket(source.blocks, size, source.buckets):
-            if self._uses_pool(len(rows)):
-                padded_rows = planning.pool_shape(len(rows), size)
-                pool = self._pool_plan(padded_rows, part.input_ids.shape[1])
-                run_pool = functools.partial(run, chunk_size=pool.chunk_size)
-                yield Job(rows, part, pool.rows, run_pool)
-            else:
-                yield Job(rows, part, next_power_of_two(len(rows)), run)
+    def _run_early_exit(self, criterion, batch, row, chunk_size: int | None = None) -> Exits:
+        return run_early_exit(
+            self._structure,
+            self._mesh,
+            self._parameters,
+            batch,
+            criterion,
+            row,
+            chunk_size=chunk_size,
+        )

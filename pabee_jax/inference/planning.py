@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax.distributed.sharding import DATA
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
 from pabee_jax.models.config import ModelConfig
 
 DRIVERS = ("auto", "full", "loop", "pool")
@@ -80,6 +81,15 @@ def check_size(name: str, value: object) -> None:
         raise InputError(f"{name} must be a whole number, not {value!r}")
     if value < 1:
         raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def check_lengths(lengths: object, limit: int) -> None:
+    """Raise InputError unless `lengths` is a sequence of integers from 1 to `limit`."""
+    if not isinstance(lengths, Sequence | np.ndarray) or isinstance(lengths, str | bytes):
+        raise InputError(f"lengths is {shown(lengths)}; it must be a list of numbers of tokens")
+    for length in lengths:
+        if not isinstance(length, int | np.integer) or not 1 <= length <= limit:
+            raise InputError(f"lengths has {shown(length)}; a text has 1 to {limit} tokens")
 
 
 def backend(mesh: Mesh) -> Backend:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pabee_jax.checkpoints.pretrained import Pretrained
-from pabee_jax.data.batching import inference_buckets, prefetched
+from pabee_jax.data.batching import prefetched
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.inference.inputs import Text, Tokens, checked_texts, checked_tokens
 
@@ -17,14 +17,14 @@ class RowSource(NamedTuple):
     Attributes:
         num_rows: number of rows.
         longest: an upper bound for the number of tokens of a row.
-        buckets: the sequence lengths at which the rows run.
+        limit: the longest sequence length at which the rows run.
         blocks: the rows, in blocks of `_ROWS_PER_BLOCK`. Iterating tokenizes the texts of a block,
             which overlaps with the device's work on earlier blocks.
     """
 
     num_rows: int
     longest: int
-    buckets: tuple[int, ...]
+    limit: int
     blocks: Iterable[Dataset]
 
 
@@ -62,7 +62,6 @@ def row_source(pretrained: Pretrained, inputs: Sequence[Text] | Tokens | Dataset
     if num_rows > _ROWS_PER_BLOCK:
         blocks = prefetched(blocks)
     limit = pretrained.max_length
-    if longest > limit:  # One more set of buckets, whatever the lengths of tokenized rows.
+    if longest > limit:  # One more set of sequence lengths, whatever the lengths of the rows.
         limit = pretrained.model.config.max_position_embeddings
-    buckets = inference_buckets(limit)
-    return RowSource(num_rows, longest or pretrained.max_length, buckets, blocks)
+    return RowSource(num_rows, longest or pretrained.max_length, limit, blocks)

@@ -21,7 +21,7 @@ import fsspec
 from etils import epath
 from fsspec.config import conf
 
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
 
 _BUCKET = "gs://"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -74,8 +74,10 @@ def _address(name: str | os.PathLike) -> str:
     """Return the text of a path that can be printed and stored.
 
     Raises:
-        InputError: the path is empty, contains a NUL, or is not UTF-8.
+        InputError: `name` is not a path, or the path is empty, contains a NUL, or is not UTF-8.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"a path is {shown(name)}; it must be a string or a pathlib.Path")
     # pathlib merges the two slashes of an address.
     text = re.sub(r"^gs:/(?!/)", _BUCKET, os.fspath(name))
     if not text:

@@ -16,6 +16,7 @@ EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "
 # and building a model takes time for every layer, before any tensor can contradict the number.
 _HIGHEST_INDEX = 2**31 - 1
 _MOST_LAYERS = 1000
+MOST_LABELS = 1_000_000
 _SIZES = {
     "vocab_size": _HIGHEST_INDEX,
     "embedding_size": _HIGHEST_INDEX,
@@ -27,7 +28,7 @@ _SIZES = {
     "intermediate_size": _HIGHEST_INDEX,
     "max_position_embeddings": _HIGHEST_INDEX,
     "type_vocab_size": _HIGHEST_INDEX,
-    "num_labels": _HIGHEST_INDEX,
+    "num_labels": MOST_LABELS,
 }
 # The condition that a number must satisfy, and its description.
 _RATE = (lambda value: 0 <= value < 1), "a number from 0 to below 1"
