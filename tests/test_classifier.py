@@ -570,3 +570,18 @@ def test_odd_arguments_of_methods_are_input_errors(classifier, directory):
     for target in (None, 3, directory / "config.json"):
         with pytest.raises(InputError, match="path|is a file"):
             classifier.save_pretrained(target)
+
+
+def test_in_bfloat16_the_device_has_no_float32_copy_of_the_encoder(directory, tmp_path):
+    classifier = EarlyExitClassifier.from_pretrained(directory, num_labels=2, dtype="bfloat16")
+    _, kept = split(classifier.pretrained.model)
+    assert {type(value) for value in kept.values()} == {np.ndarray}
+    _, on_device = split(classifier.model)
+    types = {name.split(".")[0]: str(value.dtype) for name, value in on_device.items()}
+    assert types["groups"] == types["embeddings"] == "bfloat16"
+    assert types["pooler"] == types["classifiers"] == "float32"
+    classifier.save_pretrained(tmp_path)
+    copy = EarlyExitClassifier.from_pretrained(tmp_path)
+    expected = EarlyExitClassifier.from_pretrained(directory, num_labels=2)
+    for name, value in split(expected.model)[1].items():
+        np.testing.assert_array_equal(split(copy.model)[1][name], value)

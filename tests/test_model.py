@@ -1,6 +1,7 @@
 """The encoder against PyTorch's hidden states and logits, and checkpoint round trips."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from pabee_jax.checkpoints.files import read_config_json, read_tensors
 from pabee_jax.checkpoints.names import LoadReport, from_tensors, to_tensors
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.models.config import ModelConfig
-from pabee_jax.models.layers import dropout
+from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.layers import dropout, product
 from pabee_jax.models.parameters import in_compute_dtype, merge, split, stacked, unstacked
 from pabee_jax.training.forward import training_logits
 
@@ -206,3 +208,48 @@ def test_dropout_has_its_rate_and_scales_the_other_elements(shape, rate):
     assert abs(both_dropped - rate**2) < 5 * (rate**2 / len(pairs)) ** 0.5
     np.testing.assert_array_equal(dropout(x, rate, None), x)
     assert dropout(x.astype(jnp.bfloat16), rate, jax.random.key(0)).dtype == jnp.bfloat16
+
+
+def dot_types(function, *arguments):
+    """Return the types of (left operand, right operand, result) of every product of a program."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    array = r"tensor<[^>]*x(\w+)>"
+    return re.findall(rf"dot_general .*: \({array}, {array}\) -> {array}", text)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_every_product_of_a_bfloat16_layer_returns_float32(family):
+    """Forward and backward, attention included: accumulation and results are float32."""
+    config = tiny_model(family).config
+    model = EarlyExitModel(config, dtype="bfloat16", rngs=nnx.Rngs(0))
+    batch = random_batch(2)
+
+    def loss(model, key=None):
+        hidden, mask = model.embed(batch, key)
+        return model.layer(model.groups[0], hidden, mask, key).astype(jnp.float32).sum()
+
+    for program in (loss, jax.grad(loss), jax.grad(lambda model: loss(model, jax.random.key(0)))):
+        types = dot_types(program, model)
+        assert len(types) >= 8 and set(types) == {("bf16", "bf16", "f32")}, types
+
+
+@pytest.mark.parametrize("equation", ["bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "ri,io->ro"])
+def test_a_product_of_bfloat16_is_exact_to_float32_and_so_are_its_gradients(equation):
+    """The expected values are computed in float64 from the same rounded operands."""
+    random = np.random.default_rng(0)
+    sizes = dict(zip("bqkhdrio", (3, 5, 12, 4, 8, 7, 16, 9), strict=True))
+    of_x, of_y, of_result = re.split(",|->", equation)
+    x, y, weight = (
+        jnp.asarray(random.normal(size=[sizes[index] for index in indices]), jnp.bfloat16)
+        for indices in (of_x, of_y, of_result)
+    )
+    result, gradients = jax.vjp(lambda x, y: product(equation, x, y), x, y)
+    assert result.dtype == jnp.float32
+    x64, y64, weight64 = (np.asarray(values, np.float64) for values in (x, y, weight))
+    np.testing.assert_allclose(result, np.einsum(equation, x64, y64), rtol=1e-5, atol=1e-5)
+    x_gradient, y_gradient = gradients(weight.astype(jnp.float32))
+    # The gradients are rounded to bfloat16, which has 8 bits, once, at the end.
+    expected = np.einsum(f"{of_result},{of_y}->{of_x}", weight64, y64)
+    np.testing.assert_allclose(x_gradient.astype(np.float64), expected, rtol=2**-8, atol=1e-5)
+    expected = np.einsum(f"{of_result},{of_x}->{of_y}", weight64, x64)
+    np.testing.assert_allclose(y_gradient.astype(np.float64), expected, rtol=2**-8, atol=1e-5)

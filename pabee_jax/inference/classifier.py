@@ -36,7 +36,7 @@ from pabee_jax.inference.programs import run_early_exit, run_full
 from pabee_jax.inference.row_source import RowSource, row_source, tokenize
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.parameters import in_compute_dtype, merge, split
+from pabee_jax.models.parameters import in_compute_dtype, merge, on_host, split
 
 
 class EarlyExitClassifier:
@@ -73,6 +73,10 @@ class EarlyExitClassifier:
         self._chunk_tokens = chunk_tokens
         self._structure, parameters = split(in_compute_dtype(pretrained.model))
         self._parameters = sharding.replicate(parameters, self._mesh)
+        if pretrained.model.dtype != np.float32:
+            # `save_pretrained` needs the float32 parameters, but the device does not.
+            model = on_host(pretrained.model)
+            self.pretrained = dataclasses.replace(pretrained, model=model)
 
     @classmethod
     def from_pretrained(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 
 from pabee_jax.models.encoder import EarlyExitModel
@@ -73,6 +74,12 @@ def unstacked(model: EarlyExitModel) -> EarlyExitModel:
         ]
     )
     return result
+
+
+def on_host(model: EarlyExitModel) -> EarlyExitModel:
+    """Return the model with its parameters as numpy arrays, in the memory of the host."""
+    structure, parameters = split(model)
+    return merge(structure, {name: np.asarray(value) for name, value in parameters.items()})
 
 
 def in_compute_dtype(model: EarlyExitModel) -> EarlyExitModel:
