@@ -89,6 +89,7 @@ def test_results_on_other_rows_go_beside_the_results_of_the_run(run):
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_remains_only_beside_results_with_the_same_logits(run, tmp_path):
     evaluate(options(run, output=str(tmp_path), sweep=True, criterion=["patience"]), None)
     evaluate(options(run, output=str(tmp_path)), None)

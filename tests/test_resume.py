@@ -181,6 +181,7 @@ def test_digests_detect_truncated_changed_and_missing_files(tmp_path):
         assert digests.problem(tmp_path / "gone") == "digests.json cannot be read"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_digests_is_restored(finished, sources, recording, tmp_path):
     recording.kill_in_step = 7
     with pytest.raises(Killed):
