@@ -95,11 +95,22 @@ def _affine_gradients(dtype, residuals, gradient):
     gradients = gradient.reshape(-1, gradient.shape[-1])
     cast_gradients = gradients.astype(dtype)
     x_gradient: Array = product("ro,io->ri", cast_gradients, kernel.astype(dtype))
-    kernel_gradient: Array = product("ri,ro->io", rows.astype(dtype), cast_gradients)
+    kernel_gradient: Array = product("ir,ro->io", _transposed(rows.astype(dtype)), cast_gradients)
     return (
         x_gradient.reshape(x.shape).astype(x.dtype),
         kernel_gradient.astype(kernel.dtype),
         gradients.sum(axis=0, dtype=jnp.float32).astype(bias.dtype),
+    )
+
+
+def _transposed(x: Float[Array, "rows features"]) -> Float[Array, "features rows"]:
+    """Return the transpose; on a CPU, as a copy of its own.
+
+    XLA's CPU backend folds a transpose into the product that reads it, and then multiplies bfloat16
+    in float32.
+    """
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=lambda x: x.T
     )
 
 
