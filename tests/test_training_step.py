@@ -293,6 +293,7 @@ def test_with_weights_last_only_the_last_classifier_has_a_gradient():
         assert (gradient != 0).any(), f"{name} must have a gradient"
 
 
+@pytest.mark.slow
 def test_bfloat16_accumulates_gradients_in_float32():
     """A gradient that was accumulated in bfloat16 would not change by a cast to bfloat16."""
     rows = 64
