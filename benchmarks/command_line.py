@@ -85,6 +85,11 @@ def add_timing(parser: argparse.ArgumentParser, *, budget_minutes: float, rounds
     add_budget(parser, budget_minutes)
     add_rounds(parser, rounds)
     add_compilation_cache(parser)
+    add_torch(parser)
+
+
+def add_torch(parser: argparse.ArgumentParser) -> None:
+    """Add `--torch`, which is on if PyTorch is installed."""
     parser.add_argument(
         "--torch",
         action=argparse.BooleanOptionalAction,

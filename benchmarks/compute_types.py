@@ -5,8 +5,6 @@
 All calls of a case take turns. The ratios are time over PyTorch's time in float32 and in bfloat16.
 """
 
-import argparse
-
 import jax
 import numpy as np
 
@@ -72,12 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     command_line.add_budget(parser, 4)
     command_line.add_rounds(parser, 30)
     command_line.add_compilation_cache(parser)
-    parser.add_argument(
-        "--torch",
-        action=argparse.BooleanOptionalAction,
-        default=pytorch.is_installed(),
-        help="also time PyTorch (default: if PyTorch is installed)",
-    )
+    command_line.add_torch(parser)
     return parser
 
 

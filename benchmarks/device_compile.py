@@ -38,7 +38,7 @@ from benchmarks.gpu_targets import GPU_TARGETS
 from benchmarks.models import SHAPES
 from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.distributed import sharding
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.inference import planning
 from pabee_jax.inference.programs import run_early_exit
 from pabee_jax.models.config import ModelConfig
@@ -146,7 +146,7 @@ def mesh_of(topology: str, model: int) -> Mesh:
                 platform="cuda", topology=f"1x1x{int(gpus)}", target_config=GPU_TARGETS[gpu]
             )
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line_of(error)
         raise InputError(
             f"--topology {topology}: {reason}; install the libtpu or the CUDA plugin for jax "
             f"{jax.__version__}, and give a name such as v5e:2x4 or h100:8"
@@ -228,7 +228,7 @@ def report(name: str, lowered, memory_gib: float | None) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line_of(error)
         print(f"\n{name}: DOES NOT FIT: {reason}")
         return {"program": name, "fits": False, "reason": reason}
     seconds = time.perf_counter() - start

@@ -102,6 +102,14 @@ def recording(monkeypatch):
     return recording
 
 
+def train_until_killed(config, workdir, recording, step):
+    """Start a run that is killed in step `step`, counted from 1."""
+    recording.kill_in_step = step
+    with pytest.raises(Killed):
+        train(config, workdir)
+    recording.kill_in_step = None
+
+
 @pytest.fixture(scope="module")
 def finished(sources, tmp_path_factory):
     """The directory of a run that was neither killed nor stopped."""

@@ -21,6 +21,7 @@ from pabee_jax.configs import demo, files, glue
 from pabee_jax.data.config import FilesConfig
 from pabee_jax.distributed import sharding
 from pabee_jax.errors import InputError
+from pabee_jax.io import host_memory
 from pabee_jax.models.parameters import split, stacked
 from pabee_jax.training import digests, memory, run, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
@@ -37,7 +38,15 @@ from pabee_jax.training.run import train
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.steps import refuse_short_run
 from pabee_jax.training.strategy import phase_of
-from runs import REPOSITORY, Killed, contents, kept_steps, metrics_of, run_config, weights_of
+from runs import (
+    REPOSITORY,
+    contents,
+    kept_steps,
+    metrics_of,
+    run_config,
+    train_until_killed,
+    weights_of,
+)
 
 HUGE = 10**9
 NAN, INFINITY = float("nan"), float("inf")
@@ -260,15 +269,15 @@ def test_the_smallest_limit_of_the_memory_counts(tmp_path):
         (tmp_path / name).write_text(text)
 
     write("proc/meminfo", "MemTotal: 64 kB\nMemAvailable:  8192 kB\nSwapFree: 1024 kB\n")
-    assert memory.host_bytes(tmp_path) == 9216 * 1024
+    assert host_memory.limit_bytes(tmp_path) == 9216 * 1024
     write("proc/self/cgroup", "5:devices:/a\n4:memory:/a\n0::/b\n")
     write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", f"{2**63 - 4096}\n")
     write("sys/fs/cgroup/b/memory.max", "max\n")
-    assert memory.host_bytes(tmp_path) == 9216 * 1024
+    assert host_memory.limit_bytes(tmp_path) == 9216 * 1024
     write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "5000\n")
-    assert memory.host_bytes(tmp_path) == 5000
+    assert host_memory.limit_bytes(tmp_path) == 5000
     write("sys/fs/cgroup/memory.max", "4000\n")
-    assert memory.host_bytes(tmp_path) == 4000
+    assert host_memory.limit_bytes(tmp_path) == 4000
 
 
 @pytest.mark.parametrize(
@@ -286,7 +295,7 @@ def test_memory_that_runs_out_is_reported_in_one_sentence(error):
 
 def test_a_run_is_refused_by_the_memory_that_is_available(sources, started, tmp_path, monkeypatch):
     config, before = run_config(sources), contents(started)
-    monkeypatch.setattr(memory, "host_bytes", lambda: 100_000)
+    monkeypatch.setattr(host_memory, "limit_bytes", lambda: 100_000)
     with pytest.raises(InputError, match="at least 0.0 GiB of memory, most of it for"):
         train(config, started, overwrite=True)
     assert contents(started) == before
@@ -330,10 +339,7 @@ def test_the_newest_checkpoint_that_can_be_restored_is_restored(damage, started,
 def test_a_run_with_a_damaged_checkpoint_ends_like_an_undisturbed_run(
     sources, finished, recording, tmp_path, capsys
 ):
-    recording.kill_in_step = 6
-    with pytest.raises(Killed):
-        train(run_config(sources), tmp_path)
-    recording.kill_in_step = None
+    train_until_killed(run_config(sources), tmp_path, recording, 6)
     newest = tmp_path / "checkpoints" / "4"
     (newest / "digests.json").unlink()
     largest_file(newest).write_bytes(b"short")

@@ -28,6 +28,7 @@ from runs import (
     metrics_of,
     run_config,
     steps_logged,
+    train_until_killed,
     weights_of,
 )
 
@@ -104,10 +105,7 @@ def test_starting_a_finished_run_again_changes_nothing(finished, sources):
 
 
 def test_a_run_resumes_with_another_number_of_devices(finished, sources, recording, tmp_path):
-    recording.kill_in_step = 7
-    with pytest.raises(Killed):
-        train(run_config(sources), tmp_path)
-    recording.kill_in_step = None
+    train_until_killed(run_config(sources), tmp_path, recording, 7)
     train(run_config(sources, mesh=MeshConfig(data=2)), tmp_path)
     lines, expected_lines = metrics_of(tmp_path), metrics_of(finished)
     assert [line["step"] for line in lines] == [line["step"] for line in expected_lines]
@@ -144,10 +142,7 @@ def test_sigterm_saves_the_step_and_the_run_resumes_from_the_step(
 def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_restored(
     finished, sources, recording, tmp_path, caplog
 ):
-    recording.kill_in_step = 7
-    with pytest.raises(Killed):
-        train(run_config(sources), tmp_path)
-    recording.kill_in_step = None
+    train_until_killed(run_config(sources), tmp_path, recording, 7)
     assert kept_steps(tmp_path) == [4, 6]
     folder = tmp_path / "checkpoints" / "6"
     largest = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
@@ -183,10 +178,7 @@ def test_digests_detect_truncated_changed_and_missing_files(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_without_digests_is_restored(finished, sources, recording, tmp_path):
-    recording.kill_in_step = 7
-    with pytest.raises(Killed):
-        train(run_config(sources), tmp_path)
-    recording.kill_in_step = None
+    train_until_killed(run_config(sources), tmp_path, recording, 7)
     (tmp_path / "checkpoints" / "6" / "digests.json").unlink()
     train(run_config(sources), tmp_path)
     assert metrics_of(tmp_path) == metrics_of(finished)
@@ -350,10 +342,7 @@ def test_a_finished_run_is_left_as_it_is(sources, finished, tmp_path, capsys):
 def test_a_run_is_not_resumed_with_other_rows_or_parameters(sources, recording, tmp_path):
     copy = shutil.copytree(sources, tmp_path / "sources")
     config, workdir = run_config(copy), tmp_path / "run"
-    recording.kill_in_step = 6
-    with pytest.raises(Killed):
-        train(config, workdir)
-    recording.kill_in_step = None
+    train_until_killed(config, workdir, recording, 6)
     rows = (copy / "train.csv").read_text()
     (copy / "train.csv").write_text(
         rows.replace(",yes", ",?").replace(",no", ",yes").replace(",?", ",no")
@@ -406,10 +395,7 @@ def test_a_run_without_parameters_may_be_started_with_another_config(sources, tm
 def test_a_damaged_log_does_not_keep_a_run_from_being_resumed(
     sources, finished, recording, tmp_path, damage
 ):
-    recording.kill_in_step = 6
-    with pytest.raises(Killed):
-        train(run_config(sources), tmp_path)
-    recording.kill_in_step = None
+    train_until_killed(run_config(sources), tmp_path, recording, 6)
     path = tmp_path / "metrics.jsonl"
     first, rest = path.read_bytes().split(b"\n", 1)
     path.write_bytes(first + b"\n" + damage + rest)

@@ -192,10 +192,10 @@ def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
 
 
 def _show_curves(
-    options: EvaluateOptions, task: Task, rows: Rows, evaluated: Evaluated, shown: list[Curve]
+    options: EvaluateOptions, task: Task, rows: Rows, evaluated: Evaluated, last_curves: list[Curve]
 ) -> None:
     metric, labels = evaluated.metric, rows.dataset.labels
-    print(f"\n{tables.curves_table(shown, metric)}")
+    print(f"\n{tables.curves_table(last_curves, metric)}")
     if labels is not None and (not task.is_regression or options.tolerance is not None):
         oracle = Oracle(labels, options.tolerance or 0.0)
         (best,) = operating_points.replayed(evaluated.logits, [oracle], task, rows)

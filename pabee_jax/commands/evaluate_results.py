@@ -127,7 +127,7 @@ def draw_figures(
     task: Task,
     rows: Rows,
     evaluated: Evaluated,
-    shown: list[Curve],
+    last_curves: list[Curve],
 ) -> None:
     """Draw the figures, all or none. They come last: the data are written without them."""
     name, points, logits = evaluated
@@ -136,11 +136,11 @@ def draw_figures(
         if _TRADEOFF in names:
             plots.plot_tradeoff(folder / _TRADEOFF, points, title)
         if _SWEEP_FIGURE in names:
-            plots.plot_curves(folder / _SWEEP_FIGURE, shown, metric, title)
+            plots.plot_curves(folder / _SWEEP_FIGURE, last_curves, metric, title)
         if _REPORT in names:
             facts = facts_of(pretrained, name, task, options.split, rows)
             path, tolerance = folder / _REPORT, options.tolerance
-            write_report(path, title, facts, task, rows, logits, points, shown, tolerance)
+            write_report(path, title, facts, task, rows, logits, points, last_curves, tolerance)
     if names:
         print(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} in {output.path}")
 

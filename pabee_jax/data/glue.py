@@ -12,7 +12,7 @@ from absl import logging
 
 from pabee_jax.data.files import Table, tsv_rows
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.io import storage
 
 _HUB_ID = "nyu-mll/glue"
@@ -205,7 +205,7 @@ def _load_hub(name: str) -> Any:
     except Exception as error:  # The libraries involved have no common base class of errors.
         reason = "it cannot be reached and nothing is cached"
         if reachable:
-            reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+            reason = first_line_of(error)
         message = f"cannot load GLUE's {name} from the hub ({reason}): {_USE_FILES}"
         raise InputError(message) from error
 

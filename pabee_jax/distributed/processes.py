@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of
 
 # With JAX's default of 100 s, a pod would stay idle that long after a process died.
 _HEARTBEAT_S = 30
@@ -70,7 +70,7 @@ def start(
         )
     except (RuntimeError, ValueError) as error:  # XLA's errors are RuntimeErrors.
         advice = "; give --coordinator, --num_processes and --process_id" if absent else ""
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line_of(error)
         raise InputError(
             f"--multihost: {process} cannot connect to the other processes{place}: {reason}{advice}"
         ) from error

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax.distributed.sharding import DATA
 from pabee_jax.errors import InputError, shown
+from pabee_jax.io import host_memory
 from pabee_jax.models.config import ModelConfig
 
 DRIVERS = ("auto", "full", "loop", "pool")
@@ -182,27 +182,9 @@ def _free_bytes(mesh: Mesh) -> int | None:
     """Return the free memory of each device of this process; None if it is not known."""
     device = mesh.local_devices[0]
     if device.platform == "cpu":  # All CPU devices share the host's memory.
-        host_bytes = _free_host_bytes()
+        host_bytes = host_memory.free_bytes()
         return None if host_bytes is None else host_bytes // len(mesh.local_devices)
     statistics = device.memory_stats() or {}
     if "bytes_limit" not in statistics:
         return None
     return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-
-
-def _free_host_bytes() -> int | None:
-    """Return the host's free memory within the container's limit; None if it is not known."""
-    try:
-        # Not sysconf's free pages, which exclude the memory that the file cache can release.
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free_bytes = next(1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        return None
-    try:  # A container may have less memory than the host.
-        limit, used = (
-            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii"))
-            for name in ("max", "current")
-        )
-        return max(0, min(free_bytes, limit - used))
-    except (OSError, ValueError):  # There is no limit.
-        return free_bytes

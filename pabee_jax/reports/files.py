@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pabee_jax import __version__
 from pabee_jax.analysis.comparison import Group, Outcome
 from pabee_jax.analysis.curves import SAVINGS, Curve
 from pabee_jax.analysis.operating_points import OperatingPoint
@@ -31,7 +32,9 @@ UNENCODABLE = "backslashreplace"
 def environment() -> dict[str, Any]:
     """Return the software versions and the hardware of this process."""
     return {
+        "pabee_jax": __version__,
         "jax": jax.__version__,
+        "numpy": np.__version__,
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpus": os.cpu_count(),

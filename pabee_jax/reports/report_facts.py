@@ -1,16 +1,14 @@
 """The facts at the top of the HTML report: which model, rows, versions and hardware."""
 
 import datetime
-import platform
 
 import jax
-import numpy as np
 
-from pabee_jax import __version__
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.data.task import Task
 from pabee_jax.models.parameters import split
+from pabee_jax.reports.files import environment
 
 
 def facts_of(
@@ -30,8 +28,9 @@ def facts_of(
     num_parameters = sum(array.size for array in jax.tree.leaves(parameters))
     outputs = "1 score" if task.is_regression else f"{task.num_labels} classes"
     now = datetime.datetime.now(datetime.UTC)
-    versions = {"pabee_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}
-    versions["Python"] = platform.python_version()
+    software = environment()
+    versions = [f"{name} {software[name]}" for name in ("pabee_jax", "jax", "numpy")]
+    versions.append(f"Python {software['python']}")
     return [
         ("task and split", f"{task.name}, {split_name}"),
         ("rows", str(len(rows.dataset))),
@@ -42,7 +41,7 @@ def facts_of(
             f"{config.hidden_size}, {outputs}",
         ),
         ("parameters", f"{num_parameters:,}"),
-        ("hardware", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("hardware", software["device"]),
+        ("versions", ", ".join(versions)),
         ("written at (UTC)", now.isoformat(timespec="seconds")),
     ]

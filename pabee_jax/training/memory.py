@@ -1,30 +1,23 @@
 """The memory that a run needs at least; a run that cannot fit is refused before it allocates."""
 
 import contextlib
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pabee_jax.distributed.sharding import DATA, MODEL
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, first_line_of
+from pabee_jax.io import host_memory
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.training.config import TrainConfig
-
-try:
-    import resource
-except ImportError:  # Windows has no such limits.
-    resource = None
 
 _GIB = 2**30
 # Parameter, gradient and AdamW's two moments, all in float32.
 _BYTES_PER_PARAMETER = 4 * 4
 # Token ids, attention mask and token types, in int32.
 _BYTES_PER_TOKEN = 3 * 4
-_NO_LIMIT = 2**60  # Larger values in the files of the operating system mean "unlimited".
 
 
 def check(config: TrainConfig, model: ModelConfig, mesh: Mesh, length: int) -> None:
@@ -110,7 +103,7 @@ def exhaustion_as_input_error() -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        first_line, *_ = str(error).splitlines() or ["no reason given"]
+        first_line = first_line_of(error)
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first_line):
             raise
         raise InputError(
@@ -126,41 +119,6 @@ def _limit(mesh: Mesh) -> tuple[int | None, int]:
     """
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        return host_bytes(), len(devices)
+        return host_memory.limit_bytes(), len(devices)
     statistics = devices[0].memory_stats() or {}
     return statistics.get("bytes_limit"), 1
-
-
-def host_bytes(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that this process may still use; None if unknown.
-
-    Args:
-        root: the directory that contains the operating system's `proc` and `sys`.
-    """
-    limits = [_free_bytes(root / "proc/meminfo")]
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":  # cgroup version 2
-            folder, file = "sys/fs/cgroup", "memory.max"
-        elif controllers == "memory":
-            folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # In a container, the file system may contain the group of the container only.
-        for path in (root / folder / group.strip("/") / file, root / folder / file):
-            limits += [int(text) for text in _lines(path) if text.isdigit()]
-    if resource is not None:  # "Unlimited" is -1.
-        limits.append(max(0, resource.getrlimit(resource.RLIMIT_AS)[0]))
-    return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
-
-
-def _free_bytes(meminfo: Path) -> int | None:
-    sizes = [re.match(r"(MemAvailable|SwapFree): *(\d+) kB", line) for line in _lines(meminfo)]
-    return 1024 * sum(int(size[2]) for size in sizes if size) or None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:  # Not Linux, or not allowed.
-        return []
