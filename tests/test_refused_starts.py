@@ -299,7 +299,7 @@ def test_a_run_is_refused_by_the_memory_that_is_available(sources, started, tmp_
     with pytest.raises(InputError, match="at least 0.0 GiB of memory, most of it for"):
         train(config, started, overwrite=True)
     assert contents(started) == before
-    monkeypatch.setattr(memory, "host_bytes", lambda: None)
+    monkeypatch.setattr(host_memory, "limit_bytes", lambda: None)
     monkeypatch.setattr(run, "_Run", lambda *_: pytest.fail("the run starts"))
     with pytest.raises(pytest.fail.Exception):  # Unknown memory refuses no run.
         train(config, tmp_path / "run")
