@@ -13,7 +13,7 @@ from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.distributed import sharding
-from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.inference.programs import run_loop
 from pabee_jax.models.parameters import in_compute_dtype, split
 
 _TYPES = ("float32", "bfloat16")
@@ -31,9 +31,7 @@ def timed_calls_of(name: str, rows: int, length: int, with_torch: bool) -> dict[
         row = np.arange(rows, dtype=np.int32)
 
         def run(structure=structure, parameters=parameters, batch=batch, row=row):
-            return jax.device_get(
-                run_early_exit(structure, mesh, parameters, batch, criterion, row)
-            )
+            return jax.device_get(run_loop(structure, mesh, parameters, batch, criterion, row))
 
         timed_calls[dtype] = run
         if with_torch:

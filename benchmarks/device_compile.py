@@ -12,6 +12,7 @@ and written, and every collective with its size.
 """
 
 import argparse
+import functools
 import os
 import re
 import time
@@ -38,9 +39,11 @@ from benchmarks.gpu_targets import GPU_TARGETS
 from benchmarks.models import SHAPES
 from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.distributed import sharding
+from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.shapes import sequence_lengths
 from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.inference import planning
-from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import in_compute_dtype, split, stacked
@@ -180,14 +183,21 @@ def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:
         (parameters, as_arrays(Patience(options.patience))),
     )
     row = abstract((rows,), jnp.int32)
-    rows_per_device = rows // mesh.shape[sharding.DATA]
-    chunk = min(rows_per_device, max(1, options.chunk_tokens // length))
-    for name, chunk_size in (("loop", None), ("pool", chunk)):
+    tokens = abstract((rows * length,), jnp.int32)
+    pool = functools.partial(
+        run_pool.trace, chunk_tokens=options.chunk_tokens, lengths=sequence_lengths(length)
+    )
+    drivers = {
+        "loop": (run_loop.trace, batch),
+        "pool": (pool, RaggedBatch(tokens, tokens, tokens, tokens, row)),
+    }
+    for name, (trace, inputs) in drivers.items():
         if name in options.programs:
-            lowered = run_early_exit.trace(
-                structure, mesh, parameters, batch, criterion, row, chunk_size=chunk_size
-            ).lower(lowering_platforms=(platform_of(options.topology),))
-            yield f"driver {name}", lowered
+            traced = trace(structure, mesh, parameters, inputs, criterion, row)
+            yield (
+                f"driver {name}",
+                traced.lower(lowering_platforms=(platform_of(options.topology),)),
+            )
 
 
 def _training_step(options, config: ModelConfig, model, mesh: Mesh, batch, abstract):

@@ -64,7 +64,7 @@ def make_probe(structure, pooler: str):
         for layer, group in enumerate(model.config.layer_groups):
             parameters = jax.tree.map(lambda leaf, group=group: leaf[group], model.groups)
             hidden = model.layer(parameters, hidden, mask)
-            pooled.append(model.pooled(layer, hidden, mask))
+            pooled.append(model.pooled(layer, model.exit_features(hidden, mask)))
         return jnp.stack(pooled)
 
     @jax.jit

@@ -20,9 +20,8 @@ from benchmarks.exit_schedule import ExitSchedule
 from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax.distributed import sharding
-from pabee_jax.drivers.layer_loop import Control, apply_layer
+from pabee_jax.drivers.layer_loop import Control, on_group
 from pabee_jax.errors import InputError
-from pabee_jax.inference.programs import run_early_exit
 from pabee_jax.models.parameters import in_compute_dtype, merge, split
 
 matplotlib.use("Agg")
@@ -43,7 +42,7 @@ def straight_line(structure, parameters, batch, layers):
     hidden, mask = model.embed(batch)
     logits = []
     for layer in range(layers):
-        hidden = apply_layer(model, layer, hidden, mask)
+        hidden = on_group(model, layer, model.layer, hidden, mask)
         logits.append(model.exit_logits(layer, hidden, mask))
     return jnp.stack(logits)
 
@@ -62,7 +61,7 @@ def timed_calls_of(
     def run_loop(exit_layer, control):
         schedule = ExitSchedule(np.array([exit_layer], np.int32))
         return jax.device_get(
-            run_early_exit(structure, mesh, parameters, batch, schedule, row, control=control)
+            run_loop(structure, mesh, parameters, batch, schedule, row, control=control)
         )
 
     def run_straight_line(layers):

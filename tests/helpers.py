@@ -1,5 +1,6 @@
 """Helpers of several test files: small random models, batches, and the recorded references."""
 
+import functools
 import json
 import os
 import re
@@ -11,8 +12,13 @@ from safetensors.numpy import save_file
 
 from pabee_jax.checkpoints.names import to_tensors
 from pabee_jax.criteria import as_arrays
+from pabee_jax.data.batching import MODEL_INPUTS
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
-from pabee_jax.inference.programs import run_early_exit
+from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.shapes import sequence_lengths
+from pabee_jax.inference.dispatch import padded_job, ragged_job
+from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
@@ -80,25 +86,33 @@ def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
     return directory
 
 
-def run_on(mesh, model, batch, criterion, **driver):
+def run_on(mesh, model, batch, criterion, chunk_rows=None, **driver):
     """Run a driver on a mesh, and return the exit layers and the logits of the batch's rows.
 
-    The batch is padded to a multiple of the number of devices.
+    Without `chunk_rows`, the driver is `loop`, and the batch is padded to a multiple of the number
+    of devices. With `chunk_rows`, the driver is `pool`, in chunks of as many of the longest rows.
     """
     devices, rows = mesh.shape[sharding.DATA], len(batch["input_ids"])
-    padding = ((0, -rows % devices), (0, 0))
-    batch = {name: np.pad(array, padding) for name, array in batch.items()}
-    row = np.pad(np.arange(rows, dtype=np.int32), (0, -rows % devices))
     structure, parameters = split(model)
-    batch = sharding.shard_batch(batch | {"row": row}, mesh)
-    row, parameters = batch.pop("row"), sharding.replicate(parameters, mesh)
-    exit_layers, logits = run_early_exit(
-        structure, mesh, parameters, batch, as_arrays(criterion), row, **driver
-    )
-    assert (np.asarray(exit_layers[rows:]) == 0).all(), (
+    parameters, row = sharding.replicate(parameters, mesh), np.arange(rows)
+    tokens = Dataset(*(batch[name] for name in MODEL_INPUTS))
+    if chunk_rows is None:
+        run = functools.partial(run_loop, **driver)
+        job = padded_job(row, tokens, rows, mesh, None)
+    else:
+        longest = int(tokens.lengths.max())
+        job = ragged_job(row, tokens, rows // devices + 2, int(tokens.lengths.sum()), mesh, None)
+        driver |= dict(chunk_tokens=chunk_rows * longest, lengths=sequence_lengths(longest))
+        run = functools.partial(run_pool, **driver)
+    batch = sharding.shard_batch(job.batch | {"row": job.row_of_place}, mesh)
+    row = batch.pop("row")
+    batch = batch if chunk_rows is None else RaggedBatch(**batch)
+    exits = run(structure, mesh, parameters, batch, as_arrays(criterion), row)
+    exit_layers, logits = map(np.asarray, exits)
+    assert (np.delete(exit_layers, job.places) == 0).all(), (
         "a padding row has an exit layer; a driver must not run padding rows"
     )
-    return np.asarray(exit_layers[:rows]), np.asarray(logits[:rows])
+    return exit_layers[job.places], logits[job.places]
 
 
 def one_device_environment() -> dict[str, str]:

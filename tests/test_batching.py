@@ -14,13 +14,14 @@ from pabee_jax.data.batching import (
     assemble,
     batches_by_bucket,
     inference_buckets,
-    latency_buckets,
     sequence_buckets,
     steps_per_epoch,
     training_batch,
     training_rows,
 )
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.packing import blocks_that_fit, packed
+from pabee_jax.drivers.shapes import sequence_lengths
 
 BUCKETS = sequence_buckets(32)
 
@@ -161,11 +162,11 @@ def test_a_row_outside_the_batch_does_not_widen_it():
 
 def test_lengths_of_few_rows_are_8_apart_and_then_grow_by_at_most_a_quarter():
     for max_length in (8, 9, 31, 32, 33, 64, 128, 509, 512, 4096):
-        lengths = latency_buckets(max_length)
+        lengths = sequence_lengths(max_length)
         assert lengths[-1] == max_length and list(lengths) == sorted(set(lengths))
         for shorter, longer in itertools.pairwise((0, *lengths)):
             assert longer - shorter <= max(8, shorter / 4)
-    assert len(latency_buckets(512)) < 20
+    assert len(sequence_lengths(512)) < 20
 
 
 @pytest.mark.parametrize("make_buckets", [sequence_buckets, inference_buckets])
@@ -228,3 +229,30 @@ def test_a_batch_is_yielded_as_soon_as_its_bucket_is_full():
     batches = batches_by_bucket(blocks(), 4, BUCKETS)
     assert next(batches)[0].tolist() == [0, 1, 2, 3] and blocks_read == [0, 1]
     assert next(batches)[0].tolist() == [4, 5, 6, 7] and blocks_read == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_packed_blocks_hold_every_row_once_without_padding(devices):
+    """Long rows among short rows, one row, and numbers of rows that fill a pool exactly."""
+    random = np.random.default_rng(0)
+    for num_rows in (1, 4, 37, 64):
+        lengths = random.choice([1, 2, 3, 20], num_rows, p=[0.3, 0.3, 0.3, 0.1])
+        mask = (np.arange(20) < lengths[:, None]).astype(np.int8)
+        ids = np.where(mask, np.arange(num_rows)[:, None] * 100 + np.arange(20) + 1, 0)
+        dataset = Dataset(ids.astype(np.int32), mask, mask)
+        parts = [dataset.take(slice(start, start + 10)) for start in range(0, num_rows, 10)]
+        seen = []
+        for rows, part in blocks_that_fit(parts, max_rows=8, max_tokens=40):
+            assert len(part) <= 8 and part.lengths.sum() <= 40
+            batch, places = packed(part, devices, 8, 40 // devices + 20)
+            tokens = [values.reshape(devices, -1) for values in batch]
+            for row, place in zip(rows, places, strict=True):
+                device, index = divmod(place, 8)
+                starts = np.cumsum(tokens[-1][device]) - tokens[-1][device]
+                its = slice(starts[index], starts[index] + lengths[row])
+                np.testing.assert_array_equal(tokens[0][device, its], ids[row, : lengths[row]])
+                np.testing.assert_array_equal(tokens[3][device, its], np.arange(lengths[row]))
+            assert batch.lengths.sum() == batch.attention_mask.sum() == part.lengths.sum()
+            assert (np.diff(tokens[-1], axis=1) <= 0).all(), "a device's longest row comes first"
+            seen += rows.tolist()
+        assert seen == list(range(num_rows))

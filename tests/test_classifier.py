@@ -19,17 +19,18 @@ from helpers import random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, Predictions, early_exit, replay
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import as_arrays
-from pabee_jax.data.batching import inference_buckets, latency_buckets
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers import replay as replay_module
-from pabee_jax.drivers.shapes import previous_power_of_two
+from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.shapes import sequence_lengths
 from pabee_jax.inference import classifier as classifier_module
 from pabee_jax.inference import dispatch, planning
-from pabee_jax.inference.dispatch import Job
+from pabee_jax.inference.dispatch import padded_job
 from pabee_jax.inference.inputs import checked_tokens
 from pabee_jax.inference.predictions import Prediction, predictions_of
-from pabee_jax.inference.programs import run_early_exit, run_full
+from pabee_jax.inference.programs import run_full, run_loop, run_pool
+from pabee_jax.inference.row_source import row_source
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
 
@@ -101,54 +102,77 @@ def test_predictions_are_in_input_order_for_any_batches(classifier, driver, devi
 
 
 def test_auto_uses_the_loop_for_few_rows_and_the_pool_for_many(classifier, monkeypatch):
-    chunk_sizes = []
+    programs = []
 
-    def recorded(*args, chunk_size, **kwargs):
-        chunk_sizes.append(chunk_size)
-        return run_early_exit(*args, chunk_size=chunk_size, **kwargs)
+    def record(name):
+        program = getattr(classifier_module, name)
 
-    monkeypatch.setattr(classifier_module, "run_early_exit", recorded)
+        def recorded(*arguments, **options):
+            programs.append(name)
+            return program(*arguments, **options)
+
+        monkeypatch.setattr(classifier_module, name, recorded)
+
+    record("run_loop")
+    record("run_pool")
     auto = with_driver(classifier, "auto")
     loop_rows = planning.backend(auto._mesh).loop_rows
     auto.predict(["good"] * loop_rows)
     auto.predict(["good"] * (loop_rows + 1))
-    assert chunk_sizes[0] is None and chunk_sizes[1] is not None
+    assert programs == ["run_loop", "run_pool"]
 
 
 @pytest.mark.slow
 def test_two_hundred_calls_after_warmup_compile_nothing(classifier):
     """With driver "auto", which uses both the loop and the pool."""
     runner = with_driver(classifier, "auto")
-    before = run_early_exit._cache_size()
-    runner.warmup(batch_size=4)
-    compiled = run_early_exit._cache_size()
+    before = run_loop._cache_size() + run_pool._cache_size()
+    runner.warmup()
+    compiled = run_loop._cache_size() + run_pool._cache_size()
     limit = runner.pretrained.max_length
-    assert compiled - before <= 2 * len(latency_buckets(limit)) + len(inference_buckets(limit)), (
-        "warmup compiles more than loops of 1 and 2 rows, and a pool of 4 rows"
+    assert compiled - before <= 2 * len(sequence_lengths(limit)) + 2, (
+        "warmup compiles more than loops of 1 and 2 rows, and two pools"
     )
     random = np.random.default_rng(1)
     for _ in range(200):
         runner.criterion = Patience(int(random.integers(0, 7)))
         lengths = random.integers(1, 60, random.integers(1, 20))
-        runner.predict([" ".join(["film"] * length) for length in lengths], batch_size=4)
-    assert run_early_exit._cache_size() == compiled
+        texts = [" ".join(["film"] * length) for length in lengths]
+        runner.predict(texts, batch_size=int(random.integers(1, 40)))
+    assert run_loop._cache_size() + run_pool._cache_size() == compiled
 
 
-def test_the_shapes_of_pools_are_few_for_any_batch_size():
-    shapes = {
-        planning.pool_shape(rows, previous_power_of_two(batch_size))
-        for batch_size in range(1, 4097)
-        for rows in {1, max(1, batch_size // 3), previous_power_of_two(batch_size)}
-    }
-    assert shapes == {2**power for power in range(13)}
+def test_three_hundred_calls_of_the_pool_need_two_programs(classifier):
+    """Only two of the calls run; the test compares the shapes of all of them."""
+    runner = with_driver(classifier, "pool")
+    before, random = run_pool._cache_size(), np.random.default_rng(2)
+    for _ in range(300):
+        rows = int(random.integers(1, 400))
+        length = int(random.integers(1, runner.pretrained.max_length + 1))
+        tokens = {"input_ids": np.full((rows, length), 5)}
+        runner.criterion = Patience(1)
+        job_sizes = [
+            (len(job.rows), len(job.batch["lengths"]), len(job.batch["input_ids"]))
+            for job in runner._early_exit_jobs(
+                row_source(runner.pretrained, tokens), int(random.integers(1, 10_000))
+            )
+        ]
+        assert sum(size for size, *_ in job_sizes) == rows
+        assert {tuple(shape) for _, *shape in job_sizes} <= {
+            (plan.rows, plan.tokens_per_device)
+            for plan in runner._pool_plans(runner.pretrained.max_length)
+        }
+    runner.predict({"input_ids": np.full((3, 7), 5)})
+    runner.predict({"input_ids": np.full((1200, 30), 5)}, batch_size=700)
+    assert run_pool._cache_size() - before <= 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["auto", "full"])
 def test_the_number_of_programs_is_bounded_for_any_batch_sizes(classifier, driver):
-    """At most three lengths with loops of 1 and 2 rows and pools of 1, 2, 4, 8, 16 and 32 rows."""
+    """At most four lengths, with loops of 1 and 2 rows, or with 1 to 64 rows in powers of two."""
     runner, random = with_driver(classifier, driver), np.random.default_rng(0)
-    program = run_full if driver == "full" else run_early_exit
+    program = run_full if driver == "full" else run_loop
     before, replays = program._cache_size(), replay_module._replay_one._cache_size()
     for _ in range(60):
         rows, batch_size = random.integers(1, 64, 2)
@@ -163,34 +187,35 @@ def test_the_number_of_programs_is_bounded_for_any_batch_sizes(classifier, drive
 def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch):
     """The test compares the plan with the compiler's memory analysis of the program."""
     shape = dict(num_hidden_layers=3, hidden_size=64, intermediate_size=256, num_attention_heads=4)
-    for family, rows, length in (("bert", 64, 24), ("albert", 256, 16)):
+    for family, length in (("bert", 24), ("albert", 16)):
         model = tiny_model(family, **shape)
         pretrained = Pretrained(model, None, {}, ("0", "1", "2"), length)
-        runner = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=8 * length)
-        plan = runner.pool_plan(rows)
-        assert (plan.rows, plan.chunk_size) == (rows, 8)
+        runner = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=256)
+        plan = runner.pool_plan()
         structure, parameters = split(model)
-        batch = random_batch(rows, length)
-        program = run_early_exit.lower(
+        tokens = np.zeros(plan.tokens_per_device, np.int32)
+        rows = np.zeros(plan.rows, np.int32)
+        program = run_pool.lower(
             structure,
             sharding.make_mesh(1),
             parameters,
-            batch,
+            RaggedBatch(tokens, tokens, tokens, tokens, rows),
             as_arrays(Patience(1)),
-            np.arange(rows),
-            chunk_size=8,
+            rows,
+            chunk_tokens=plan.chunk_tokens,
+            lengths=sequence_lengths(length),
         )
         analysis = program.compile().memory_analysis()
-        used_bytes = analysis.temp_size_in_bytes + sum(array.nbytes for array in batch.values())
+        used_bytes = analysis.temp_size_in_bytes + 4 * tokens.nbytes + 2 * rows.nbytes
         assert 0.7 * plan.bytes_per_device <= used_bytes <= plan.bytes_per_device
     monkeypatch.setattr(planning, "_free_bytes", lambda mesh: 2 * plan.bytes_per_device)
-    default_plan = runner.pool_plan()
-    assert default_plan.rows < planning.backend(runner._mesh).pool_rows
-    assert 0 < default_plan.bytes_per_device <= plan.bytes_per_device / 2
-    monkeypatch.setattr(planning, "_free_bytes", lambda mesh: plan.bytes_per_device - 1)
-    with pytest.raises(InputError, match="takes .* MB on each device, but only .* MB are free"):
-        runner.predict(random_batch(rows, length), batch_size=rows)
-    runner.predict(random_batch(3), batch_size=rows)  # Three rows run in a smaller pool.
+    limited = EarlyExitClassifier(pretrained, driver="pool", chunk_tokens=256)
+    assert limited.pool_plan().tokens < plan.tokens
+    assert 0 < limited.pool_plan().bytes_per_device <= plan.bytes_per_device / 2
+    batch = random_batch(700, length)  # More rows and tokens than this pool has.
+    limited.criterion = runner.criterion = Patience(1)
+    for predictions in (limited.predict(batch), limited.predict(batch, batch_size=10**9)):
+        np.testing.assert_array_equal(predictions.labels, runner.predict(batch).labels)
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -227,9 +252,10 @@ def test_batches_are_dispatched_before_the_first_result_is_fetched(classifier, m
         for row in range(7):
             part = classifier.tokenize(["good"])
             events.append("prepare")
-            yield Job(np.array([row]), part, 1, lambda batch, row: (row, row))
+            yield padded_job(np.array([row]), part, 1, mesh, lambda batch, row: (row, row))
 
-    rows_in_order = [rows.tolist() for rows, _ in dispatch.run_jobs(jobs(), sharding.make_mesh(1))]
+    mesh = sharding.make_mesh(1)
+    rows_in_order = [rows.tolist() for rows, _ in dispatch.run_jobs(jobs(), mesh)]
     assert rows_in_order == [[row] for row in range(7)]
     assert events.index("fetch") == 5, "dispatch five batches before fetching the first result"
 
@@ -293,7 +319,7 @@ def test_replay_of_all_exit_logits_equals_predict_for_every_patience(classifier)
 
 def test_warmup_compiles_every_shape_that_predict_uses(classifier):
     classifier.warmup(batch_size=4)
-    compiled = run_early_exit._cache_size()
+    compiled = run_loop._cache_size()
     random = np.random.default_rng(0)
     for patience in (0, 1, 2):
         classifier.criterion = Patience(patience)
@@ -301,20 +327,20 @@ def test_warmup_compiles_every_shape_that_predict_uses(classifier):
             texts = [" ".join(["film"] * random.integers(1, 60)) for _ in range(rows)]
             classifier.predict(texts, batch_size=4)
     classifier.criterion = Patience(1)
-    assert run_early_exit._cache_size() == compiled
+    assert run_loop._cache_size() == compiled
 
 
 def test_warmup_for_some_lengths_compiles_what_texts_of_these_lengths_need(directory):
     classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2)
-    before = run_early_exit._cache_size()
+    before = run_loop._cache_size()
     classifier.warmup(batch_size=1, lengths=[5, 6, 12])
-    compiled = run_early_exit._cache_size()
+    compiled = run_loop._cache_size()
     assert compiled - before == 2  # 8 and 16 tokens.
     classifier.predict(["film " * 3])  # 5 tokens with [CLS] and [SEP].
     classifier.predict(["film " * 10])
-    assert run_early_exit._cache_size() == compiled
+    assert run_loop._cache_size() == compiled
     classifier.predict(["film " * 18])
-    assert run_early_exit._cache_size() == compiled + 1
+    assert run_loop._cache_size() == compiled + 1
     for length in (0, 10_000):
         with pytest.raises(InputError, match="lengths has"):
             classifier.warmup(lengths=[length])
@@ -324,7 +350,7 @@ def test_warmup_for_some_lengths_compiles_what_texts_of_these_lengths_need(direc
 def test_a_single_text_pays_for_at_most_eight_more_tokens_than_it_has(words, directory):
     classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2)
     jobs = []
-    classifier._run_early_exit = lambda *arguments: jobs.append(arguments[1]["input_ids"].shape)
+    classifier._run_loop = lambda *arguments: jobs.append(arguments[1]["input_ids"].shape)
     with pytest.raises(TypeError):  # The stand-in returns no result.
         classifier.predict(["film " * words])
     ((_, length),) = jobs
@@ -462,12 +488,8 @@ def test_wrong_settings_are_input_errors(directory):
         load(str(directory), num_labels=0)
     with pytest.raises(InputError, match="batch_size must be at least 1"):
         load(str(directory), num_labels=2).predict(["a"], batch_size=0)
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
-        load(str(directory), num_labels=2, driver="pool").pool_plan(-1)
     with pytest.raises(InputError, match="batch_size must be a whole number, not '8'"):
         load(str(directory), num_labels=2).predict(["a"], batch_size="8")
-    with pytest.raises(InputError, match="sequence_length must be at least 1, not 0"):
-        load(str(directory), num_labels=2).pool_plan(sequence_length=0)
     with pytest.raises(InputError, match="chunk_tokens must be at least 1, not 0"):
         load(str(directory), num_labels=2, chunk_tokens=0)
 

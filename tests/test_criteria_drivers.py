@@ -34,9 +34,9 @@ def test_a_row_has_the_same_exit_layer_and_logits_in_every_driver(recorded, name
         expected_layers, expected_logits = map(np.asarray, replay(setting, logits))
         clear = ~within_rounding_margin(setting, logits)
         assert clear.mean() > 0.8, "too few rows are compared; choose another setting"
-        for chunk_size in (None, 8):
-            exit_layers, exit_logits = run_on(mesh, model, batch, setting, chunk_size=chunk_size)
-            case = f"{name}, {family}, chunk_size {chunk_size} (None: loop)"
+        for chunk_rows in (None, 8):
+            exit_layers, exit_logits = run_on(mesh, model, batch, setting, chunk_rows=chunk_rows)
+            case = f"{name}, {family}, chunk_rows {chunk_rows} (None: loop)"
             np.testing.assert_array_equal(exit_layers[clear], expected_layers[clear], case)
             np.testing.assert_allclose(
                 exit_logits[clear], expected_logits[clear], atol=2e-5, err_msg=case

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import helpers
 from benchmarks.exit_schedule import ExitSchedule
 from helpers import random_batch, run_on, tiny_model
 from pabee_jax import Patience, early_exit, replay
@@ -15,10 +16,8 @@ from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.layer_loop import Control
-from pabee_jax.drivers.pool import pooled_early_exit
-from pabee_jax.inference.programs import run_early_exit
-from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.parameters import split
+from pabee_jax.inference.programs import run_loop, run_pool
+from pabee_jax.models.transformer import TransformerLayer
 
 # The rounding of matrix products differs by about 2e-6 between batch sizes. A row whose decision
 # depends on a smaller difference than this margin may exit at another layer.
@@ -52,14 +51,14 @@ def decided(logits: np.ndarray, threshold: float) -> np.ndarray:
     return distance.min(axis=0) > MARGIN
 
 
-def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_sizes, threshold=0.1):
+def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_rows_values, threshold=0.1):
     logits = full(model, batch)
     is_decided = decided(logits, threshold)
     for criterion in criteria:
         expected_layers, expected_logits = replay(criterion, logits)
-        for chunk_size in (None, *chunk_sizes):
-            exit_layers, exit_logits = run_on(mesh, model, batch, criterion, chunk_size=chunk_size)
-            case = f"{criterion}, chunk_size {chunk_size} (None: loop)"
+        for chunk_rows in (None, *chunk_rows_values):
+            exit_layers, exit_logits = run_on(mesh, model, batch, criterion, chunk_rows=chunk_rows)
+            case = f"{criterion}, chunk_rows {chunk_rows} (None: loop)"
             np.testing.assert_array_equal(
                 exit_layers[is_decided], expected_layers[is_decided], case
             )
@@ -77,7 +76,7 @@ def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
         random_batch(rows, seed=labels),
         [Patience(patience, 0.1) for patience in (0, 1, 2, 4, 9)],
         sharding.make_mesh(devices),
-        chunk_sizes=[3],
+        chunk_rows_values=[3],
     )
     assert is_decided.mean() > 0.9, "too few rows are decided: choose another seed or threshold"
 
@@ -105,26 +104,26 @@ def test_every_driver_agrees_for_random_models_and_batches(seed):
             ExitSchedule(random.integers(1, layers + 3, rows).astype(np.int32)),
         ],
         sharding.make_mesh([1, 8][seed // 2 % 2]),
-        chunk_sizes=[int(random.integers(1, 60))],
+        chunk_rows_values=[int(random.integers(1, 60))],
         threshold=threshold,
     )
     assert is_decided.mean() > 0.9, "too few rows are decided: choose another seed or threshold"
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("chunk_rows", [None, 4])
 @pytest.mark.parametrize(("name", "devices"), [("albert", 1), ("bert", 8)])
 @pytest.mark.parametrize("layer", [1, 6])
-def test_all_rows_may_exit_at_the_first_layer_or_at_the_last(layer, name, devices, chunk_size):
+def test_all_rows_may_exit_at_the_first_layer_or_at_the_last(layer, name, devices, chunk_rows):
     model, batch = model_of(name, 3), random_batch(13)
     schedule = ExitSchedule(np.full(13, 1 if layer == 1 else 99, np.int32))
     mesh = sharding.make_mesh(devices)
-    exit_layers, logits = run_on(mesh, model, batch, schedule, chunk_size=chunk_size)
+    exit_layers, logits = run_on(mesh, model, batch, schedule, chunk_rows=chunk_rows)
     assert exit_layers.tolist() == [layer] * 13
     np.testing.assert_allclose(logits, full(model, batch)[layer - 1], atol=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("control", "chunk_size"),
+    ("control", "chunk_rows"),
     [
         (Control("cond"), None),
         (Control(untested_layers=2), None),
@@ -132,68 +131,76 @@ def test_all_rows_may_exit_at_the_first_layer_or_at_the_last(layer, name, device
         pytest.param(Control("cond"), 4, marks=pytest.mark.slow),
     ],
 )
-def test_control_does_not_change_the_results(control, chunk_size):
+def test_control_does_not_change_the_results(control, chunk_rows):
     model, batch, mesh = model_of("albert with groups", 3), random_batch(21), sharding.make_mesh(8)
     expected_layers, expected_logits = run_on(
-        mesh, model, batch, Patience(1), chunk_size=chunk_size
+        mesh, model, batch, Patience(1), chunk_rows=chunk_rows
     )
     exit_layers, logits = run_on(
-        mesh, model, batch, Patience(1), chunk_size=chunk_size, control=control
+        mesh, model, batch, Patience(1), chunk_rows=chunk_rows, control=control
     )
     np.testing.assert_array_equal(exit_layers, expected_layers)
     np.testing.assert_allclose(logits, expected_logits, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 8, 16])
+@pytest.mark.parametrize("chunk_rows", [1, 8])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_size):
+def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     """A row that exits at layer e starts e layers and finishes e - 1 of them.
 
-    The test counts rows in the model's methods. Per layer, the pool computes fewer additional rows
-    than its smallest chunk has.
+    The test counts the tokens in the methods of a transformer layer. A chunk is full up to the
+    longest row, and the tokens that do not fill a chunk run in chunks of a quarter.
     """
-    started, finished, rows = [], [], 50
-    start, finish = EarlyExitModel.start_layer, EarlyExitModel.finish_layer
+    tokens = {"keys_values": [], "finish": []}
 
-    def counted_start(self, parameters, hidden, mask):
-        jax.debug.callback(lambda: started.append(len(mask)))
-        return start(self, parameters, hidden, mask)
+    def count(method):
+        original = getattr(TransformerLayer, method)
 
-    def counted_finish(self, parameters, hidden, keys_values, mask):
-        if hidden.shape[1] > 1:
-            jax.debug.callback(lambda: finished.append(len(mask)))
-        return finish(self, parameters, hidden, keys_values, mask)
+        def counted(self, hidden, *operands):
+            jax.debug.callback(lambda: tokens[method].append(len(hidden)))
+            return original(self, hidden, *operands)
 
-    monkeypatch.setattr(EarlyExitModel, "start_layer", counted_start)
-    monkeypatch.setattr(EarlyExitModel, "finish_layer", counted_finish)
-    model = model_of(name, 3)
-    layers = model.config.num_hidden_layers
+        monkeypatch.setattr(TransformerLayer, method, counted)
+
+    count("keys_values")
+    count("finish")
+    model, rows, batch = model_of(name, 3), 50, random_batch(50)
+    layers, inner = model.config.num_hidden_layers, model.config.inner_group_num
     exit_layers = np.random.default_rng(0).integers(1, layers + 1, rows).astype(np.int32)
-    schedule = ExitSchedule(exit_layers)
-    pooled_early_exit(model, random_batch(rows), schedule, chunk_size=chunk_size)
+    run_on(sharding.make_mesh(1), model, batch, ExitSchedule(exit_layers), chunk_rows)
     jax.effects_barrier()
-    needed, max_extra = exit_layers.sum(), layers * (max(1, chunk_size // 8) - 1)
-    assert needed <= sum(started) <= needed + max_extra
-    assert needed - rows <= sum(finished) <= needed - rows + max_extra
+    lengths = batch["attention_mask"].sum(axis=1)
+    chunk, longest = chunk_rows * lengths.max(), lengths.max()
+    started, finished = (exit_layers * lengths).sum(), ((exit_layers - 1) * lengths).sum()
+    # With several transformer layers per layer, all but the last run as a whole when it starts.
+    needed = {"keys_values": inner * started, "finish": (inner - 1) * started + finished}
+    exits = max(1, chunk // 32)  # Rows whose first token is finished together.
+    for method, counts in tokens.items():
+        total = sum(count for count in counts if count != exits)
+        fullest = chunk / max(1, chunk - longest + 1) if chunk_rows > 1 else 3
+        assert needed[method] <= total <= fullest * needed[method] + inner * layers * chunk
 
 
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("chunk_rows", [None, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_programs_contain_no_collectives(name, chunk_size):
+def test_the_programs_contain_no_collectives(monkeypatch, name, chunk_rows):
     """A collective in the loop would make every device wait for the others at every layer."""
-    mesh, batch = (
-        sharding.make_mesh(8),
-        sharding.shard_batch(random_batch(32), sharding.make_mesh(8)),
-    )
-    structure, parameters = split(model_of(name, 3))
-    criterion, row = as_arrays(Patience(1)), sharding.shard_batch({"row": np.arange(32)}, mesh)
-    program = run_early_exit.lower(
-        structure, mesh, parameters, batch, criterion, row["row"], chunk_size=chunk_size
-    )
-    text = program.compile().as_text()
+    programs = []
+
+    def recorded(program):
+        def run(*arguments, **options):
+            programs.append(program.lower(*arguments, **options))
+            return program(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(helpers, "run_loop", recorded(run_loop))
+    monkeypatch.setattr(helpers, "run_pool", recorded(run_pool))
+    run_on(sharding.make_mesh(8), model_of(name, 3), random_batch(32), Patience(1), chunk_rows)
+    text = programs[0].compile().as_text()
     assert "while(" in text and not COLLECTIVES.findall(text)
 
 
@@ -211,19 +218,22 @@ def test_rows_of_the_test_model_exit_at_different_layers():
     assert len(set(exit_layers.tolist())) >= 3
 
 
-@pytest.mark.parametrize("driver", [early_exit, functools.partial(pooled_early_exit, chunk_size=3)])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_new_patience_does_not_retrace(name, driver):
+def test_a_new_patience_does_not_retrace(name):
     traces = []
 
     def counted(model, batch, criterion):
         traces.append(1)
-        return driver(model, batch, criterion)
+        return early_exit(model, batch, criterion)
 
     program = jax.jit(counted)
     for patience in (0, 1, np.int64(2), 3, 50):
         program(model_of(name, 3), random_batch(4), as_arrays(Patience(patience)))
     assert len(traces) == 1, f"{len(traces)} traces for five values of patience, instead of one"
+    before = run_pool._cache_size()
+    for patience in (0, 1, np.int64(2), 3, 50):
+        run_on(sharding.make_mesh(1), model_of(name, 3), random_batch(4), Patience(patience), 3)
+    assert run_pool._cache_size() == before + 1
 
 
 def test_the_loop_stops_when_every_row_has_exited():
@@ -252,12 +262,12 @@ def test_the_loop_stops_when_every_row_has_exited():
     assert calls == [1, 2, 3]
 
 
-@pytest.mark.parametrize("driver", [early_exit, functools.partial(pooled_early_exit, chunk_size=3)])
-def test_padding_rows_exit_before_the_first_layer(driver):
+def test_padding_rows_exit_before_the_first_layer():
+    """In the pool, `run_on` tests this for every batch."""
     model = model_of("albert", 3)
     batch = random_batch(4)
     padded_batch = {name: np.concatenate([array, 0 * array]) for name, array in batch.items()}
-    exit_layers, logits = driver(model, batch, as_arrays(Patience(1)))
-    padded_layers, padded_logits = driver(model, padded_batch, as_arrays(Patience(1)))
+    exit_layers, logits = early_exit(model, batch, as_arrays(Patience(1)))
+    padded_layers, padded_logits = early_exit(model, padded_batch, as_arrays(Patience(1)))
     np.testing.assert_array_equal(padded_layers, [*exit_layers, 0, 0, 0, 0])
     np.testing.assert_allclose(padded_logits[:4], logits, atol=2e-5)

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import random_batch, tiny_checkpoint, tiny_model
+from helpers import random_batch, run_on, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
 from pabee_jax.checkpoints.pretrained import load_pretrained, save_pretrained
-from pabee_jax.criteria import MaxProbability, as_arrays
+from pabee_jax.criteria import MaxProbability
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.inference.programs import run_early_exit
 from pabee_jax.models.parameters import split, stacked
 
 WORDS = ["good", "fine", "bad", "dull"]
@@ -70,15 +69,11 @@ def test_the_loop_and_the_pool_equal_replay(family):
     widest_gap = int(np.argmax(np.diff(highest)))
     threshold = float(highest[widest_gap : widest_gap + 2].mean())
     mesh = sharding.make_mesh(1)
-    structure, parameters = split(model)
-    row = np.arange(14, dtype=np.int32)
     for criterion in (Patience(0), Patience(1), MaxProbability(threshold)):
         expected_layers, expected_logits = replay(criterion, logits)
-        for chunk_size in (None, 5):
-            exit_layers, exit_logits = run_early_exit(
-                structure, mesh, parameters, batch, as_arrays(criterion), row, chunk_size=chunk_size
-            )
-            case = f"{criterion}, chunk_size {chunk_size} (None: loop)"
+        for chunk_rows in (None, 5):
+            exit_layers, exit_logits = run_on(mesh, model, batch, criterion, chunk_rows)
+            case = f"{criterion}, chunk_rows {chunk_rows} (None: loop)"
             np.testing.assert_array_equal(exit_layers, expected_layers, case)
             np.testing.assert_allclose(exit_logits, expected_logits, atol=2e-5)
         if criterion != Patience(0):

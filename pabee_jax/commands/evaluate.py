@@ -161,7 +161,7 @@ def _evaluate_one(
     if options.driver != "full":
         expected = points
         if classifier.driver == "pool":
-            print(classifier.pool_plan(options.batch_size))
+            print(classifier.pool_plan())
         points = measured.run(classifier, options.settings, task, rows, options.batch_size)
         print(operating_points.agreement(points, expected, logits))
     if options.time:

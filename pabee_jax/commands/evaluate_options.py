@@ -86,7 +86,7 @@ class EvaluateOptions:
         "full",
     )
     batch_size: int | None = option(
-        "Rows that run together; by default 32, and as many as are good for speed in a pool."
+        "Most rows that run together; by default 32, and in a pool as many as are good for speed."
     )
     time: bool = option("Also measure milliseconds per example.", False)
     output: str | None = option(

@@ -48,18 +48,6 @@ def inference_buckets(max_length: int) -> tuple[int, ...]:
     return sequence_buckets(max_length, (1 / 8, 1 / 4, 3 / 8, 5 / 8))
 
 
-def latency_buckets(max_length: int) -> tuple[int, ...]:
-    """Return the static sequence lengths of calls with few rows, in increasing order.
-
-    Such a call has no other rows to share a program with, so a text should pay for its own tokens:
-    the lengths are 8 apart up to 32, and then grow by at most 25%.
-    """
-    lengths = [8, 16, 24, 32]
-    while lengths[-1] < max_length:
-        lengths.append(8 * (lengths[-1] * 5 // 4 // 8))
-    return (*(length for length in lengths if length < max_length), max_length)
-
-
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
     """Return the smallest bucket that holds `length` tokens; `buckets` must be sorted."""
     return next(bucket for bucket in buckets if bucket >= length)

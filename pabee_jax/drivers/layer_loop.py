@@ -1,5 +1,6 @@
 """The loop over layers that drivers `loop` and `pool` share: run a layer, apply the exit rule."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.exit_rule import Exits, ExitState, Layer
 from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.transformer import Hidden, Mask
 
 # (layer from 0, hidden states, done) -> (hidden states, logits of this layer's exit). The hidden
 # states are a pytree that the driver chooses. The values of rows that are done are not used.
@@ -52,7 +52,7 @@ class LoopState(NamedTuple):
 def run_layers(
     model: EarlyExitModel,
     hidden: Any,
-    mask: Mask,
+    done: Bool[Array, " batch"],
     criterion: ExitCriterion,
     row: Int[Array, " batch"] | None,
     run_layer: RunLayer,
@@ -60,10 +60,14 @@ def run_layers(
 ) -> Exits:
     """Run layers until every row has exited; return each row's exit layer (from 1) and logits.
 
-    A row whose mask is all zeros (padding of the batch) counts as having exited before the first
-    layer, so that no other row waits for it; its exit layer is 0.
-
-    `row` is each row's index in the call, for the criterion; absent, its index in the batch.
+    Args:
+        model: the model.
+        hidden: the arrays before the first layer, as `run_layer` takes them.
+        done: rows that take no part, such as padding rows of a batch; their exit layer is 0.
+        criterion: decides which rows exit.
+        row: each row's index in the call, for the criterion; absent, its index in the batch.
+        run_layer: runs one layer.
+        control: how the test "has every row exited?" is compiled.
     """
     num_layers = model.config.num_hidden_layers
 
@@ -76,10 +80,8 @@ def run_layers(
         exits = exit_rule.apply(criterion, state.exits, logits, layer, num_layers)
         return LoopState(layer, hidden, exits)
 
-    row = jnp.arange(mask.shape[0]) if row is None else row
-    exits = exit_rule.initial_state(
-        criterion, zero_logits(model, mask), row, done=~jnp.any(mask, axis=1)
-    )
+    row = jnp.arange(len(done)) if row is None else row
+    exits = exit_rule.initial_state(criterion, zero_logits(model, done), row, done)
     state = LoopState(0, hidden, exits)
     for _ in range(min(control.untested_layers, num_layers)):
         state = step(state)
@@ -97,21 +99,22 @@ def run_layers(
     return state.exits.exit_layer, state.exits.logits
 
 
-def zero_logits(model: EarlyExitModel, mask: Mask) -> Float[Array, "batch classes"]:
-    """Return zeros, derived from the batch so that they are sharded as the batch is."""
-    return jnp.zeros_like(mask[:, :1], jnp.float32) * jnp.zeros(model.config.num_labels)
+def zero_logits(model: EarlyExitModel, per_row: Array) -> Float[Array, "batch classes"]:
+    """Return zeros, derived from an array with one value per row so that they are sharded as it."""
+    return jnp.zeros_like(per_row[:, None], jnp.float32) * jnp.zeros(model.config.num_labels)
 
 
-def apply_layer(model: EarlyExitModel, layer: Layer, hidden: Hidden, mask: Mask) -> Hidden:
-    """Run layer `layer` (from 0, traced or not).
+def on_group(
+    model: EarlyExitModel, layer: Layer, function: Callable[..., Any], *operands: Any
+) -> Any:
+    """Return `function(group, *operands)` for the parameters of `layer` (from 0, traced or not).
 
     A traced layer becomes a switch over the distinct groups: indexing stacked weights with a traced
     index would copy them at every layer.
     """
-    if isinstance(layer, int) or len(model.groups) == 1:
-        group = model.config.layer_groups[layer] if isinstance(layer, int) else 0
-        return model.layer(model.groups[group], hidden, mask)
-    branches = [
-        lambda hidden, mask, group=group: model.layer(group, hidden, mask) for group in model.groups
-    ]
-    return jax.lax.switch(jnp.array(model.config.layer_groups)[layer], branches, hidden, mask)
+    groups, layer_groups = model.groups, model.config.layer_groups
+    if isinstance(layer, int) or len(groups) == 1:
+        group = layer_groups[layer] if isinstance(layer, int) else 0
+        return function(groups[group], *operands)
+    branches = [functools.partial(function, group) for group in groups]
+    return jax.lax.switch(jnp.array(layer_groups)[layer], branches, *operands)

@@ -4,11 +4,12 @@ For a single row and for small batches: the loop also computes the rows that hav
 slowest row of the batch exits.
 """
 
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers.exit_rule import Exits
-from pabee_jax.drivers.layer_loop import CONTROL, Control, apply_layer, run_layers
+from pabee_jax.drivers.layer_loop import CONTROL, Control, on_group, run_layers
 from pabee_jax.models.encoder import Batch, EarlyExitModel
 
 
@@ -32,7 +33,8 @@ def early_exit(
     def run_layer(layer, hidden, done):
         # Freezing the rows that have exited would cost a copy, and their values are not used.
         del done
-        hidden = apply_layer(model, layer, hidden, mask)
+        hidden = on_group(model, layer, model.layer, hidden, mask)
         return hidden, model.exit_logits(layer, hidden, mask)
 
-    return run_layers(model, hidden, mask, criterion, row, run_layer, control)
+    done = ~jnp.any(mask, axis=1)
+    return run_layers(model, hidden, done, criterion, row, run_layer, control)

@@ -1,167 +1,341 @@
 """Driver `pool`: runs many rows layer by layer and computes only the rows that have not exited.
 
-After each layer, a stable partition moves the indices of the active rows (the rows that have not
-exited) to the front. The next layer runs just enough chunks for the active rows. The hidden states
-themselves are not moved: a chunk gathers its rows, runs the layer and scatters the rows back.
+The rows have different lengths and no padding (see `ragged`). The pool keeps the tokens of the
+active rows (the rows that have not exited) in flat arrays. At every layer, it copies them chunk by
+chunk out of these arrays and back, without the rows that have exited, so that the active rows stay
+in order and without gaps.
 
 With CLS pooling, a row does not need its exit layer for all tokens. The exit reads only the first
 token, for which the layer computes keys and values of all tokens (a sixth of its matrix products)
-and everything else for one token. A chunk therefore finishes the previous layer, for the rows that
-have not exited, and then starts the current layer.
+and everything else for one token. A layer therefore has two parts:
+
+1. For the tokens of the active rows, chunk by chunk: finish the previous layer, and compute the
+   keys and values of the current layer.
+2. For the first tokens of the active rows, many rows at a time: finish the current layer, and
+   compute the logits of its exit.
+
+With mean pooling, the first part is the whole layer, and the second part only the exit.
 """
 
-import functools
-import itertools
+import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers.exit_rule import Exits
-from pabee_jax.drivers.layer_loop import (
-    CONTROL,
-    Control,
-    Layer,
-    apply_layer,
-    run_layers,
-    zero_logits,
+from pabee_jax.drivers.layer_loop import CONTROL, Control, Layer, on_group, run_layers, zero_logits
+from pabee_jax.drivers.ragged import (
+    ActiveRows,
+    ChunkShape,
+    RaggedBatch,
+    active_rows,
+    from_bits,
+    over_rows,
+    slices,
+    take,
+    to_bits,
 )
-from pabee_jax.models.encoder import Batch, EarlyExitModel, attention_mask
-from pabee_jax.models.transformer import Hidden, KeysValues, Mask, Queries
+from pabee_jax.models.encoder import EarlyExitModel, full_precision
+from pabee_jax.models.transformer import TokenHeads, Tokens, attention
 
-Carry = TypeVar("Carry")
-# For the layer that was started last: its input hidden states, and their keys and values.
-Started = tuple[Hidden, KeysValues]
+# The tokens that do not fill a whole chunk run in chunks of `chunk_tokens // _REMAINDER_DIVISOR`.
+_REMAINDER_DIVISOR = 4
+# The rows whose exits are computed together: `chunk_tokens // _EXIT_DIVISOR`.
+_EXIT_DIVISOR = 32
 
-# The rows that do not fill a whole chunk run in chunks of `chunk_size // _REMAINDER_DIVISOR` rows.
-# On a CPU this reduced the loss to half-empty chunks from 14% to 3% (128 rows in chunks of 16, mean
-# exit layer 4 of 12).
-_REMAINDER_DIVISOR = 8
+
+class PoolState(NamedTuple):
+    """What the pool carries from layer to layer.
+
+    Attributes:
+        tokens: arrays (tokens, ...) of the rows that were active in the last layer: the hidden
+            states, and with CLS pooling the keys and values of the layer that was started; as
+            `to_bits` returns them.
+        starts: where the tokens of each row of the batch start in these arrays.
+    """
+
+    tokens: Any
+    starts: Int[Array, " rows"]
 
 
 def pooled_early_exit(
     model: EarlyExitModel,
-    batch: Batch,
+    batch: RaggedBatch,
     criterion: ExitCriterion,
-    row: Int[Array, " batch"] | None = None,
+    row: Int[Array, " rows"] | None = None,
     *,
-    chunk_size: int,
+    chunk_tokens: int,
+    lengths: tuple[int, ...],
     control: Control = CONTROL,
 ) -> Exits:
     """Return the same as `early_exit`, computing each row only up to its exit layer.
 
-    The cost is the sum of the rows' exit layers. Call it under `jit`.
+    The cost is the sum, over the rows, of tokens times exit layer. Call it under `jit`. A row
+    without tokens counts as having exited before the first layer; its exit layer is 0.
 
     Args:
         model: the model.
-        batch: token ids, and optionally the attention mask and the segment ids, by name.
+        batch: the rows.
         criterion: decides which rows exit.
         row: each row's index in the call, for the criterion; absent, its index in the batch.
-        chunk_size: rows that run together. The number of rows need not be a multiple of
-            `chunk_size`.
+        chunk_tokens: tokens that run together; at least the length of the longest row.
+        lengths: the sequence lengths to which attention pads the rows of a chunk, in ascending
+            order; no row is longer than the last.
         control: how the test "has every row exited?" is compiled.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
-    input_ids = batch["input_ids"]
-    mask, config = attention_mask(batch), model.config
-    # Derived from the batch, so that the hidden states are sharded as the batch is.
-    zeros = (0 * input_ids[:, :, None]).astype(model.dtype)
-    hidden = jnp.broadcast_to(zeros, (*input_ids.shape, config.hidden_size))
-    heads = (*input_ids.shape, config.num_attention_heads, -1)
-    reads_first_token = config.exit_pooling == "cls"
-    next_layer = _next_layer if reads_first_token else _whole_layer
+    pool = _Pool(model, batch, chunk_tokens, lengths, model.config.exit_pooling == "cls")
+    done = batch.lengths == 0
+    return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
-    def embed_chunk(rows, hidden):
-        embedded, _ = model.embed(jax.tree.map(lambda values: _gather(values, rows), batch))
-        return _scatter(hidden, rows, embedded)
 
-    def run_layer(layer, carried, done):
-        def run_chunk(rows, carry):
-            carried, logits = carry
-            chunk_mask = _gather(mask, rows)
-            chunk = jax.tree.map(lambda values: _gather(values, rows), carried)
-            chunk, exit_input = next_layer(model, layer, chunk, chunk_mask)
-            chunk_logits = model.exit_logits(layer, exit_input, chunk_mask)
-            carried = jax.tree.map(
-                lambda values, chunk_values: _scatter(values, rows, chunk_values), carried, chunk
+def pooled_all_exit_logits(
+    model: EarlyExitModel, batch: RaggedBatch, *, chunk_tokens: int, lengths: tuple[int, ...]
+) -> Float[Array, "exits rows classes"]:
+    """Return the logits of every exit; the arguments are those of `pooled_early_exit`."""
+    pool = _Pool(model, batch, chunk_tokens, lengths, exits_early=False)
+
+    def step(state, layer):
+        return pool.run_layer(layer, state, batch.lengths == 0)
+
+    layers = jnp.arange(model.config.num_hidden_layers)
+    return jax.lax.scan(step, pool.embedded(), layers)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """The layers of a model over a ragged batch.
+
+    Attributes:
+        exits_early: whether a layer is only started before the exit rule is applied.
+    """
+
+    model: EarlyExitModel
+    batch: RaggedBatch
+    chunk_tokens: int
+    lengths: tuple[int, ...]
+    exits_early: bool
+
+    @property
+    def chunk_shapes(self) -> list[ChunkShape]:
+        """The shape of whole chunks, and the shape of the chunks for the remaining tokens."""
+        remainder = max(self.chunk_tokens // _REMAINDER_DIVISOR, self.lengths[-1])
+        sizes = sorted({self.chunk_tokens, min(remainder, self.chunk_tokens)}, reverse=True)
+        return [ChunkShape(size, self.lengths) for size in sizes]
+
+    def embedded(self) -> PoolState:
+        """Return the state before the first layer."""
+        batch, config = self.batch, self.model.config
+        num_tokens, chunk = jnp.sum(batch.lengths), self.chunk_tokens
+        size = len(batch.input_ids) + chunk  # A chunk's window may extend beyond the last token.
+
+        def zeros(*shape: int) -> Array:
+            # Derived from the batch, so that the arrays are sharded as the batch is.
+            zero = to_bits((0 * num_tokens).astype(self.model.dtype))
+            return jnp.broadcast_to(zero, (size, *shape))
+
+        def embed_chunk(index, hidden):
+            names = (batch.input_ids, batch.token_type_ids, batch.positions)
+            ids, segments, positions = (slices(values, index * chunk, chunk) for values in names)
+            embedded = self.model.embeddings(ids, segments, positions)
+            return jax.lax.dynamic_update_slice_in_dim(hidden, to_bits(embedded), index * chunk, 0)
+
+        with full_precision(self.model.dtype):
+            chunks = (num_tokens + chunk - 1) // chunk
+            hidden = jax.lax.fori_loop(0, chunks, embed_chunk, zeros(config.hidden_size))
+        heads = config.num_attention_heads
+        features = config.hidden_size // heads
+        keys_values = (zeros(heads, features), zeros(heads, features))
+        tokens = (hidden, keys_values) if self.exits_early else hidden
+        return PoolState(tokens, jnp.cumsum(batch.lengths) - batch.lengths)
+
+    def run_layer(
+        self, layer: Layer, state: PoolState, done: Bool[Array, " rows"]
+    ) -> tuple[PoolState, Float[Array, "rows classes"]]:
+        """Run `layer` for the rows that are not done; return the logits of its exit."""
+        rows = active_rows(self.batch.lengths, state.starts, done)
+        with full_precision(self.model.dtype):
+            tokens = self._run_tokens(layer, state.tokens, rows)
+            logits = self._run_exits(layer, tokens, rows)
+        state = PoolState(tokens, rows.in_batch_order(rows.offsets))
+        return state, rows.in_batch_order(logits)
+
+    def _take(self, stored: Array, index: Array) -> Array:
+        """Return values of one of the arrays of `PoolState.tokens`."""
+        return from_bits(take(stored, index), self.model.dtype)
+
+    def _run_tokens(self, layer: Layer, tokens: Any, rows: ActiveRows) -> Any:
+        """Run the first part of a layer, chunk by chunk; return the tokens of the active rows."""
+        shapes = self.chunk_shapes
+        first = jnp.zeros_like(rows.num_rows)
+        for shape in shapes:
+            # Fewer tokens than this are cheaper in the chunks of the next shape.
+            rest = shape.tokens - shapes[-1].tokens
+
+            def some_remain(carry, rest=rest):
+                first, _ = carry
+                start = jnp.where(first < rows.num_rows, take(rows.offsets, first), rows.num_tokens)
+                return rows.num_tokens - start > rest
+
+            def run_chunk(carry, shape=shape):
+                first, tokens = carry
+                chunk = shape.chunk_from(rows, first)
+                of_rows = [
+                    slices(starts, first, shape.rows)
+                    for starts in (rows.sources, rows.batch_offsets)
+                ]
+                source, batch_index = map(chunk.tokens_from, of_rows)
+                mask = take(self.batch.attention_mask, batch_index) != 0
+
+                def attend(query, keys, values):
+                    return shape.attend(chunk, mask, query, keys, values)
+
+                computed = self._run_chunk(
+                    layer, jax.tree.map(lambda values: self._take(values, source), tokens), attend
+                )
+                start, is_in_chunk = rows.offsets[first], jnp.arange(shape.tokens)
+                is_in_chunk = is_in_chunk < chunk.num_tokens
+                tokens = jax.tree.map(
+                    lambda values, updates: _write(values, to_bits(updates), start, is_in_chunk),
+                    tokens,
+                    computed,
+                )
+                return first + chunk.num_rows, tokens
+
+            first, tokens = jax.lax.while_loop(some_remain, run_chunk, (first, tokens))
+        return tokens
+
+    def _run_chunk(
+        self, layer: Layer, tokens: Any, attend: Callable[[Array, Array, Array], Array]
+    ) -> Any:
+        """Run the first part of a layer for the tokens of one chunk."""
+        num_inner = self.model.config.inner_group_num
+        if not self.exits_early:
+            for inner in range(num_inner):
+                tokens = self._inner_layer(layer, inner, tokens, attend)
+            return tokens
+
+        def finish_previous_layer(hidden, keys_values):
+            query = on_group(
+                self.model, layer - 1, lambda group, hidden: group.inner[-1].query(hidden), hidden
             )
-            return carried, _scatter(logits, rows, chunk_logits)
+            return self._finish(layer - 1, hidden, attend(query, *keys_values))
 
-        return _in_chunks(~done, chunk_size, run_chunk, (carried, zero_logits(model, mask)))
+        hidden, keys_values = tokens
+        hidden = jax.lax.cond(
+            layer > 0,
+            finish_previous_layer,
+            lambda hidden, keys_values: hidden,
+            hidden,
+            keys_values,
+        )
+        for inner in range(num_inner - 1):
+            hidden = self._inner_layer(layer, inner, hidden, attend)
+        keys_values = on_group(
+            self.model, layer, lambda group, hidden: group.inner[-1].keys_values(hidden), hidden
+        )
+        return hidden, keys_values
 
-    keys_values = (hidden.reshape(heads), hidden.reshape(heads))
-    hidden = _in_chunks(jnp.any(mask, axis=1), chunk_size, embed_chunk, hidden)
-    carried = (hidden, keys_values) if reads_first_token else hidden
-    return run_layers(model, carried, mask, criterion, row, run_layer, control)
+    def _inner_layer(self, layer: Layer, inner: int, hidden: Tokens, attend) -> Tokens:
+        """Run one of the transformer layers of `layer`; BERT has one."""
+
+        def project(group, hidden):
+            return group.inner[inner].query(hidden), *group.inner[inner].keys_values(hidden)
+
+        context = attend(*on_group(self.model, layer, project, hidden))
+        return self._finish(layer, hidden, context, inner)
+
+    def _finish(self, layer: Layer, hidden: Tokens, context: TokenHeads, inner: int = -1):
+        return on_group(
+            self.model,
+            layer,
+            lambda group, hidden, context: group.inner[inner].finish(hidden, context),
+            hidden,
+            context,
+        )
+
+    def _run_exits(
+        self, layer: Layer, tokens: Any, rows: ActiveRows
+    ) -> Float[Array, "rows classes"]:
+        """Run the second part of a layer; return the logits in the order of `rows`."""
+        num_rows = len(self.batch.lengths)
+        size = min(max(1, self.chunk_tokens // _EXIT_DIVISOR), num_rows)
+
+        def run(index, logits):
+            first = index * size
+            chunk_logits = self._exit_logits(
+                layer,
+                tokens,
+                *(
+                    slices(values, first, size)
+                    for values in (rows.lengths, rows.offsets, rows.batch_offsets)
+                ),
+            )
+            return jax.lax.dynamic_update_slice_in_dim(logits, chunk_logits, first, 0)
+
+        # The last chunk may have rows beyond the last row.
+        logits = zero_logits(self.model, jnp.pad(self.batch.lengths, (0, size)))
+        num_chunks = (rows.num_rows + size - 1) // size
+        return jax.lax.fori_loop(0, num_chunks, run, logits)[:num_rows]
+
+    def _exit_logits(self, layer, tokens, lengths, offsets, batch_offsets):
+        """Return the logits of some rows.
+
+        Args:
+            layer: the layer, from 0.
+            tokens: the arrays of all active rows.
+            lengths: the tokens of each row.
+            offsets: where each row starts in `tokens`.
+            batch_offsets: where each row starts in the batch.
+        """
+        model, mask = self.model, self.batch.attention_mask
+
+        def token_mask(index, is_token):
+            return is_token & (take(mask, index - offsets[:, None] + batch_offsets[:, None]) != 0)
+
+        if model.config.exit_pooling == "mean":
+            features = over_rows(
+                self.lengths,
+                lengths,
+                offsets,
+                lambda index, is_token: model.exit_features(
+                    self._take(tokens, index), token_mask(index, is_token)
+                ),
+            )
+            return model.classify(layer, features)
+        hidden, *keys_values = tokens if self.exits_early else (tokens,)
+        hidden = self._take(hidden, offsets)
+        if keys_values:
+            ((keys, values),) = keys_values
+            query = on_group(
+                model, layer, lambda group, hidden: group.inner[-1].query(hidden), hidden
+            )
+            context = over_rows(
+                self.lengths,
+                lengths,
+                offsets,
+                lambda index, is_token: attention(
+                    query[:, None],
+                    self._take(keys, index),
+                    self._take(values, index),
+                    token_mask(index, is_token),
+                )[:, 0].astype(query.dtype),
+            )
+            hidden = self._finish(layer, hidden, context)
+        first_token = hidden[:, None]
+        return model.classify(
+            layer, model.exit_features(first_token, jnp.ones_like(first_token[..., 0], bool))
+        )
 
 
-def _whole_layer(
-    model: EarlyExitModel, layer: Layer, hidden: Hidden, mask: Mask
-) -> tuple[Hidden, Hidden]:
-    """Run `layer`; return its output twice: to carry to the next layer, and for the exit."""
-    hidden = apply_layer(model, layer, hidden, mask)
-    return hidden, hidden
-
-
-def _next_layer(
-    model: EarlyExitModel, layer: Layer, started: Started, mask: Mask
-) -> tuple[Started, Queries]:
-    """Finish the previous layer and start `layer`.
-
-    Returns:
-        What `finish_layer` needs of `layer`, and the output of `layer` for the first token.
-    """
-
-    def run(previous_group, group, started, mask):
-        hidden, keys_values = started
-        if previous_group is not None:
-            hidden = model.finish_layer(model.groups[previous_group], hidden, keys_values, mask)
-        hidden, keys_values = model.start_layer(model.groups[group], hidden, mask)
-        first_token = model.finish_layer(model.groups[group], hidden[:, :1], keys_values, mask)
-        return (hidden, keys_values), first_token
-
-    # As in `apply_layer`, a switch over distinct branches: (previous group or None, group).
-    group_pairs = list(itertools.pairwise((None, *model.config.layer_groups)))
-    distinct_pairs = list(dict.fromkeys(group_pairs))
-    branches = [functools.partial(run, *group_pair) for group_pair in distinct_pairs]
-    branch_of_layer = [distinct_pairs.index(group_pair) for group_pair in group_pairs]
-    if isinstance(layer, int):
-        return branches[branch_of_layer[layer]](started, mask)
-    return jax.lax.switch(jnp.array(branch_of_layer)[layer], branches, started, mask)
-
-
-def _in_chunks(
-    active: Bool[Array, " batch"],
-    chunk_size: int,
-    run_chunk: Callable[[Int[Array, " chunk"], Carry], Carry],
-    carry: Carry,
-) -> Carry:
-    """Call `run_chunk` with the indices of the active rows, `chunk_size` at a time.
-
-    The last chunk is filled with rows that are not active, and then with indices beyond the pool.
-    """
-    beyond_pool = jnp.arange(len(active), len(active) + chunk_size)
-    order = jnp.concatenate([jnp.argsort(~active, stable=True), beyond_pool])
-
-    def run(start, stop, size, carry):
-        def body(index, carry):
-            return run_chunk(jax.lax.dynamic_slice_in_dim(order, start + index * size, size), carry)
-
-        return jax.lax.fori_loop(0, (stop - start + size - 1) // size, body, carry)
-
-    num_active = jnp.sum(active)
-    rows_in_whole_chunks = num_active // chunk_size * chunk_size
-    carry = run(0, rows_in_whole_chunks, chunk_size, carry)
-    remainder_size = max(1, chunk_size // _REMAINDER_DIVISOR)
-    return run(rows_in_whole_chunks, num_active, remainder_size, carry)
-
-
-def _gather(values: Array, rows: Int[Array, " chunk"]) -> Array:
-    return values.at[rows].get(mode="clip")
-
-
-def _scatter(values: Array, rows: Int[Array, " chunk"], updates: Array) -> Array:
-    return values.at[rows].set(updates, mode="drop", unique_indices=True)
+def _write(
+    values: Array, updates: Array, start: Int[Array, ""], is_in_chunk: Bool[Array, " tokens"]
+) -> Array:
+    """Write the tokens of a chunk to `start` and after it."""
+    window = jax.lax.dynamic_slice_in_dim(values, start, len(updates))
+    is_in_chunk = is_in_chunk.reshape(-1, *[1] * (updates.ndim - 1))
+    window = jnp.where(is_in_chunk, updates, window)
+    return jax.lax.dynamic_update_slice_in_dim(values, window, start, 0)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,22 @@ from pabee_jax.data.batching import (
     batches_by_bucket,
     bucket_of,
     inference_buckets,
-    latency_buckets,
 )
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.packing import blocks_that_fit
 from pabee_jax.data.tokenization import Tokenizer
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.exit_rule import Exits
+from pabee_jax.drivers.ragged import RaggedBatch
 from pabee_jax.drivers.replay import replay
-from pabee_jax.drivers.shapes import next_power_of_two, previous_power_of_two
+from pabee_jax.drivers.shapes import next_power_of_two, previous_power_of_two, sequence_lengths
 from pabee_jax.errors import InputError, shown
 from pabee_jax.inference import compilation_cache as persistent_cache
 from pabee_jax.inference import planning
-from pabee_jax.inference.dispatch import Job, run_jobs
+from pabee_jax.inference.dispatch import Job, padded_job, ragged_job, run_jobs
 from pabee_jax.inference.inputs import Text, Tokens
 from pabee_jax.inference.predictions import Predictions, predictions_of
-from pabee_jax.inference.programs import run_early_exit, run_full
+from pabee_jax.inference.programs import run_full, run_loop, run_pool
 from pabee_jax.inference.row_source import RowSource, row_source, tokenize
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
@@ -71,6 +72,7 @@ class EarlyExitClassifier:
         self.criterion = criterion or pretrained.criterion or Patience(0)
         self._mesh = mesh or sharding.first_device()
         self._chunk_tokens = chunk_tokens
+        self._plans: dict[int, tuple[planning.PoolPlan, planning.PoolPlan]] = {}
         self._structure, parameters = split(in_compute_dtype(pretrained.model))
         self._parameters = sharding.replicate(parameters, self._mesh)
         if pretrained.model.dtype != np.float32:
@@ -106,8 +108,8 @@ class EarlyExitClassifier:
             num_labels: required for a checkpoint without internal classifiers. These are then
                 initialized randomly.
             seed: seed of the random initialization.
-            chunk_tokens: tokens (rows times sequence length) that run together in the `pool`
-                driver; absent, a default for the kind of device.
+            chunk_tokens: tokens that run together in the `pool` driver; absent, a default for the
+                kind of device.
             compilation_cache: a directory in which compiled programs are stored for later
                 processes. It applies to the whole process, from this call on.
 
@@ -182,13 +184,12 @@ class EarlyExitClassifier:
         Args:
             inputs: a list of texts and (text, text) pairs; or a dict of `input_ids` and optionally
                 `attention_mask` and `token_type_ids`, each (N, S) int; or a `Dataset`.
-            batch_size: the largest number of rows that run together, rounded down to a power of
-                two; absent, `pool_rows` for the drivers "pool" and "auto", and 32 for "loop" and
-                "full".
+            batch_size: the largest number of rows that run together, for "loop" and "full" rounded
+                down to a power of two; absent, as many as `pool_plan` says for the drivers "pool"
+                and "auto", and 32 for "loop" and "full".
 
         Raises:
-            InputError: `inputs` is empty, the model does not have a token id, or a pool of
-                `batch_size` rows exceeds the free memory.
+            InputError: `inputs` is empty, or the model does not have a token id.
         """
         planning.check_size("batch_size", batch_size)
         if self.driver == "full":
@@ -226,7 +227,7 @@ class EarlyExitClassifier:
             return run_full(self._structure, self._parameters, batch)
 
         batches = batches_by_bucket(source.blocks, size, inference_buckets(source.limit))
-        jobs = (Job(rows, part, padded_rows, run) for rows, part in batches)
+        jobs = (padded_job(rows, part, padded_rows, self._mesh, run) for rows, part in batches)
         for rows, batch_logits in run_jobs(jobs, self._mesh):
             exit_logits[rows] = batch_logits
         return exit_logits.swapaxes(0, 1)
@@ -239,32 +240,13 @@ class EarlyExitClassifier:
         """
         return tokenize(self.pretrained, inputs)
 
-    @functools.cached_property
-    def pool_rows(self) -> int:
-        """Rows of a pool, over all devices, when `predict` gets no batch size.
+    def pool_plan(self) -> planning.PoolPlan:
+        """Return the sizes of the pool in which many rows run, and its memory. Allocates nothing.
 
-        Computed once, from the memory that is free at the first access, because another size would
-        compile another program.
+        The sizes are computed once, from the memory that is free at that time, because other sizes
+        would compile another program.
         """
-        return self._pool_plan(None, self.pretrained.max_length).rows
-
-    def pool_plan(
-        self, batch_size: int | None = None, sequence_length: int | None = None
-    ) -> planning.PoolPlan:
-        """Return the sizes of the pool for a batch size, and its memory. Allocates nothing.
-
-        Args:
-            batch_size: as in `predict`; absent, `pool_rows`: the device's default number of rows,
-                or fewer where the pool would exceed a quarter of the free memory.
-            sequence_length: tokens per row; absent, the checkpoint's maximum.
-
-        Raises:
-            InputError: a size is below 1.
-        """
-        planning.check_size("batch_size", batch_size)
-        rows = self.pool_rows if batch_size is None else previous_power_of_two(batch_size)
-        length = self.pretrained.max_length if sequence_length is None else sequence_length
-        return self._pool_plan(rows, length)
+        return self._pool_plans(self.pretrained.max_length)[-1]
 
     def warmup(self, batch_size: int | None = None, lengths: Sequence[int] | None = None) -> None:
         """Compile every program that `predict` uses for texts with this batch size.
@@ -284,32 +266,44 @@ class EarlyExitClassifier:
                 truncated.
         """
         planning.check_size("batch_size", batch_size)
-        size = self._batch_size(batch_size)
-        row_counts = {min(next_power_of_two(rows), size) for rows in range(1, size + 1)}
-        if self._may_pool:
-            loop_rows = 0 if self.driver == "pool" else self._loop_rows
-            row_counts = {rows for rows in row_counts if rows <= loop_rows}
-            row_counts |= {min(loop_rows, size)} - {0}
-            row_counts |= {
-                max(rows, min(loop_rows + 1, size)) for rows in planning.pool_shapes(size)
-            }
         limit = self.pretrained.max_length
         if lengths is not None:
             planning.check_lengths(lengths, limit)
+        size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
+        if self.driver == "auto":
+            size = previous_power_of_two(min(batch_size or self._loop_rows, self._loop_rows))
+        sizes = [] if self.driver == "pool" else [2**n for n in range(size.bit_length())]
         shapes = []
-        for rows in sorted(row_counts):
+        for rows in sizes:
             buckets = self._lengths(rows, limit)
             needed = buckets if lengths is None else {bucket_of(n, buckets) for n in lengths}
             shapes += [(rows, length) for length in sorted(needed)]
-        for shape in tqdm(shapes, "compiling", unit="program", disable=None):
-            # Rows without tokens count as having exited, so that no layer runs for them.
-            zeros = np.zeros(shape, np.int32)
-            tokens = Dataset(zeros, zeros, zeros)
-            if self.driver == "full":
-                self.predict(tokens, batch_size)
-            else:
-                job = self._job(np.arange(len(tokens)), tokens, size, as_arrays(self.criterion))
-                collections.deque(run_jobs([job], self._mesh), maxlen=0)
+        criterion = as_arrays(self.criterion)
+        # Rows without tokens count as having exited, so that no layer runs for them.
+        programs = [
+            functools.partial(self._warm_up, Dataset(*[np.zeros(shape, np.int32)] * 3), criterion)
+            for shape in shapes
+        ]
+        if self.driver == "pool" or (self.driver == "auto" and batch_size != size):
+            no_rows = Dataset(*[np.zeros((0, 1), np.int32)] * 3)
+            programs += [
+                functools.partial(
+                    self._run, [self._pool_job(np.arange(0), no_rows, plan, criterion)]
+                )
+                for plan in self._pool_plans(limit)
+            ]
+        for compile_program in tqdm(programs, "compiling", unit="program", disable=None):
+            compile_program()
+
+    def _warm_up(self, tokens: Dataset, criterion: ExitCriterion) -> None:
+        """Run the driver `loop` or `full` on padding rows."""
+        if self.driver == "full":
+            self.predict(tokens, len(tokens))
+        else:
+            self._run([self._loop_job(np.arange(len(tokens)), tokens, criterion)])
+
+    def _run(self, jobs: Iterable[Job]) -> None:
+        collections.deque(run_jobs(jobs, self._mesh), maxlen=0)
 
     def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
         """Save the checkpoint together with the current criterion.
@@ -325,35 +319,17 @@ class EarlyExitClassifier:
         pretrained = dataclasses.replace(self.pretrained, criterion=self.criterion)
         save_pretrained(pretrained, directory, for_pytorch=for_pytorch)
 
-    def _pool_plan(self, rows: int | None, sequence_length: int) -> planning.PoolPlan:
-        return planning.pool_plan(
-            self.pretrained.model.config,
-            self._mesh,
-            sequence_length,
-            bytes_per_value=self.pretrained.model.dtype.itemsize,
-            rows=rows,
-            chunk_tokens=self._chunk_tokens,
-        )
-
-    @property
-    def _may_pool(self) -> bool:
-        """Whether the driver runs some batches in a pool."""
-        return self.driver in ("auto", "pool")
-
-    def _batch_size(self, batch_size: int | None) -> int:
-        """Return the rows that run together: `batch_size`, or the default of the driver.
-
-        `batch_size` is a limit. It is rounded down to a power of two, so that the number of
-        programs that a process compiles is bounded for any sequence of calls: after about 90
-        programs of 12 layers, a process has as many memory maps as Linux allows.
-        """
-        if batch_size is not None:
-            return previous_power_of_two(batch_size)
-        return self.pool_rows if self._may_pool else planning.DEFAULT_BATCH_SIZE
-
-    def _uses_pool(self, rows: int) -> bool:
-        """Return whether a batch of `rows` rows runs in a pool."""
-        return self.driver == "pool" or (self.driver == "auto" and rows > self._loop_rows)
+    def _pool_plans(self, longest: int) -> tuple[planning.PoolPlan, planning.PoolPlan]:
+        """Return the small and the large pool for rows of up to `longest` tokens."""
+        if longest not in self._plans:
+            self._plans[longest] = planning.pool_plans(
+                self.config,
+                self._mesh,
+                longest,
+                bytes_per_value=self.pretrained.model.dtype.itemsize,
+                chunk_tokens=self._chunk_tokens,
+            )
+        return self._plans[longest]
 
     @property
     def _loop_rows(self) -> int:
@@ -361,40 +337,59 @@ class EarlyExitClassifier:
         return planning.backend(self._mesh).loop_rows * self._mesh.shape[sharding.DATA]
 
     def _lengths(self, rows: int, limit: int) -> tuple[int, ...]:
-        """Return the sequence lengths at which a batch of `rows` rows may run."""
-        if self.driver in ("auto", "loop") and rows <= self._loop_rows:
-            return latency_buckets(limit)
+        """Return the sequence lengths at which a batch of `rows` rows may run in the loop."""
+        if self.driver != "full" and rows <= self._loop_rows:
+            return sequence_lengths(limit)
         return inference_buckets(limit)
 
     def _early_exit_jobs(self, source: RowSource, batch_size: int | None) -> Iterator[Job]:
-        """Yield a job of driver `loop` or `pool` for every batch."""
-        size, buckets = self._batch_size(batch_size), inference_buckets(source.limit)
-        if batch_size and self._uses_pool(min(size, source.num_rows)):
-            padded_rows = planning.pool_shape(min(size, source.num_rows), size)
-            length = bucket_of(source.longest, buckets)
-            planning.check_fits(self._pool_plan(padded_rows, length), self._mesh)
+        """Yield the jobs of driver `loop`, `pool` or `auto`."""
         criterion = as_arrays(self.criterion)
-        for rows, part in batches_by_bucket(source.blocks, size, buckets):
-            longest = int(part.lengths.max())
-            length = bucket_of(longest, self._lengths(len(rows), source.limit))
-            yield self._job(rows, part.resized(length), size, criterion)
+        if self.driver == "loop":
+            size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
+            yield from self._loop_jobs(source.blocks, size, source.limit, criterion)
+            return
+        small, large = self._pool_plans(source.limit)
+        max_rows = min(batch_size or large.rows, large.rows)
+        for rows, part in blocks_that_fit(source.blocks, max_rows, large.tokens):
+            if self.driver == "auto" and len(rows) <= self._loop_rows:
+                for job in self._loop_jobs([part], self._loop_rows, source.limit, criterion):
+                    yield job._replace(rows=rows[job.rows], row_of_place=rows[job.row_of_place])
+                continue
+            fits = len(rows) <= small.rows and part.lengths.sum() <= small.tokens
+            yield self._pool_job(rows, part, small if fits else large, criterion)
 
-    def _job(self, rows: np.ndarray, part: Dataset, size: int, criterion: ExitCriterion) -> Job:
-        """Return the job that runs the rows `part`, padded to one of the row counts for `size`."""
-        run = functools.partial(self._run_early_exit, criterion)
-        if not self._uses_pool(len(rows)):
-            return Job(rows, part, next_power_of_two(len(rows)), run)
-        padded_rows = planning.pool_shape(len(rows), size)
-        pool = self._pool_plan(padded_rows, part.input_ids.shape[1])
-        return Job(rows, part, pool.rows, functools.partial(run, chunk_size=pool.chunk_size))
+    def _loop_jobs(
+        self, blocks: Iterable[Dataset], size: int, limit: int, criterion: ExitCriterion
+    ) -> Iterator[Job]:
+        for rows, part in batches_by_bucket(blocks, size, inference_buckets(limit)):
+            length = bucket_of(int(part.lengths.max()), self._lengths(len(rows), limit))
+            yield self._loop_job(rows, part.resized(length), criterion)
 
-    def _run_early_exit(self, criterion, batch, row, chunk_size: int | None = None) -> Exits:
-        return run_early_exit(
+    def _loop_job(self, rows: np.ndarray, part: Dataset, criterion: ExitCriterion) -> Job:
+        # The number of rows is a power of two, so that the number of programs that a process
+        # compiles is bounded: after about 90 programs of 12 layers, a process has as many memory
+        # maps as Linux allows.
+        run = functools.partial(self._run_loop, criterion)
+        return padded_job(rows, part, next_power_of_two(len(rows)), self._mesh, run)
+
+    def _run_loop(self, criterion, batch, row) -> Exits:
+        return run_loop(self._structure, self._mesh, self._parameters, batch, criterion, row)
+
+    def _pool_job(
+        self, rows: np.ndarray, part: Dataset, plan: planning.PoolPlan, criterion: ExitCriterion
+    ) -> Job:
+        run = functools.partial(self._run_pool, criterion, plan)
+        return ragged_job(rows, part, plan.rows_per_device, plan.tokens_per_device, self._mesh, run)
+
+    def _run_pool(self, criterion, plan: planning.PoolPlan, batch, row) -> Exits:
+        return run_pool(
             self._structure,
             self._mesh,
             self._parameters,
-            batch,
+            RaggedBatch(**batch),
             criterion,
             row,
-            chunk_size=chunk_size,
+            chunk_tokens=plan.chunk_tokens,
+            lengths=sequence_lengths(plan.longest),
         )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from pabee_jax.data.batching import MODEL_INPUTS, assemble
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.packing import packed
 from pabee_jax.distributed import sharding
 
 # Number of batches that are dispatched ahead of the batch whose result is fetched: enough that the
@@ -22,15 +23,48 @@ class Job(NamedTuple):
 
     Attributes:
         rows: (n,) index of each row in the call.
-        part: the tokens of these rows, at the sequence length of the compiled shape.
-        batch_size: number of rows of the compiled shape, at least n.
+        batch: the arrays of the compiled shape by name; the devices split their first axis.
+        row_of_place: the index in the call of each row of the compiled shape; 0 for padding rows.
+        places: (n,) the place of each row in `row_of_place` and in the results.
         run: (batch on the devices, row indices on the devices) -> arrays with the row axis first.
     """
 
     rows: np.ndarray
-    part: Dataset
-    batch_size: int
+    batch: dict[str, np.ndarray]
+    row_of_place: np.ndarray
+    places: np.ndarray
     run: Callable[[dict[str, jax.Array], jax.Array], Any]
+
+
+def padded_job(rows: np.ndarray, part: Dataset, batch_size: int, mesh: Mesh, run) -> Job:
+    """Return a job whose rows have one length and are padded to `batch_size` rows.
+
+    Rows are assigned to the devices round-robin, so that a batch with padding rows gives every
+    device the same share of rows.
+    """
+    devices = mesh.shape[sharding.DATA]
+    size = -(-batch_size // devices) * devices
+    round_robin = np.arange(size).reshape(-1, devices).T.ravel()
+    values = assemble(part, np.arange(len(rows)), size, part.input_ids.shape[1])
+    batch = {name: values[name][round_robin] for name in MODEL_INPUTS}
+    places = np.argsort(round_robin)[: len(rows)]
+    return Job(rows, batch, _row_of_place(rows, places, size), places, run)
+
+
+def ragged_job(
+    rows: np.ndarray, part: Dataset, max_rows: int, max_tokens: int, mesh: Mesh, run
+) -> Job:
+    """Return a job whose rows have no padding; every device has `max_rows` and `max_tokens`."""
+    devices = mesh.shape[sharding.DATA]
+    batch, places = packed(part, devices, max_rows, max_tokens)
+    row_of_place = _row_of_place(rows, places, devices * max_rows)
+    return Job(rows, batch._asdict(), row_of_place, places, run)
+
+
+def _row_of_place(rows: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+    row_of_place = np.zeros(size, np.int32)
+    row_of_place[places] = rows
+    return row_of_place
 
 
 def run_jobs(jobs: Iterable[Job], mesh: Mesh) -> Iterator[tuple[np.ndarray, Any]]:
@@ -41,35 +75,14 @@ def run_jobs(jobs: Iterable[Job], mesh: Mesh) -> Iterator[tuple[np.ndarray, Any]
     """
     running = collections.deque()
     for job in jobs:
-        batch, row, positions = _put_batch(job, mesh)
-        running.append((job.rows, positions, job.run(batch, row)))
+        batch = sharding.shard_batch(job.batch | {"row": job.row_of_place}, mesh)
+        row = batch.pop("row")
+        running.append((job.rows, job.places, job.run(batch, row)))
         if len(running) > _BATCHES_AHEAD:
             yield _fetch(*running.popleft())
     for dispatched in running:
         yield _fetch(*dispatched)
 
 
-def _put_batch(job: Job, mesh: Mesh):
-    """Pad the rows of `job` to its batch size and shard them over the devices.
-
-    Rows are assigned to the devices round-robin, so that a batch with padding rows gives every
-    device the same share of rows.
-
-    Returns:
-        The batch, the index in the call of each row of the batch, and the position in the batch of
-        each row of the job.
-    """
-    devices = mesh.shape[sharding.DATA]
-    size = -(-job.batch_size // devices) * devices
-    round_robin = np.arange(size).reshape(-1, devices).T.ravel()
-    num_rows = len(job.rows)
-    values = assemble(job.part, np.arange(num_rows), size, job.part.input_ids.shape[1])
-    batch = {name: values[name] for name in MODEL_INPUTS}
-    batch["row"] = np.pad(job.rows.astype(np.int32), (0, size - num_rows))
-    batch = {name: array[round_robin] for name, array in batch.items()}
-    batch = sharding.shard_batch(batch, mesh)
-    return batch, batch.pop("row"), np.argsort(round_robin)[:num_rows]
-
-
-def _fetch(rows: np.ndarray, positions: np.ndarray, result: Any) -> tuple[np.ndarray, Any]:
-    return rows, jax.tree.map(lambda leaf: leaf[positions], jax.device_get(result))
+def _fetch(rows: np.ndarray, places: np.ndarray, result: Any) -> tuple[np.ndarray, Any]:
+    return rows, jax.tree.map(lambda leaf: leaf[places], jax.device_get(result))

@@ -21,26 +21,27 @@ class Backend:
     """The defaults of one kind of device; docs/performance.md has the measurements.
 
     Attributes:
-        chunk_tokens: tokens (rows times sequence length) of a chunk of the pool.
-        pool_rows: rows of a pool per device, if the memory suffices.
+        chunk_tokens: tokens of a chunk of the pool.
+        pool_tokens: tokens of a pool per device, if the memory suffices.
         loop_rows: largest number of rows per device for which driver `auto` uses `loop`; above it,
             `auto` uses `pool`.
     """
 
     chunk_tokens: int
-    pool_rows: int
+    pool_tokens: int
     loop_rows: int
 
 
-_CPU = Backend(chunk_tokens=1024, pool_rows=256, loop_rows=2)
+_CPU = Backend(chunk_tokens=1024, pool_tokens=16_384, loop_rows=2)
 # Not measured. A GPU needs larger matrix products to be fully used, and every dynamic loop costs a
 # synchronization with the host.
-ACCELERATOR = Backend(chunk_tokens=16_384, pool_rows=4096, loop_rows=8)
-# A batch of at most `batch_size // _SMALL_POOL_DIVISOR` rows runs in a pool of that many rows:
-# clearing the memory of a whole pool for a few rows took longer than running these rows (89 ms for
-# 512 rows of 64 tokens, BERT-base, CPU).
+ACCELERATOR = Backend(chunk_tokens=16_384, pool_tokens=524_288, loop_rows=8)
+# Few rows run in a second, smaller pool: clearing the memory of a whole pool takes longer than
+# running a few rows (89 ms for 512 rows of 64 tokens, BERT-base, CPU).
 _SMALL_POOL_DIVISOR = 8
-# Without a given number of rows, a pool takes at most this share of the free memory.
+# A pool has one row per this many of its tokens: the texts of SST-2 have 25 tokens on average.
+_TOKENS_PER_ROW = 16
+# A pool takes at most this share of the free memory.
 _MEMORY_SHARE = 0.25
 
 
@@ -49,21 +50,40 @@ class PoolPlan:
     """The sizes of a pool and the memory that it takes.
 
     Attributes:
-        rows: rows of the pool, over all devices.
-        chunk_size: rows that run together on a device.
-        sequence_length: tokens per row.
+        devices: the number of devices that share the rows.
+        rows_per_device: the most rows on a device.
+        tokens_per_device: the most tokens on a device.
+        chunk_tokens: tokens that run together on a device.
+        longest: the most tokens of a row.
         bytes_per_device: memory of the pool on each device, without the weights.
     """
 
-    rows: int
-    chunk_size: int
-    sequence_length: int
+    devices: int
+    rows_per_device: int
+    tokens_per_device: int
+    chunk_tokens: int
+    longest: int
     bytes_per_device: int
+
+    @property
+    def rows(self) -> int:
+        """The most rows, over all devices."""
+        return self.devices * self.rows_per_device
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that fit in any case, over all devices.
+
+        Several devices do not get equally many tokens (see `packed`).
+        """
+        if self.devices == 1:
+            return self.tokens_per_device
+        return self.devices * (self.tokens_per_device - self.longest)
 
     def __str__(self):
         return (
-            f"a pool of {self.rows} rows of {self.sequence_length} tokens in chunks of "
-            f"{self.chunk_size} takes {self.bytes_per_device / 1e6:.1f} MB on each device"
+            f"a pool of up to {self.rows} rows with {self.tokens} tokens in chunks of "
+            f"{self.chunk_tokens} takes {self.bytes_per_device / 1e6:.1f} MB on each device"
         )
 
 
@@ -97,85 +117,65 @@ def backend(mesh: Mesh) -> Backend:
     return _CPU if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR
 
 
-def pool_shapes(batch_size: int) -> tuple[int, ...]:
-    """Return the row counts of the pools that are compiled for batches of up to `batch_size`."""
-    return tuple(sorted({max(1, batch_size // _SMALL_POOL_DIVISOR), batch_size}))
-
-
-def pool_shape(rows: int, batch_size: int) -> int:
-    """Return the smallest of `pool_shapes` that has at least `rows` rows."""
-    return next(shape for shape in pool_shapes(batch_size) if shape >= rows)
-
-
-def pool_plan(
+def pool_plans(
     config: ModelConfig,
     mesh: Mesh,
-    sequence_length: int,
+    longest: int,
     *,
     bytes_per_value: int = 4,
-    rows: int | None = None,
     chunk_tokens: int | None = None,
-) -> PoolPlan:
-    """Return the sizes of a pool.
+) -> tuple[PoolPlan, PoolPlan]:
+    """Return the sizes of the small pool, for few rows, and of the large pool.
+
+    The large pool has the device's default number of tokens, halved until the pool takes at most a
+    quarter of the free memory.
 
     Args:
         config: the model's configuration.
         mesh: devices over which the rows are sharded.
-        sequence_length: tokens per row.
+        longest: the most tokens of a row.
         bytes_per_value: size of the compute type; 4 for float32.
-        rows: rows of the pool over all devices, rounded up to a multiple of the devices; absent,
-            the device's default, halved until the pool takes at most a quarter of the free memory.
-        chunk_tokens: tokens of a chunk; absent, the device's default.
+        chunk_tokens: tokens of a chunk; absent, the device's default. A chunk is never shorter than
+            a row.
 
     Raises:
-        InputError: a size is below 1.
+        InputError: `chunk_tokens` is below 1.
     """
-    check_size("batch_size", rows)
     check_size("chunk_tokens", chunk_tokens)
-    check_size("sequence_length", sequence_length)
     defaults, devices = backend(mesh), mesh.shape[DATA]
-    max_chunk_size = max(1, (chunk_tokens or defaults.chunk_tokens) // sequence_length)
+    chunk = max(chunk_tokens or defaults.chunk_tokens, longest)
+    fewest_tokens = 2 * longest
 
-    def plan(rows_per_device: int) -> PoolPlan:
-        chunk_size = min(max_chunk_size, rows_per_device)
-        pool_bytes = _pool_bytes(
-            config, rows_per_device, chunk_size, sequence_length, bytes_per_value
-        )
-        return PoolPlan(rows_per_device * devices, chunk_size, sequence_length, pool_bytes)
+    def plan(tokens: int) -> PoolPlan:
+        tokens = max(tokens, fewest_tokens)
+        rows = max(1, tokens // _TOKENS_PER_ROW)
+        pool_bytes = _pool_bytes(config, rows, tokens, chunk, longest, bytes_per_value)
+        return PoolPlan(devices, rows, tokens, chunk, longest, pool_bytes)
 
-    if rows is not None:
-        return plan(-(-rows // devices))
-    pool, free_bytes = plan(defaults.pool_rows), _free_bytes(mesh)
+    large, free_bytes = plan(defaults.pool_tokens), _free_bytes(mesh)
     allowed_bytes = math.inf if free_bytes is None else _MEMORY_SHARE * free_bytes
-    while pool.rows > devices and pool.bytes_per_device > allowed_bytes:
-        pool = plan(pool.rows // devices // 2)
-    return pool
+    while large.tokens_per_device > fewest_tokens and large.bytes_per_device > allowed_bytes:
+        large = plan(large.tokens_per_device // 2)
+    return plan(large.tokens_per_device // _SMALL_POOL_DIVISOR), large
 
 
-def check_fits(pool: PoolPlan, mesh: Mesh) -> None:
-    """Raise InputError for a pool that exceeds the free memory."""
-    free_bytes = _free_bytes(mesh)
-    if free_bytes is not None and pool.bytes_per_device > free_bytes:
-        raise InputError(
-            f"{pool}, but only {free_bytes / 1e6:.1f} MB are free: give a smaller batch_size"
-        )
+def _pool_bytes(
+    config: ModelConfig, rows: int, tokens: int, chunk: int, longest: int, size: int
+) -> int:
+    """Return the bytes of a pool's inputs, of its tokens' arrays and of one chunk's activations.
 
-
-def _pool_bytes(config: ModelConfig, rows: int, chunk_size: int, length: int, size: int) -> int:
-    """Return the bytes of the inputs and hidden states of all rows and of one chunk's activations.
-
-    With CLS pooling, the pool also stores the keys and values of all rows (see `drivers.pool`).
+    With CLS pooling, the pool also stores the keys and values of all tokens (see `drivers.pool`).
 
     The activations of a chunk are, per token: hidden states, keys, values and residual, the
     intermediate activations of the feed-forward, and three arrays of attention scores, which are
     float32 whatever the compute type.
     """
-    inputs = 3 * 4 * rows * length
+    inputs = 4 * (4 * tokens + 2 * rows)
     arrays = 3 if config.exit_pooling == "cls" else 1
-    carried = arrays * size * rows * length * config.hidden_size
+    stored = arrays * size * (tokens + chunk) * config.hidden_size
     per_token = size * (6 * config.hidden_size + config.intermediate_size)
-    per_token += 4 * 3 * config.num_attention_heads * length
-    return inputs + carried + chunk_size * length * per_token
+    per_token += 4 * 3 * config.num_attention_heads * longest
+    return inputs + stored + chunk * per_token
 
 
 def _free_bytes(mesh: Mesh) -> int | None:

@@ -6,7 +6,7 @@ does not flatten a tree of modules, which would take milliseconds. `loop` and `p
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from pabee_jax.distributed.sharding import DATA
 from pabee_jax.drivers import full, loop, pool
 from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.layer_loop import CONTROL, Control
+from pabee_jax.drivers.ragged import RaggedBatch
 from pabee_jax.models.parameters import Structure, merge
 
 Parameters = Mapping[str, Any]
@@ -28,8 +29,8 @@ def run_full(structure: Structure, parameters: Parameters, batch):
     return full.all_exit_logits(merge(structure, parameters), batch).swapaxes(0, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("chunk_size", "control"))
-def run_early_exit(
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="control")
+def run_loop(
     structure: Structure,
     mesh: Mesh,
     parameters: Parameters,
@@ -37,23 +38,54 @@ def run_early_exit(
     criterion: ExitCriterion,
     row,
     *,
-    chunk_size: int | None = None,
     control: Control = CONTROL,
 ) -> Exits:
-    """Run driver `pool` in chunks of `chunk_size` rows per device; without `chunk_size`, `loop`."""
+    """Run driver `loop` on each device."""
 
     def on_each_device(parameters, batch, criterion, row):
         model = merge(structure, parameters)
-        if chunk_size is None:
-            return loop.early_exit(model, batch, criterion, row, control=control)
+        return loop.early_exit(model, batch, criterion, row, control=control)
+
+    return _over_devices(on_each_device, mesh)(parameters, batch, criterion, row)
+
+
+@functools.partial(
+    jax.jit, static_argnums=(0, 1), static_argnames=("chunk_tokens", "lengths", "control")
+)
+def run_pool(
+    structure: Structure,
+    mesh: Mesh,
+    parameters: Parameters,
+    batch: RaggedBatch,
+    criterion: ExitCriterion,
+    row,
+    *,
+    chunk_tokens: int,
+    lengths: tuple[int, ...],
+    control: Control = CONTROL,
+) -> Exits:
+    """Run driver `pool` on each device; `batch` has the rows of each device, as `packed`."""
+
+    def on_each_device(parameters, batch, criterion, row):
         return pool.pooled_early_exit(
-            model, batch, criterion, row, chunk_size=chunk_size, control=control
+            merge(structure, parameters),
+            batch,
+            criterion,
+            row,
+            chunk_tokens=chunk_tokens,
+            lengths=lengths,
+            control=control,
         )
 
+    return _over_devices(on_each_device, mesh)(parameters, batch, criterion, row)
+
+
+def _over_devices(function: Callable[..., Exits], mesh: Mesh) -> Callable[..., Exits]:
+    """Return (parameters, batch, criterion, row) -> exits, with batch and row sharded."""
     replicated, sharded = PartitionSpec(), PartitionSpec(DATA)
     return jax.shard_map(
-        on_each_device,
+        function,
         mesh=mesh,
         in_specs=(replicated, sharded, replicated, sharded),
         out_specs=sharded,
-    )(parameters, batch, criterion, row)
+    )

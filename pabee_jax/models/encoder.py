@@ -1,9 +1,10 @@
 """BERT and ALBERT encoder with a classifier on every layer, run one layer at a time.
 
-The methods that drivers call are `embed`, `layer` (or its two parts, `start_layer` and
-`finish_layer`) and `exit_logits`. The modules hold parameters only. They are pytrees, so
-`jax.jit`, `jax.grad` and `jax.lax.scan` accept them directly. The PRNG key is an argument:
-`key=None` means inference, and a key means training with dropout.
+The methods that drivers call are `embed`, `layer` and `exit_logits`, for rows that are padded to
+one length. The driver `pool`, which does not pad rows, calls the parts of these methods. The
+modules hold parameters only. They are pytrees, so `jax.jit`, `jax.grad` and `jax.lax.scan` accept
+them directly. The PRNG key is an argument: `key=None` means inference, and a key means training
+with dropout.
 """
 
 import contextlib
@@ -22,10 +23,8 @@ from pabee_jax.models.transformer import (
     Builder,
     Embeddings,
     Hidden,
-    KeysValues,
     LayerGroup,
     Mask,
-    Queries,
 )
 
 
@@ -121,7 +120,8 @@ class EarlyExitModel(nnx.Module):
         chex.assert_rank(input_ids, 2)
         chex.assert_equal_shape([input_ids, mask, token_type_ids])
         with full_precision(self.dtype):
-            return self.embeddings(input_ids, token_type_ids, key), mask
+            positions = jnp.arange(input_ids.shape[1])
+            return self.embeddings(input_ids, token_type_ids, positions, key), mask
 
     def layer(
         self,
@@ -137,29 +137,10 @@ class EarlyExitModel(nnx.Module):
         with full_precision(self.dtype):
             return parameters(hidden, mask, key)
 
-    def start_layer(
-        self, parameters: LayerGroup, hidden: Hidden, mask: Mask
-    ) -> tuple[Hidden, KeysValues]:
-        """Run the first part of a layer, for inference: return the inputs of `finish_layer`.
-
-        With CLS pooling, an exit reads the first token only. `finish_layer` computes the first
-        token from `hidden[:, :1]` and the keys and values of all tokens, at a few percent of the
-        layer's cost. The other tokens are computed only for rows that do not exit.
-        """
-        with full_precision(self.dtype):
-            return parameters.start(hidden, mask)
-
-    def finish_layer(
-        self, parameters: LayerGroup, hidden: Queries, keys_values: KeysValues, mask: Mask
-    ) -> Queries:
-        """Return the layer's output at the positions of `hidden`: all, or `hidden[:, :1]`."""
-        with full_precision(self.dtype):
-            return parameters.finish(hidden, keys_values, mask)
-
     def exit_logits(
         self,
         exit_index: int | Int[Array, ""],
-        hidden: Queries,
+        hidden: Float[Array, "batch queries hidden"],
         mask: Mask,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch classes"]:
@@ -167,20 +148,33 @@ class EarlyExitModel(nnx.Module):
 
         With CLS pooling, `hidden` may have the first token only.
         """
+        return self.classify(exit_index, self.exit_features(hidden, mask), key)
+
+    def exit_features(
+        self, hidden: Float[Array, "batch queries hidden"], mask: Mask
+    ) -> Float[Array, "batch hidden"]:
+        """Return what an exit reads, in float32: the first token, or the mean over the tokens."""
+        if self.config.exit_pooling == "cls":
+            return hidden[:, 0].astype(jnp.float32)
+        return _mean_over_tokens(hidden.astype(jnp.float32), mask)
+
+    def classify(
+        self,
+        exit_index: int | Int[Array, ""],
+        features: Float[Array, "batch hidden"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch classes"]:
+        """Return the float32 logits of exit `exit_index` for the results of `exit_features`."""
         with full_precision():
-            pooled = self.pooled(exit_index, hidden, mask)
+            pooled = self.pooled(exit_index, features)
             pooled = dropout(pooled, self.config.exit_dropout_prob, key)
             return self.classifiers(exit_index, pooled)
 
     def pooled(
-        self, exit_index: int | Int[Array, ""], hidden: Queries, mask: Mask
+        self, exit_index: int | Int[Array, ""], features: Float[Array, "batch hidden"]
     ) -> Float[Array, "batch hidden"]:
         """Return the float32 pooler output of exit `exit_index`, with values from -1 to 1."""
         with full_precision():
-            if self.config.exit_pooling == "cls":
-                features = hidden[:, 0].astype(jnp.float32)
-            else:
-                features = _mean_over_tokens(hidden.astype(jnp.float32), mask)
             if isinstance(self.pooler, ExitLinear):
                 return jnp.tanh(self.pooler(exit_index, features))
             return jnp.tanh(self.pooler(features))

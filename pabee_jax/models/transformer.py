@@ -16,9 +16,9 @@ from pabee_jax.models.layers import Embed, LayerNorm, Linear, dropout, product
 Hidden = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
 Heads = Float[Array, "batch seq heads features"]
-KeysValues = tuple[Heads, Heads]
-# Hidden states of all positions, or of the first positions only.
-Queries = Float[Array, "batch queries hidden"]
+# Hidden states in any arrangement: of padded rows, or one token after the other.
+Tokens = Float[Array, "*tokens hidden"]
+TokenHeads = Float[Array, "*tokens heads features"]
 
 
 def _split(key: Key[Array, ""] | None, count: int):
@@ -72,12 +72,16 @@ class Embeddings(nnx.Module):
 
     def __call__(
         self,
-        input_ids: Int[Array, "batch seq"],
-        token_type_ids: Int[Array, "batch seq"],
+        input_ids: Int[Array, "*tokens"],
+        token_type_ids: Int[Array, "*tokens"],
+        positions: Int[Array, "..."],
         key: Key[Array, ""] | None = None,
-    ) -> Hidden:
-        positions = self.position(jnp.arange(input_ids.shape[1]))
-        summed = self.word(input_ids) + positions + self.token_type(token_type_ids)
+    ) -> Float[Array, "*tokens hidden"]:
+        """Return the input of the first layer.
+
+        `positions` has the shape of `input_ids`, or one value per column.
+        """
+        summed = self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids)
         embedded = dropout(self.norm(summed), self.dropout_rate, key)
         if self.projection is None:
             return embedded
@@ -85,7 +89,11 @@ class Embeddings(nnx.Module):
 
 
 class TransformerLayer(nnx.Module):
-    """Self-attention and a feed-forward block, both followed by dropout, residual and LayerNorm."""
+    """Self-attention and a feed-forward block, both followed by dropout, residual and LayerNorm.
+
+    `query`, `keys_values` and `finish` work on single tokens, in arrays of any leading dimensions.
+    Only the attention between them needs the rows: drivers that do not pad rows bring their own.
+    """
 
     def __init__(self, config: ModelConfig, build: Builder):
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -103,45 +111,45 @@ class TransformerLayer(nnx.Module):
         self.attention_dropout_rate = config.attention_probs_dropout_prob
 
     def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
-        return self.finish(hidden, self.keys_values(hidden), mask, key)
+        """Return the output of the layer for rows that are padded to one length."""
+        attention_key = _split(key, 3)[0]
+        context = attention(
+            self.query(hidden),
+            *self.keys_values(hidden),
+            mask,
+            self.attention_dropout_rate,
+            attention_key,
+        )
+        return self.finish(hidden, context, key)
 
-    def keys_values(self, hidden: Hidden) -> KeysValues:
-        """Return the attention keys and values of all positions."""
+    def query(self, hidden: Tokens) -> TokenHeads:
+        """Return the attention queries."""
+        return self._heads(self.query_projection(hidden))
+
+    def keys_values(self, hidden: Tokens) -> tuple[TokenHeads, TokenHeads]:
+        """Return the attention keys and values."""
         return self._heads(self.key_projection(hidden)), self._heads(self.value_projection(hidden))
 
     def finish(
-        self,
-        hidden: Queries,
-        keys_values: KeysValues,
-        mask: Mask,
-        key: Key[Array, ""] | None = None,
-    ) -> Queries:
-        """Return the layer's output at the positions of `hidden`.
+        self, hidden: Tokens, context: TokenHeads, key: Key[Array, ""] | None = None
+    ) -> Tokens:
+        """Return the output of the layer for tokens with the input `hidden`.
 
-        `hidden` has all positions or the first positions only. `keys_values` and `mask` have all
-        positions.
+        Args:
+            hidden: the input of the layer.
+            context: the result of `attention` for these tokens.
+            key: the key of the layer, for dropout; None for inference.
         """
-        attention_key, context_key, output_key = _split(key, 3)
-        context = self.attention_output(self._attend(hidden, keys_values, mask, attention_key))
+        _, context_key, output_key = _split(key, 3)
+        context = self.attention_output(context.reshape(hidden.shape))
         hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, context_key))
         expanded = ACTIVATIONS[self.activation](self.intermediate(hidden))
         output = dropout(self.output(expanded), self.dropout_rate, output_key)
         return self.output_norm(hidden + output)
 
-    def _heads(self, projected: Queries) -> Float[Array, "batch queries heads features"]:
-        heads = projected.reshape(*projected.shape[:2], self.num_heads, -1)
+    def _heads(self, projected: Tokens) -> TokenHeads:
+        heads = projected.reshape(*projected.shape[:-1], self.num_heads, -1)
         return heads.astype(self.query_projection.dtype)
-
-    def _attend(
-        self,
-        hidden: Queries,
-        keys_values: KeysValues,
-        mask: Mask,
-        key: Key[Array, ""] | None,
-    ) -> Queries:
-        query = self._heads(self.query_projection(hidden))
-        context = attention(query, *keys_values, mask, self.attention_dropout_rate, key)
-        return context.reshape(hidden.shape)
 
 
 def attention(
@@ -176,13 +184,3 @@ class LayerGroup(nnx.Module):
         for layer, layer_key in zip(self.inner, _split(key, len(self.inner)), strict=True):
             hidden = layer(hidden, mask, layer_key)
         return hidden
-
-    def start(self, hidden: Hidden, mask: Mask) -> tuple[Hidden, KeysValues]:
-        """Return the input of the last inner layer, and that layer's attention keys and values."""
-        for layer in list(self.inner)[:-1]:
-            hidden = layer(hidden, mask)
-        return hidden, self.inner[-1].keys_values(hidden)
-
-    def finish(self, hidden: Queries, keys_values: KeysValues, mask: Mask) -> Queries:
-        """Return the output at the positions of `hidden`; see `TransformerLayer.finish`."""
-        return self.inner[-1].finish(hidden, keys_values, mask)
