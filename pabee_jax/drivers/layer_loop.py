@@ -80,7 +80,7 @@ def run_layers(
         exits = exit_rule.apply(criterion, state.exits, logits, layer, num_layers)
         return LoopState(layer, hidden, exits)
 
-    row = jnp.arange(len(done)) if row is None else row
+    row = jnp.arange(done.shape[0]) if row is None else row
     exits = exit_rule.initial_state(criterion, zero_logits(model, done), row, done)
     state = LoopState(0, hidden, exits)
     for _ in range(min(control.untested_layers, num_layers)):

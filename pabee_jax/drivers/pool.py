@@ -87,37 +87,27 @@ def pooled_early_exit(
             order; no row is longer than the last.
         control: how the test "has every row exited?" is compiled.
     """
-    pool = _Pool(model, batch, chunk_tokens, lengths, model.config.exit_pooling == "cls")
+    pool = _Pool(model, batch, chunk_tokens, lengths)
     done = batch.lengths == 0
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
-
-
-def pooled_all_exit_logits(
-    model: EarlyExitModel, batch: RaggedBatch, *, chunk_tokens: int, lengths: tuple[int, ...]
-) -> Float[Array, "exits rows classes"]:
-    """Return the logits of every exit; the arguments are those of `pooled_early_exit`."""
-    pool = _Pool(model, batch, chunk_tokens, lengths, exits_early=False)
-
-    def step(state, layer):
-        return pool.run_layer(layer, state, batch.lengths == 0)
-
-    layers = jnp.arange(model.config.num_hidden_layers)
-    return jax.lax.scan(step, pool.embedded(), layers)[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pool:
     """The layers of a model over a ragged batch.
 
-    Attributes:
-        exits_early: whether a layer is only started before the exit rule is applied.
+    `chunk_tokens` and `lengths` are those of `pooled_early_exit`.
     """
 
     model: EarlyExitModel
     batch: RaggedBatch
     chunk_tokens: int
     lengths: tuple[int, ...]
-    exits_early: bool
+
+    @property
+    def reads_first_token(self) -> bool:
+        """Whether exits read the first token, so that a layer is only started before an exit."""
+        return self.model.config.exit_pooling == "cls"
 
     @property
     def chunk_shapes(self) -> list[ChunkShape]:
@@ -149,7 +139,7 @@ class _Pool:
         heads = config.num_attention_heads
         features = config.hidden_size // heads
         keys_values = (zeros(heads, features), zeros(heads, features))
-        tokens = (hidden, keys_values) if self.exits_early else hidden
+        tokens = (hidden, keys_values) if self.reads_first_token else hidden
         return PoolState(tokens, jnp.cumsum(batch.lengths) - batch.lengths)
 
     def run_layer(
@@ -213,7 +203,7 @@ class _Pool:
     ) -> Any:
         """Run the first part of a layer for the tokens of one chunk."""
         num_inner = self.model.config.inner_group_num
-        if not self.exits_early:
+        if not self.reads_first_token:
             for inner in range(num_inner):
                 tokens = self._inner_layer(layer, inner, tokens, attend)
             return tokens
@@ -296,7 +286,7 @@ class _Pool:
         def token_mask(index, is_token):
             return is_token & (take(mask, index - offsets[:, None] + batch_offsets[:, None]) != 0)
 
-        if model.config.exit_pooling == "mean":
+        if not self.reads_first_token:
             features = over_rows(
                 self.lengths,
                 lengths,
@@ -306,29 +296,23 @@ class _Pool:
                 ),
             )
             return model.classify(layer, features)
-        hidden, *keys_values = tokens if self.exits_early else (tokens,)
-        hidden = self._take(hidden, offsets)
-        if keys_values:
-            ((keys, values),) = keys_values
-            query = on_group(
-                model, layer, lambda group, hidden: group.inner[-1].query(hidden), hidden
-            )
-            context = over_rows(
-                self.lengths,
-                lengths,
-                offsets,
-                lambda index, is_token: attention(
-                    query[:, None],
-                    self._take(keys, index),
-                    self._take(values, index),
-                    token_mask(index, is_token),
-                )[:, 0].astype(query.dtype),
-            )
-            hidden = self._finish(layer, hidden, context)
-        first_token = hidden[:, None]
-        return model.classify(
-            layer, model.exit_features(first_token, jnp.ones_like(first_token[..., 0], bool))
+        all_hidden, (keys, values) = tokens
+        hidden = self._take(all_hidden, offsets)
+        query = on_group(model, layer, lambda group, hidden: group.inner[-1].query(hidden), hidden)
+        context = over_rows(
+            self.lengths,
+            lengths,
+            offsets,
+            lambda index, is_token: attention(
+                query[:, None],
+                self._take(keys, index),
+                self._take(values, index),
+                token_mask(index, is_token),
+            )[:, 0].astype(query.dtype),
         )
+        first_token = self._finish(layer, hidden, context)[:, None]
+        mask = jnp.ones_like(first_token[..., 0], bool)
+        return model.classify(layer, model.exit_features(first_token, mask))
 
 
 def _write(

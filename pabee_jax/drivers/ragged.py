@@ -70,7 +70,9 @@ class ActiveRows(NamedTuple):
 
 
 def active_rows(
-    lengths: Int[Array, " rows"], sources: Int[Array, " rows"], done: Bool[Array, " rows"]
+    lengths: Int[Array | np.ndarray, " rows"],
+    sources: Int[Array, " rows"],
+    done: Bool[Array, " rows"],
 ) -> ActiveRows:
     """Return the rows that are not done; their order is the order of the batch."""
     order = jnp.argsort(done, stable=True)
