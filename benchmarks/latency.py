@@ -22,6 +22,7 @@ from benchmarks.models import random_model, random_tokens
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.layer_loop import Control, on_group
 from pabee_jax.errors import InputError
+from pabee_jax.inference.programs import run_loop
 from pabee_jax.models.parameters import in_compute_dtype, merge, split
 
 matplotlib.use("Agg")
@@ -58,7 +59,7 @@ def timed_calls_of(
     row = np.zeros(1, np.int32)
     num_layers = model.config.num_hidden_layers
 
-    def run_loop(exit_layer, control):
+    def time_loop(exit_layer, control):
         schedule = ExitSchedule(np.array([exit_layer], np.int32))
         return jax.device_get(
             run_loop(structure, mesh, parameters, batch, schedule, row, control=control)
@@ -71,7 +72,7 @@ def timed_calls_of(
     # The deepest exit first: its untimed call follows PyTorch, whose threads spin for a while.
     for layer in reversed(exit_layers):
         for name in controls:
-            timed_calls[f"{name} {layer}"] = functools.partial(run_loop, layer, CONTROLS[name])
+            timed_calls[f"{name} {layer}"] = functools.partial(time_loop, layer, CONTROLS[name])
         timed_calls[f"straight {layer}"] = functools.partial(run_straight_line, layer)
     if with_torch:
         forward = pytorch.make_forward(model, dtype)

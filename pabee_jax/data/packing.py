@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from pabee_jax.data.batching import MODEL_INPUTS
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.drivers.ragged import RaggedBatch
 
@@ -31,11 +32,9 @@ def blocks_that_fit(
             fit = min(fit, max_rows - num_rows)
             if fit:
                 parts.append(block.take(slice(start, start + fit)))
-                start, num_rows, num_tokens = (
-                    start + fit,
-                    num_rows + fit,
-                    num_tokens + ends[fit - 1],
-                )
+                start += fit
+                num_rows += fit
+                num_tokens += int(ends[fit - 1])
             if start < len(block):
                 yield first + np.arange(num_rows), _joined(parts)
                 parts, first, num_rows, num_tokens = [], first + num_rows, 0, 0
@@ -46,8 +45,7 @@ def blocks_that_fit(
 def _joined(parts: list[Dataset]) -> Dataset:
     width = max(part.input_ids.shape[1] for part in parts)
     parts = [part.resized(width) for part in parts]
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return Dataset(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return Dataset(*(np.concatenate([part[name] for part in parts]) for name in MODEL_INPUTS))
 
 
 def packed(

@@ -271,7 +271,10 @@ class EarlyExitClassifier:
             planning.check_lengths(lengths, limit)
         size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
         if self.driver == "auto":
-            size = previous_power_of_two(min(batch_size or self._loop_rows, self._loop_rows))
+            size = next_power_of_two(min(batch_size or self._loop_rows, self._loop_rows))
+        may_pool = self.driver == "pool" or (
+            self.driver == "auto" and (batch_size is None or batch_size > self._loop_rows)
+        )
         sizes = [] if self.driver == "pool" else [2**n for n in range(size.bit_length())]
         shapes = []
         for rows in sizes:
@@ -284,7 +287,7 @@ class EarlyExitClassifier:
             functools.partial(self._warm_up, Dataset(*[np.zeros(shape, np.int32)] * 3), criterion)
             for shape in shapes
         ]
-        if self.driver == "pool" or (self.driver == "auto" and batch_size != size):
+        if may_pool:
             no_rows = Dataset(*[np.zeros((0, 1), np.int32)] * 3)
             programs += [
                 functools.partial(
