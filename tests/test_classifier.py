@@ -1,5 +1,6 @@
 """`EarlyExitClassifier`: predictions, their order, compiled programs, memory and error messages."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -328,6 +329,25 @@ def test_warmup_compiles_every_shape_that_predict_uses(classifier):
             classifier.predict(texts, batch_size=4)
     classifier.criterion = Patience(1)
     assert run_loop._cache_size() == compiled
+
+
+@pytest.mark.parametrize("driver", ["auto", "loop", "pool"])
+def test_warmup_covers_every_batch_size(classifier, monkeypatch, driver):
+    """The test compares shapes, for a device whose loop takes 6 rows, and compiles nothing."""
+    backend = dataclasses.replace(planning._CPU, loop_rows=6)
+    monkeypatch.setattr(planning, "_CPU", backend)
+    runner = with_driver(classifier, driver)
+    warm = set()
+    monkeypatch.setattr(
+        runner, "_run", lambda jobs: warm.update(job.batch["input_ids"].shape for job in jobs)
+    )
+    for batch_size in (1, 3, 5, 6, 7, 40, None):
+        warm.clear()
+        runner.warmup(batch_size)
+        for rows in (*range(1, 12), 50):
+            source = row_source(runner.pretrained, {"input_ids": np.full((rows, 1 + rows % 9), 5)})
+            for job in runner._early_exit_jobs(source, batch_size):
+                assert job.batch["input_ids"].shape in warm, f"{rows} rows, {batch_size}"
 
 
 def test_warmup_for_some_lengths_compiles_what_texts_of_these_lengths_need(directory):

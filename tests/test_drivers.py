@@ -148,8 +148,8 @@ def test_control_does_not_change_the_results(control, chunk_rows):
 def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     """A row that exits at layer e starts e layers and finishes e - 1 of them.
 
-    The test counts the tokens in the methods of a transformer layer. A chunk is full up to the
-    longest row, and the tokens that do not fill a chunk run in chunks of a quarter.
+    The test counts the tokens in the methods of a transformer layer. A chunk holds as many whole
+    rows as fit, and the tokens that do not fill a chunk run in chunks of a quarter.
     """
     tokens = {"keys_values": [], "finish": []}
 
@@ -170,15 +170,31 @@ def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     run_on(sharding.make_mesh(1), model, batch, ExitSchedule(exit_layers), chunk_rows)
     jax.effects_barrier()
     lengths = batch["attention_mask"].sum(axis=1)
-    chunk, longest = chunk_rows * lengths.max(), lengths.max()
-    started, finished = (exit_layers * lengths).sum(), ((exit_layers - 1) * lengths).sum()
+    chunk, exits = chunk_rows * lengths.max(), max(1, chunk_rows * lengths.max() // 32)
+    windows = [
+        tokens_of_chunks(np.sort(lengths[exit_layers >= layer])[::-1], chunk)
+        for layer in range(1, layers + 1)
+    ]
     # With several transformer layers per layer, all but the last run as a whole when it starts.
-    needed = {"keys_values": inner * started, "finish": (inner - 1) * started + finished}
-    exits = max(1, chunk // 32)  # Rows whose first token is finished together.
+    expected = {
+        "keys_values": inner * sum(windows),
+        "finish": (inner - 1) * sum(windows) + sum(windows[1:]),
+    }
     for method, counts in tokens.items():
-        total = sum(count for count in counts if count != exits)
-        fullest = chunk / max(1, chunk - longest + 1) if chunk_rows > 1 else 3
-        assert needed[method] <= total <= fullest * needed[method] + inner * layers * chunk
+        # The calls for `exits` rows finish first tokens.
+        assert sum(count for count in counts if count != exits) == expected[method], method
+    assert (exit_layers * lengths).sum() <= sum(windows) < (layers * lengths).sum()
+
+
+def tokens_of_chunks(lengths: np.ndarray, chunk: int) -> int:
+    """Return the tokens of the chunks for rows in descending order of length, in plain Python."""
+    smallest, total = max(chunk // 4, 12), 0
+    for size in (chunk, smallest):
+        while lengths.sum() > size - smallest:
+            most_rows = min(size // 4, size // 9) if lengths[0] > 8 else size // 4
+            fit = int((np.cumsum(lengths[: max(1, most_rows)]) <= size).sum())
+            lengths, total = lengths[fit:], total + size
+    return total
 
 
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
