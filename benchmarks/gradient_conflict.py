@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import command_line
 from benchmarks.recipes import METRICS, RECIPES, config_of
 from pabee_jax import InputError
-from pabee_jax.data.batching import sequence_buckets, training_batch
+from pabee_jax.data.batching import training_batch, training_lengths
 from pabee_jax.data.load import load_task
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
@@ -95,7 +95,7 @@ def train_and_probe(recipe: str, options) -> dict[str, Any]:
     state = sharding.replicate(initial_state(parameters, config), mesh)
     train_step = make_train_step(structure, config, options.steps)
     probe, exits = make_probe(structure, config.pooler), start.model.config.num_hidden_layers
-    buckets = sequence_buckets(config.max_seq_length)
+    buckets = training_lengths(config.max_seq_length, config.order)
     record = {"recipe": recipe, "step": [], **{name: [] for name in _QUANTITIES}}
     for step in range(options.steps):
         batch, padded_batch = (
@@ -184,6 +184,7 @@ def main(options) -> None:
 def make_parser():
     parser = command_line.base_parser(__doc__)
     command_line.add_pretrained_model(parser)
+    command_line.add_dtype(parser)
     command_line.add_compilation_cache(parser)
     parser.add_argument("--task", choices=list(METRICS), default="stsb")
     parser.add_argument(

@@ -43,7 +43,7 @@ METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
 
 
 def config_of(recipe: str, task: str, seed: int, data_dir: Path, options) -> TrainConfig:
-    """Return the configuration of one run; `options` has `model`, `learning_rate` and `steps`."""
+    """Return the configuration of one run; `options` are those of the command."""
     shared = {
         "task": task,
         "model": options.model,
@@ -55,6 +55,7 @@ def config_of(recipe: str, task: str, seed: int, data_dir: Path, options) -> Tra
         "eval_every": options.steps,
         "order": "length_grouped",
         "seed": seed,
+        "dtype": options.dtype,
     }
     fields = traverse_util.unflatten_dict(shared | RECIPES[recipe], sep=".")
     return run_directory.from_dict(TrainConfig, fields)

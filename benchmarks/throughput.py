@@ -126,7 +126,7 @@ def checkpoint_case(options) -> list[dict]:
     timed_calls = {
         f"pool, patience {value}": functools.partial(run, value) for value in options.patience
     }
-    timed_calls["full, batches of 32"] = lambda: full.all_exit_logits(dataset)
+    timed_calls["full"] = lambda: full.all_exit_logits(dataset)
     if options.torch:
         forward = pytorch.make_forward(pretrained.model, options.dtype)
         buckets = inference_buckets(pretrained.max_length)

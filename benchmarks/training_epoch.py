@@ -16,7 +16,7 @@ from benchmarks import command_line, pytorch
 from benchmarks.measure import Budget, time_in_turns
 from benchmarks.training_step import make_jax_step
 from pabee_jax.commands.config_file import load_config
-from pabee_jax.data.batching import sequence_buckets, steps_per_epoch, training_batch
+from pabee_jax.data.batching import steps_per_epoch, training_batch, training_lengths
 from pabee_jax.data.load import load_task
 from pabee_jax.distributed import sharding
 from pabee_jax.training.config import TrainConfig, check
@@ -30,7 +30,7 @@ _TOTAL_STEPS = 1_000_000  # Of the learning rate schedule; far fewer are timed.
 def batches_by_length(dataset, config: TrainConfig) -> dict[int, list[dict[str, np.ndarray]]]:
     """Return the batches of the first epoch by their sequence length."""
     batches: dict[int, list] = {}
-    buckets = sequence_buckets(config.max_seq_length)
+    buckets = training_lengths(config.max_seq_length, config.order)
     for step in range(steps_per_epoch(len(dataset), config.batch_size)):
         batch = training_batch(
             dataset, config.batch_size, buckets, config.seed, step, order=config.order

@@ -135,7 +135,8 @@ def step_seconds(options) -> dict[str, float]:
         phases = [phase_of(config, step, options.steps, exits) for step in range(options.steps)]
         for phase, count in collections.Counter(phases).items():
             name = f"{recipe}, {len(timed_calls)}"
-            model = random_model("minilm", **exit_kind)  # A step donates its parameters.
+            # A step donates its parameters.
+            model = random_model("minilm", options.dtype, **exit_kind)
             batch = random_batch(model.config, 32, 48)
             timed_calls[name] = make_jax_step(model, batch, config, phase)
             shares[name] = recipe, count / len(phases)
@@ -248,6 +249,7 @@ def _settings(options) -> dict[str, Any]:
         "data_dir": str(options.data_dir or ""),
         "steps": options.steps,
         "learning_rate": options.learning_rate,
+        "dtype": options.dtype,
     }
 
 
@@ -287,6 +289,7 @@ def copy_sst2_rows(source: Path, target: Path) -> None:
 def make_parser():
     parser = command_line.base_parser(__doc__)
     command_line.add_pretrained_model(parser)
+    command_line.add_dtype(parser)
     command_line.add_compilation_cache(parser)
     command_line.add_budget(parser, 5)
     parser.add_argument("--recipes", type=command_line.names_of(RECIPES), default=list(RECIPES))

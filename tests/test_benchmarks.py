@@ -101,7 +101,7 @@ def sources(tmp_path_factory):
     random = np.random.default_rng(0)
     for name in ("train", "dev"):
         lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-        for row in range(40):
+        for row in range(80):
             first, second = random.choice(words, 2)
             lines.append(f"{int(first == second)}\t{row}\t{row}\t{first}\t{second}")
         (folder / "MRPC" / f"{name}.tsv").write_text("\n".join(lines) + "\n")

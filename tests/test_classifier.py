@@ -30,7 +30,7 @@ from pabee_jax.inference import dispatch, planning
 from pabee_jax.inference.dispatch import padded_job
 from pabee_jax.inference.inputs import checked_tokens
 from pabee_jax.inference.predictions import Prediction, predictions_of
-from pabee_jax.inference.programs import run_full, run_loop, run_pool
+from pabee_jax.inference.programs import run_full, run_full_pool, run_loop, run_pool
 from pabee_jax.inference.row_source import row_source
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
@@ -117,7 +117,7 @@ def test_auto_uses_the_loop_for_few_rows_and_the_pool_for_many(classifier, monke
     record("run_loop")
     record("run_pool")
     auto = with_driver(classifier, "auto")
-    loop_rows = planning.backend(auto._mesh).loop_rows
+    loop_rows = planning.loop_rows(auto._mesh)
     auto.predict(["good"] * loop_rows)
     auto.predict(["good"] * (loop_rows + 1))
     assert programs == ["run_loop", "run_pool"]
@@ -154,8 +154,8 @@ def test_three_hundred_calls_of_the_pool_need_two_programs(classifier):
         runner.criterion = Patience(1)
         job_sizes = [
             (len(job.rows), len(job.batch["lengths"]), len(job.batch["input_ids"]))
-            for job in runner._early_exit_jobs(
-                row_source(runner.pretrained, tokens), int(random.integers(1, 10_000))
+            for job in runner._jobs(
+                "pool", row_source(runner.pretrained, tokens), int(random.integers(1, 10_000))
             )
         ]
         assert sum(size for size, *_ in job_sizes) == rows
@@ -171,17 +171,21 @@ def test_three_hundred_calls_of_the_pool_need_two_programs(classifier):
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["auto", "full"])
 def test_the_number_of_programs_is_bounded_for_any_batch_sizes(classifier, driver):
-    """At most four lengths, with loops of 1 and 2 rows, or with 1 to 64 rows in powers of two."""
+    """At most four lengths for 1 and 2 rows, and two pools; and `replay` for up to 64 rows."""
     runner, random = with_driver(classifier, driver), np.random.default_rng(0)
-    program = run_full if driver == "full" else run_loop
-    before, replays = program._cache_size(), replay_module._replay_one._cache_size()
+    programs = [run_full, run_full_pool] if driver == "full" else [run_loop, run_pool]
+
+    def compiled():
+        return sum(program._cache_size() for program in programs)
+
+    before, replays = compiled(), replay_module._replay_one._cache_size()
     for _ in range(60):
         rows, batch_size = random.integers(1, 64, 2)
         batch = random_batch(int(rows), int(random.integers(2, 20)))
         batch = {name: np.minimum(values, 4) for name, values in batch.items()}
         predictions = runner.predict(batch, int(batch_size))
         assert len(predictions.labels) == rows
-    assert program._cache_size() - before <= 3 * 8
+    assert compiled() - before <= 2 * 4 + 2
     assert replay_module._replay_one._cache_size() - replays <= 7
 
 
@@ -331,7 +335,7 @@ def test_warmup_compiles_every_shape_that_predict_uses(classifier):
     assert run_loop._cache_size() == compiled
 
 
-@pytest.mark.parametrize("driver", ["auto", "loop", "pool"])
+@pytest.mark.parametrize("driver", ["auto", "loop", "pool", "full"])
 def test_warmup_covers_every_batch_size(classifier, monkeypatch, driver):
     """The test compares shapes, for a device whose loop takes 6 rows, and compiles nothing."""
     backend = dataclasses.replace(planning._CPU, loop_rows=6)
@@ -339,14 +343,16 @@ def test_warmup_covers_every_batch_size(classifier, monkeypatch, driver):
     runner = with_driver(classifier, driver)
     warm = set()
     monkeypatch.setattr(
-        runner, "_run", lambda jobs: warm.update(job.batch["input_ids"].shape for job in jobs)
+        classifier_module,
+        "run_jobs",
+        lambda jobs, mesh: (warm.add(job.batch["input_ids"].shape) for job in jobs),
     )
     for batch_size in (1, 3, 5, 6, 7, 40, None):
         warm.clear()
         runner.warmup(batch_size)
         for rows in (*range(1, 12), 50):
             source = row_source(runner.pretrained, {"input_ids": np.full((rows, 1 + rows % 9), 5)})
-            for job in runner._early_exit_jobs(source, batch_size):
+            for job in runner._jobs(driver, source, batch_size):
                 assert job.batch["input_ids"].shape in warm, f"{rows} rows, {batch_size}"
 
 
@@ -367,14 +373,12 @@ def test_warmup_for_some_lengths_compiles_what_texts_of_these_lengths_need(direc
 
 
 @pytest.mark.parametrize("words", [1, 10, 27])
-def test_a_single_text_pays_for_at_most_eight_more_tokens_than_it_has(words, directory):
-    classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2)
-    jobs = []
-    classifier._run_loop = lambda *arguments: jobs.append(arguments[1]["input_ids"].shape)
-    with pytest.raises(TypeError):  # The stand-in returns no result.
-        classifier.predict(["film " * words])
-    ((_, length),) = jobs
-    assert words + 2 <= length < words + 2 + 8
+@pytest.mark.parametrize("driver", ["auto", "full"])
+def test_a_single_text_pays_for_at_most_eight_more_tokens_than_it_has(words, driver, classifier):
+    source = row_source(classifier.pretrained, ["film " * words])
+    (job,) = classifier._jobs(driver, source, None)
+    rows, length = job.batch["input_ids"].shape
+    assert rows == 1 and words + 2 <= length < words + 2 + 8
 
 
 def test_an_absent_mask_means_all_ones_and_absent_segments_mean_zeros(classifier):

@@ -11,7 +11,8 @@ import pytest
 import helpers
 from benchmarks.exit_schedule import ExitSchedule
 from helpers import random_batch, run_on, tiny_model
-from pabee_jax import Patience, early_exit, replay
+from pabee_jax import EarlyExitClassifier, Patience, early_exit, replay
+from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
@@ -79,6 +80,20 @@ def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
         chunk_rows_values=[3],
     )
     assert is_decided.mean() > 0.9, "too few rows are decided: choose another seed or threshold"
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "devices"),
+    [("bert", "cls", 8), ("albert with groups", "mean", 1)],
+)
+def test_full_without_padding_equals_full_with_padding(name, pooling, devices):
+    """For more rows than `full` pads, of 2 to 12 tokens."""
+    model = tiny_model(**MODELS[name], exit_pooling=pooling)
+    pretrained = Pretrained(model, None, {}, ("0", "1", "2"), 12)
+    mesh = sharding.make_mesh(devices)
+    classifier = EarlyExitClassifier(pretrained, driver="full", mesh=mesh, chunk_tokens=30)
+    batch = random_batch(37, length=12)
+    np.testing.assert_allclose(classifier.all_exit_logits(batch), full(model, batch), atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.drivers.shapes import sequence_lengths
 
 Block = TypeVar("Block")
 # Number of batches that are sorted by length together. More batches give less padding; fewer
@@ -36,6 +37,21 @@ def sequence_buckets(
     """
     rounded = {8 * math.ceil(max_length * share / 8) for share in shares}
     return (*sorted(length for length in rounded if length < max_length), max_length)
+
+
+def training_lengths(max_length: int, order: str) -> tuple[int, ...]:
+    """Return the static sequence lengths of training batches, in increasing order.
+
+    In the order "length_grouped", a batch has rows of about the same length. There, lengths that
+    are 16 apart (or 25%, above 128) save padding that one batch of shuffled rows has in any case.
+
+    Args:
+        max_length: the longest sequence length, in tokens; always the last.
+        order: see `TrainConfig.order`.
+    """
+    if order == "length_grouped":
+        return sequence_lengths(max_length, multiple=16)
+    return sequence_buckets(max_length)
 
 
 def inference_buckets(max_length: int) -> tuple[int, ...]:

@@ -92,6 +92,21 @@ def pooled_early_exit(
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
 
+def pooled_all_exit_logits(
+    model: EarlyExitModel, batch: RaggedBatch, *, chunk_tokens: int, lengths: tuple[int, ...]
+) -> Float[Array, "exits rows classes"]:
+    """Return the same as `all_exit_logits`, without padding; zeros for a row without tokens.
+
+    Args:
+        model, batch, chunk_tokens, lengths: as for `pooled_early_exit`.
+    """
+    pool = _Pool(model, batch, chunk_tokens, lengths)
+    layers, done = jnp.arange(model.config.num_hidden_layers), batch.lengths == 0
+    return jax.lax.scan(
+        lambda state, layer: pool.run_layer(layer, state, done), pool.embedded(), layers
+    )[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pool:
     """The layers of a model over a ragged batch.

@@ -11,13 +11,13 @@ def previous_power_of_two(rows: int) -> int:
     return 1 << (int(rows).bit_length() - 1)
 
 
-def sequence_lengths(max_length: int) -> tuple[int, ...]:
+def sequence_lengths(max_length: int, multiple: int = 8) -> tuple[int, ...]:
     """Return the lengths to which rows are padded, in ascending order; the last is `max_length`.
 
-    The lengths are 8 apart up to 32, and then grow by at most 25%, so that a text pays for few
-    tokens that it does not have.
+    The others are multiples of `multiple`: the first four, and then lengths that grow by at most
+    25%, so that a text pays for few tokens that it does not have.
     """
-    lengths = [8, 16, 24, 32]
+    lengths = [multiple, 2 * multiple, 3 * multiple, 4 * multiple]
     while lengths[-1] < max_length:
-        lengths.append(8 * (lengths[-1] * 5 // 4 // 8))
+        lengths.append(lengths[-1] * 5 // 4 // multiple * multiple)
     return (*(length for length in lengths if length < max_length), max_length)

@@ -4,8 +4,9 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,26 +15,20 @@ from tqdm import tqdm
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
-from pabee_jax.data.batching import (
-    batches_by_bucket,
-    bucket_of,
-    inference_buckets,
-)
 from pabee_jax.data.dataset import Dataset
-from pabee_jax.data.packing import blocks_that_fit
 from pabee_jax.data.tokenization import Tokenizer
 from pabee_jax.distributed import sharding
-from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.ragged import RaggedBatch
 from pabee_jax.drivers.replay import replay
-from pabee_jax.drivers.shapes import next_power_of_two, previous_power_of_two, sequence_lengths
+from pabee_jax.drivers.shapes import sequence_lengths
 from pabee_jax.errors import InputError, shown
 from pabee_jax.inference import compilation_cache as persistent_cache
 from pabee_jax.inference import planning
-from pabee_jax.inference.dispatch import Job, padded_job, ragged_job, run_jobs
+from pabee_jax.inference.dispatch import Job, run_jobs
 from pabee_jax.inference.inputs import Text, Tokens
+from pabee_jax.inference.jobs import Programs, every_job, padded_jobs, pool_jobs, rows_of_loop
 from pabee_jax.inference.predictions import Predictions, predictions_of
-from pabee_jax.inference.programs import run_full, run_loop, run_pool
+from pabee_jax.inference.programs import run_full, run_full_pool, run_loop, run_pool
 from pabee_jax.inference.row_source import RowSource, row_source, tokenize
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
@@ -50,6 +45,7 @@ class EarlyExitClassifier:
         driver: how the layers run. "full" runs all layers and applies the criterion afterwards.
             "loop" stops a batch when its last row has exited. "pool" computes only the rows that
             have not exited. "auto" uses "loop" for small batches and "pool" for larger batches.
+            In "full", as in "pool", many rows run without padding.
         criterion: decides when a row exits. Setting another criterion of the same class does not
             recompile.
     """
@@ -184,9 +180,9 @@ class EarlyExitClassifier:
         Args:
             inputs: a list of texts and (text, text) pairs; or a dict of `input_ids` and optionally
                 `attention_mask` and `token_type_ids`, each (N, S) int; or a `Dataset`.
-            batch_size: the largest number of rows that run together, for "loop" and "full" rounded
-                down to a power of two; absent, as many as `pool_plan` says for the drivers "pool"
-                and "auto", and 32 for "loop" and "full".
+            batch_size: the largest number of rows that run together, for the driver "loop" rounded
+                down to a power of two; absent, 32 for "loop", and as many as `pool_plan` says for
+                the other drivers.
 
         Raises:
             InputError: `inputs` is empty, or the model does not have a token id.
@@ -198,7 +194,7 @@ class EarlyExitClassifier:
             source = row_source(self.pretrained, inputs)
             exit_layers = np.empty(source.num_rows, np.int32)
             logits = np.empty((source.num_rows, self.config.num_labels), np.float32)
-            jobs = self._early_exit_jobs(source, batch_size)
+            jobs = self._jobs(self.driver, source, batch_size)
             for rows, (batch_exit_layers, batch_logits) in run_jobs(jobs, self._mesh):
                 exit_layers[rows], logits[rows] = batch_exit_layers, batch_logits
         label_names = self.pretrained.label_names
@@ -213,21 +209,11 @@ class EarlyExitClassifier:
             InputError: as `predict`.
         """
         planning.check_size("batch_size", batch_size)
-        size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
-        source = row_source(self.pretrained, inputs)
-        config = self.pretrained.model.config
+        source, config = row_source(self.pretrained, inputs), self.config
         exit_logits = np.empty(
             (source.num_rows, config.num_hidden_layers, config.num_labels), np.float32
         )
-        # All batches of a bucket share one shape.
-        padded_rows = next_power_of_two(min(size, source.num_rows))
-
-        def run(batch, row):
-            del row
-            return run_full(self._structure, self._parameters, batch)
-
-        batches = batches_by_bucket(source.blocks, size, inference_buckets(source.limit))
-        jobs = (padded_job(rows, part, padded_rows, self._mesh, run) for rows, part in batches)
+        jobs = self._jobs("full", source, batch_size)
         for rows, batch_logits in run_jobs(jobs, self._mesh):
             exit_logits[rows] = batch_logits
         return exit_logits.swapaxes(0, 1)
@@ -269,44 +255,12 @@ class EarlyExitClassifier:
         limit = self.pretrained.max_length
         if lengths is not None:
             planning.check_lengths(lengths, limit)
-        size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
-        if self.driver == "auto":
-            size = next_power_of_two(min(batch_size or self._loop_rows, self._loop_rows))
-        may_pool = self.driver == "pool" or (
-            self.driver == "auto" and (batch_size is None or batch_size > self._loop_rows)
+        plans = None if self.driver == "loop" else self._pool_plans(limit)
+        jobs = every_job(
+            self.driver, self._programs(self.driver), self._mesh, limit, plans, batch_size, lengths
         )
-        sizes = [] if self.driver == "pool" else [2**n for n in range(size.bit_length())]
-        shapes = []
-        for rows in sizes:
-            buckets = self._lengths(rows, limit)
-            needed = buckets if lengths is None else {bucket_of(n, buckets) for n in lengths}
-            shapes += [(rows, length) for length in sorted(needed)]
-        criterion = as_arrays(self.criterion)
-        # Rows without tokens count as having exited, so that no layer runs for them.
-        programs = [
-            functools.partial(self._warm_up, Dataset(*[np.zeros(shape, np.int32)] * 3), criterion)
-            for shape in shapes
-        ]
-        if may_pool:
-            no_rows = Dataset(*[np.zeros((0, 1), np.int32)] * 3)
-            programs += [
-                functools.partial(
-                    self._run, [self._pool_job(np.arange(0), no_rows, plan, criterion)]
-                )
-                for plan in self._pool_plans(limit)
-            ]
-        for compile_program in tqdm(programs, "compiling", unit="program", disable=None):
-            compile_program()
-
-    def _warm_up(self, tokens: Dataset, criterion: ExitCriterion) -> None:
-        """Run the driver `loop` or `full` on padding rows."""
-        if self.driver == "full":
-            self.predict(tokens, len(tokens))
-        else:
-            self._run([self._loop_job(np.arange(len(tokens)), tokens, criterion)])
-
-    def _run(self, jobs: Iterable[Job]) -> None:
-        collections.deque(run_jobs(jobs, self._mesh), maxlen=0)
+        for job in tqdm(jobs, "compiling", unit="program", disable=None):
+            collections.deque(run_jobs([job], self._mesh), maxlen=0)
 
     def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
         """Save the checkpoint together with the current criterion.
@@ -334,65 +288,31 @@ class EarlyExitClassifier:
             )
         return self._plans[longest]
 
-    @property
-    def _loop_rows(self) -> int:
-        """The largest batch, over all devices, for which driver "auto" uses the loop."""
-        return planning.backend(self._mesh).loop_rows * self._mesh.shape[sharding.DATA]
+    def _jobs(self, driver: str, source: RowSource, batch_size: int | None) -> Iterator[Job]:
+        programs = self._programs(driver)
+        if driver == "loop":
+            size = rows_of_loop(batch_size)
+            return padded_jobs(programs, self._mesh, source.blocks, source.limit, size)
+        plans, pads_few_rows = self._pool_plans(source.limit), driver != "pool"
+        return pool_jobs(programs, self._mesh, source, plans, batch_size, pads_few_rows)
 
-    def _lengths(self, rows: int, limit: int) -> tuple[int, ...]:
-        """Return the sequence lengths at which a batch of `rows` rows may run in the loop."""
-        if self.driver != "full" and rows <= self._loop_rows:
-            return sequence_lengths(limit)
-        return inference_buckets(limit)
+    def _programs(self, driver: str) -> Programs:
+        model = (self._structure, self._mesh, self._parameters)
 
-    def _early_exit_jobs(self, source: RowSource, batch_size: int | None) -> Iterator[Job]:
-        """Yield the jobs of driver `loop`, `pool` or `auto`."""
+        def sizes(plan: planning.PoolPlan) -> dict[str, Any]:
+            return dict(chunk_tokens=plan.chunk_tokens, lengths=sequence_lengths(plan.longest))
+
+        if driver == "full":
+            return Programs(
+                padded=lambda batch, row: run_full(*model, batch),
+                ragged=lambda plan, batch, row: run_full_pool(
+                    *model, RaggedBatch(**batch), **sizes(plan)
+                ),
+            )
         criterion = as_arrays(self.criterion)
-        if self.driver == "loop":
-            size = previous_power_of_two(batch_size or planning.DEFAULT_BATCH_SIZE)
-            yield from self._loop_jobs(source.blocks, size, source.limit, criterion)
-            return
-        small, large = self._pool_plans(source.limit)
-        max_rows = min(batch_size or large.rows, large.rows)
-        for rows, part in blocks_that_fit(source.blocks, max_rows, large.tokens):
-            if self.driver == "auto" and len(rows) <= self._loop_rows:
-                for job in self._loop_jobs([part], self._loop_rows, source.limit, criterion):
-                    yield job._replace(rows=rows[job.rows], row_of_place=rows[job.row_of_place])
-                continue
-            fits = len(rows) <= small.rows and part.lengths.sum() <= small.tokens
-            yield self._pool_job(rows, part, small if fits else large, criterion)
-
-    def _loop_jobs(
-        self, blocks: Iterable[Dataset], size: int, limit: int, criterion: ExitCriterion
-    ) -> Iterator[Job]:
-        for rows, part in batches_by_bucket(blocks, size, inference_buckets(limit)):
-            length = bucket_of(int(part.lengths.max()), self._lengths(len(rows), limit))
-            yield self._loop_job(rows, part.resized(length), criterion)
-
-    def _loop_job(self, rows: np.ndarray, part: Dataset, criterion: ExitCriterion) -> Job:
-        # The number of rows is a power of two, so that the number of programs that a process
-        # compiles is bounded: after about 90 programs of 12 layers, a process has as many memory
-        # maps as Linux allows.
-        run = functools.partial(self._run_loop, criterion)
-        return padded_job(rows, part, next_power_of_two(len(rows)), self._mesh, run)
-
-    def _run_loop(self, criterion, batch, row) -> Exits:
-        return run_loop(self._structure, self._mesh, self._parameters, batch, criterion, row)
-
-    def _pool_job(
-        self, rows: np.ndarray, part: Dataset, plan: planning.PoolPlan, criterion: ExitCriterion
-    ) -> Job:
-        run = functools.partial(self._run_pool, criterion, plan)
-        return ragged_job(rows, part, plan.rows_per_device, plan.tokens_per_device, self._mesh, run)
-
-    def _run_pool(self, criterion, plan: planning.PoolPlan, batch, row) -> Exits:
-        return run_pool(
-            self._structure,
-            self._mesh,
-            self._parameters,
-            RaggedBatch(**batch),
-            criterion,
-            row,
-            chunk_tokens=plan.chunk_tokens,
-            lengths=sequence_lengths(plan.longest),
+        return Programs(
+            padded=lambda batch, row: run_loop(*model, batch, criterion, row),
+            ragged=lambda plan, batch, row: run_pool(
+                *model, RaggedBatch(**batch), criterion, row, **sizes(plan)
+            ),
         )

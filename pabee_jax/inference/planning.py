@@ -13,7 +13,7 @@ from pabee_jax.io import host_memory
 from pabee_jax.models.config import ModelConfig
 
 DRIVERS = ("auto", "full", "loop", "pool")
-DEFAULT_BATCH_SIZE = 32
+DEFAULT_BATCH_SIZE = 32  # Of the driver "loop".
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Backend:
     Attributes:
         chunk_tokens: tokens of a chunk of the pool.
         pool_tokens: tokens of a pool per device, if the memory suffices.
-        loop_rows: largest number of rows per device for which driver `auto` uses `loop`; above it,
-            `auto` uses `pool`.
+        loop_rows: largest number of rows per device for which driver `auto` uses `loop`, and `full`
+            pads rows; above it, `auto` uses `pool`, and `full` runs without padding.
     """
 
     chunk_tokens: int
@@ -115,6 +115,11 @@ def check_lengths(lengths: object, limit: int) -> None:
 def backend(mesh: Mesh) -> Backend:
     """Return the defaults of the mesh's devices."""
     return _CPU if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR
+
+
+def loop_rows(mesh: Mesh) -> int:
+    """Return the largest number of rows, over all devices, that run padded rather than pooled."""
+    return backend(mesh).loop_rows * mesh.shape[DATA]
 
 
 def pool_plans(

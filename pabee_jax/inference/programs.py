@@ -21,12 +21,38 @@ from pabee_jax.drivers.ragged import RaggedBatch
 from pabee_jax.models.parameters import Structure, merge
 
 Parameters = Mapping[str, Any]
+_REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(DATA)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run_full(structure: Structure, parameters: Parameters, batch):
-    """Return the logits of every exit, (rows, exits, classes)."""
-    return full.all_exit_logits(merge(structure, parameters), batch).swapaxes(0, 1)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_full(structure: Structure, mesh: Mesh, parameters: Parameters, batch):
+    """Return the logits of every exit, (rows, exits, classes), for rows padded to one length."""
+
+    def on_each_device(parameters, batch):
+        return full.all_exit_logits(merge(structure, parameters), batch).swapaxes(0, 1)
+
+    return _over_devices(on_each_device, mesh, _REPLICATED, _SHARDED)(parameters, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("chunk_tokens", "lengths"))
+def run_full_pool(
+    structure: Structure,
+    mesh: Mesh,
+    parameters: Parameters,
+    batch: RaggedBatch,
+    *,
+    chunk_tokens: int,
+    lengths: tuple[int, ...],
+):
+    """Return the logits of every exit, (rows, exits, classes), for rows without padding."""
+
+    def on_each_device(parameters, batch):
+        model = merge(structure, parameters)
+        return pool.pooled_all_exit_logits(
+            model, batch, chunk_tokens=chunk_tokens, lengths=lengths
+        ).swapaxes(0, 1)
+
+    return _over_devices(on_each_device, mesh, _REPLICATED, _SHARDED)(parameters, batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="control")
@@ -46,7 +72,8 @@ def run_loop(
         model = merge(structure, parameters)
         return loop.early_exit(model, batch, criterion, row, control=control)
 
-    return _over_devices(on_each_device, mesh)(parameters, batch, criterion, row)
+    specs = (_REPLICATED, _SHARDED, _REPLICATED, _SHARDED)
+    return _over_devices(on_each_device, mesh, *specs)(parameters, batch, criterion, row)
 
 
 @functools.partial(
@@ -77,15 +104,10 @@ def run_pool(
             control=control,
         )
 
-    return _over_devices(on_each_device, mesh)(parameters, batch, criterion, row)
+    specs = (_REPLICATED, _SHARDED, _REPLICATED, _SHARDED)
+    return _over_devices(on_each_device, mesh, *specs)(parameters, batch, criterion, row)
 
 
-def _over_devices(function: Callable[..., Exits], mesh: Mesh) -> Callable[..., Exits]:
-    """Return (parameters, batch, criterion, row) -> exits, with batch and row sharded."""
-    replicated, sharded = PartitionSpec(), PartitionSpec(DATA)
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=(replicated, sharded, replicated, sharded),
-        out_specs=sharded,
-    )
+def _over_devices(function: Callable[..., Any], mesh: Mesh, *in_specs: PartitionSpec):
+    """Return `function` on each device; the first axis of its results is sharded."""
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=_SHARDED)

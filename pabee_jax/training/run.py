@@ -22,9 +22,9 @@ from pabee_jax.data.batching import (
     bucket_of,
     prefetched,
     rows_of_step,
-    sequence_buckets,
     steps_per_epoch,
     training_batch,
+    training_lengths,
 )
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.load import load_task
@@ -111,7 +111,7 @@ def _train(config: TrainConfig, workdir: epath.Path, *, is_new: bool, overwrite:
     if steps >= steps_per_epoch(len(training_data), config.batch_size):
         # The run trains all rows. The lengths of their batches are known now.
         longest = int(training_data.lengths.max())
-        longest_batch = bucket_of(longest, sequence_buckets(config.max_seq_length))
+        longest_batch = bucket_of(longest, training_lengths(config.max_seq_length, config.order))
         memory.check(config, start.model.config, mesh, longest_batch)
     inputs = input_hashes(config, start, data)
     check_same_everywhere(config, inputs, start)
@@ -136,7 +136,7 @@ class _Run:
         self.start = start
         (self.training_data,) = data["train"].values()
         self.dev_data: Mapping[str, Dataset] = data["dev"]
-        self.buckets = sequence_buckets(config.max_seq_length)
+        self.buckets = training_lengths(config.max_seq_length, config.order)
         self.epoch_steps = steps_per_epoch(len(self.training_data), config.batch_size)
         self.total_steps = steps
         self.eval_every = config.eval_every or self.epoch_steps

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from pabee_jax.data import demo
-from pabee_jax.data.batching import sequence_buckets
+from pabee_jax.data.batching import training_lengths
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.distributed import processes, sharding
@@ -104,7 +104,8 @@ def _check_model(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> None:
         )
     sharding.check_model(model, mesh, shard_parameters=config.mesh.shard_parameters)
     # The texts are not tokenized yet, so that the shortest possible batch counts.
-    memory.check(config, model, mesh, sequence_buckets(config.max_seq_length)[0])
+    shortest = training_lengths(config.max_seq_length, config.order)[0]
+    memory.check(config, model, mesh, shortest)
 
 
 def check_same_everywhere(
