@@ -120,7 +120,9 @@ def product_speed(dtype: str) -> float:
 def make_parser() -> argparse.ArgumentParser:
     parser = command_line.base_parser(__doc__)
     command_line.add_shapes(parser, "minilm,bert-base")
-    parser.add_argument("--tokenizer", required=True, type=Path, help="directory of a BERT tokenizer")
+    parser.add_argument(
+        "--tokenizer", required=True, type=Path, help="directory of a BERT tokenizer"
+    )
     parser.add_argument("--data_dir", required=True, help="directory of GLUE's TSV files")
     parser.add_argument("--task", type=command_line.names_of(_TASKS), default=list(_TASKS))
     parser.add_argument("--driver", type=command_line.names_of(("pool", "full")), default=["pool"])

@@ -59,11 +59,11 @@ def make_probe(structure, pooler: str):
         return exit_losses(all_exit_logits(model, batch), batch["labels"], batch["valid"])
 
     def pooled_of(model, batch):
-        hidden, mask = model.embed(batch)
+        hidden, mask, side = model.embed(batch)
         pooled = []
         for layer, group in enumerate(model.config.layer_groups):
             parameters = jax.tree.map(lambda leaf, group=group: leaf[group], model.groups)
-            hidden = model.layer(parameters, hidden, mask)
+            hidden = model.layer(parameters, hidden, mask, side.of_layer(layer))
             pooled.append(model.pooled(layer, model.exit_features(hidden, mask)))
         return jnp.stack(pooled)
 

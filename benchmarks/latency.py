@@ -40,10 +40,10 @@ CONTROLS = {
 def straight_line(structure, parameters, batch, layers):
     """Run the first `layers` layers with their classifiers, without a test in between."""
     model = merge(structure, parameters)
-    hidden, mask = model.embed(batch)
+    hidden, mask, side = model.embed(batch)
     logits = []
     for layer in range(layers):
-        hidden = on_group(model, layer, model.layer, hidden, mask)
+        hidden = on_group(model, layer, model.layer, hidden, mask, side.of_layer(layer))
         logits.append(model.exit_logits(layer, hidden, mask))
     return jnp.stack(logits)
 

@@ -35,9 +35,26 @@ def change_config(directory, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_an_architecture_other_than_bert_and_albert_is_refused(checkpoint):
-    change_config(checkpoint, model_type="roberta")
-    assert_refused(checkpoint, "model type is 'roberta'; only bert and albert")
+def test_an_architecture_that_is_not_supported_is_refused(checkpoint):
+    change_config(checkpoint, model_type="deberta-v2")
+    assert_refused(checkpoint, "model type is 'deberta-v2'; supported are bert, albert, roberta,")
+
+
+@pytest.mark.parametrize("name", ["is_decoder", "add_cross_attention"])
+def test_a_decoder_is_refused(name, checkpoint):
+    change_config(checkpoint, **{name: True})
+    assert_refused(checkpoint, f"{name} is true; only encoders")
+
+
+def test_a_checkpoint_of_another_family_than_its_config_is_refused(checkpoint):
+    change_config(checkpoint, model_type="roberta", pad_token_id=0)
+    assert_refused(checkpoint, r"names of bert\.\*, but config.json .* are roberta\.\*")
+    change_config(checkpoint, model_type="distilbert", dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    assert_refused(checkpoint, r"names of bert\.\*, but config.json .* are distilbert\.\*")
+    change_config(checkpoint, model_type="roberta", pad_token_id=None)
+    assert_refused(checkpoint, "pad_token_id is None; it must be a token id")
+    change_config(checkpoint, model_type="roberta", pad_token_id=31)
+    assert_refused(checkpoint, "max_position_embeddings is 32; it must be at least 33")
 
 
 def test_relative_position_embeddings_are_refused(checkpoint):

@@ -499,7 +499,9 @@ def test_an_array_of_texts_is_a_list_of_texts(classifier):
 
 def test_wrong_settings_are_input_errors(directory):
     load = EarlyExitClassifier.from_pretrained
-    with pytest.raises(InputError, match="no internal classifiers yet: give num_labels="):
+    with pytest.raises(
+        InputError, match="no internal classifiers yet, and no .* head: give num_labels="
+    ):
         load(str(directory))
     for criterion in (3, "patience", Patience):
         with pytest.raises(InputError, match="it must be an exit criterion, such as Patience"):

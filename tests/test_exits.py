@@ -25,10 +25,10 @@ KINDS = [
 
 
 def hidden_states(model, batch):
-    hidden, mask = model.embed(batch)
+    hidden, mask, side = model.embed(batch)
     states = []
     for group in model.config.layer_groups:
-        hidden = model.layer(model.groups[group], hidden, mask)
+        hidden = model.layer(model.groups[group], hidden, mask, side)
         states.append(np.asarray(hidden, np.float64))
     return states, np.asarray(mask)
 

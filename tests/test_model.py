@@ -35,17 +35,17 @@ def reference_batch(expected):
 
 
 run_embed = jax.jit(lambda model, batch: model.embed(batch))
-run_layer = jax.jit(lambda model, group, hidden, mask: model.layer(group, hidden, mask))
+run_layer = jax.jit(EarlyExitModel.layer)
 run_exit = jax.jit(lambda model, layer, hidden, mask: model.exit_logits(layer, hidden, mask))
 run_full = jax.jit(all_exit_logits)
 
 
 def every_hidden_state(model, batch):
     """Return the first layer's input followed by every layer's output, and all exits' logits."""
-    hidden, mask = run_embed(model, batch)
+    hidden, mask, side = run_embed(model, batch)
     states, logits = [hidden], []
     for layer, group in enumerate(model.config.layer_groups):
-        states.append(run_layer(model, model.groups[group], states[-1], mask))
+        states.append(run_layer(model, model.groups[group], states[-1], mask, side.of_layer(layer)))
         logits.append(run_exit(model, layer, states[-1], mask))
     return states, logits
 
@@ -225,8 +225,8 @@ def test_every_product_of_a_bfloat16_layer_returns_float32(family):
     batch = random_batch(2)
 
     def loss(model, key=None):
-        hidden, mask = model.embed(batch, key)
-        return model.layer(model.groups[0], hidden, mask, key).astype(jnp.float32).sum()
+        hidden, mask, side = model.embed(batch, key)
+        return model.layer(model.groups[0], hidden, mask, side, key).astype(jnp.float32).sum()
 
     for program in (loss, jax.grad(loss), jax.grad(lambda model: loss(model, jax.random.key(0)))):
         types = dot_types(program, model)

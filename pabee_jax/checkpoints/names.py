@@ -1,16 +1,19 @@
 """Conversion between a checkpoint's tensors and the model's parameters: names and layouts.
 
-One table of regular expressions per family maps each parameter of the model to its name in a
-PyTorch checkpoint. Loading looks these names up in the checkpoint, and saving writes them. The
-names are PyTorch PABEE's: Hugging Face's names plus `classifiers.{i}`. Exits that PyTorch PABEE
-cannot compute have names that PyTorch PABEE does not load: `exit_classifiers.{i}` and, with one
-pooler per exit, `exit_poolers.{i}`.
+The tables of `checkpoints/families.py` map each parameter of the model to its name in a PyTorch
+checkpoint. Loading looks these names up in the checkpoint, and saving writes them. The names are
+PyTorch PABEE's: Hugging Face's names plus `classifiers.{i}`. Exits that PyTorch PABEE cannot
+compute have names that PyTorch PABEE does not load: `exit_classifiers.{i}` and `exit_pooler` or,
+with one pooler per exit, `exit_poolers.{i}`.
+
+A sequence classifier of Hugging Face has one classification head. The head becomes the last exit,
+and the other exits start with its pooler.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,47 +22,12 @@ import numpy as np
 from absl import logging
 from flax import nnx, traverse_util
 
+from pabee_jax.checkpoints.families import EXIT_POOLER, FAMILY_NAMES, Tensors
 from pabee_jax.errors import InputError
-from pabee_jax.models.config import FAMILIES, ModelConfig, exit_modules
+from pabee_jax.models.config import ModelConfig, exit_modules
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import merge, split
 
-Tensors = Mapping[str, np.ndarray]
-
-# The model's module path -> PyTorch's module path.
-_COMMON = [
-    (r"embeddings\.word", r"embeddings.word_embeddings"),
-    (r"embeddings\.position", r"embeddings.position_embeddings"),
-    (r"embeddings\.token_type", r"embeddings.token_type_embeddings"),
-    (r"embeddings\.norm", r"embeddings.LayerNorm"),
-]
-_BERT_LAYER = r"groups\.(\d+)\.inner\.0\."
-_ALBERT_LAYER = r"groups\.(\d+)\.inner\.(\d+)\."
-_IN_BERT = r"encoder.layer.\1."
-_IN_ALBERT = r"encoder.albert_layer_groups.\1.albert_layers.\2."
-MODULE_NAMES = {
-    "bert": [
-        *_COMMON,
-        (_BERT_LAYER + r"(query|key|value)_projection", _IN_BERT + r"attention.self.\2"),
-        (_BERT_LAYER + r"attention_output", _IN_BERT + r"attention.output.dense"),
-        (_BERT_LAYER + r"attention_norm", _IN_BERT + r"attention.output.LayerNorm"),
-        (_BERT_LAYER + r"intermediate", _IN_BERT + r"intermediate.dense"),
-        (_BERT_LAYER + r"output", _IN_BERT + r"output.dense"),
-        (_BERT_LAYER + r"output_norm", _IN_BERT + r"output.LayerNorm"),
-        (r"pooler", r"pooler.dense"),
-    ],
-    "albert": [
-        *_COMMON,
-        (r"embeddings\.projection", r"encoder.embedding_hidden_mapping_in"),
-        (_ALBERT_LAYER + r"(query|key|value)_projection", _IN_ALBERT + r"attention.\3"),
-        (_ALBERT_LAYER + r"attention_output", _IN_ALBERT + r"attention.dense"),
-        (_ALBERT_LAYER + r"attention_norm", _IN_ALBERT + r"attention.LayerNorm"),
-        (_ALBERT_LAYER + r"intermediate", _IN_ALBERT + r"ffn"),
-        (_ALBERT_LAYER + r"output", _IN_ALBERT + r"ffn_output"),
-        (_ALBERT_LAYER + r"output_norm", _IN_ALBERT + r"full_layer_layer_norm"),
-        (r"pooler", r"pooler"),
-    ],
-}
 # The model's leaf name -> PyTorch's leaf name. Hugging Face's Flax checkpoints have the model's
 # leaf names.
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -68,7 +36,8 @@ _OLD_NAMES = [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", 
 CLASSIFIERS_NAMES = ("classifiers", "exit_classifiers")
 # Parameters that are initialized from scratch if the checkpoint lacks them. A missing parameter of
 # the encoder is an error.
-_MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers|exit_classifiers)\.")
+_MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers?|exit_classifiers)\.")
+_PREFIXES = "|".join(names.prefix for names in FAMILY_NAMES.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +60,7 @@ def from_tensors(
     dtype: str = "float32",
     seed: int = 0,
     classifier_bias: np.ndarray | None = None,
+    has_head: bool = True,
     source: str = "the checkpoint",
 ) -> tuple[EarlyExitModel, LoadReport]:
     """Return the model with a checkpoint's tensors, and a report of the differences.
@@ -100,13 +70,17 @@ def from_tensors(
         dtype: the compute dtype; the parameters are float32.
         seed: the seed for parameters that the checkpoint lacks (pooler, classifiers).
         classifier_bias: (C,) the initial bias of classifiers that the checkpoint lacks; 0 if None.
+        has_head: whether the checkpoint's classification head, if it has one, is for sequences.
         source: the name of the checkpoint in messages.
 
     Raises:
         InputError: a tensor has the wrong shape, or a parameter of the encoder is missing.
     """
+    names_of_family = FAMILY_NAMES[config.family]
+    _check_prefixes(tensors, names_of_family.prefix, source)
     tensors = {canonical_name(name): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if "position_ids" not in name}
+    tensors = names_of_family.prepare(tensors)
     _check_layers(config, len(tensors), source)
     structure, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
     loaded, missing, used = {}, {}, set()
@@ -125,12 +99,19 @@ def from_tensors(
         expected = shape.shape[1:] if per_exit else shape.shape
         parts = [_checked(tensors[name], name, path, expected, source) for name in names]
         loaded[path] = np.stack(parts) if per_exit else parts[0]
-    absent_names = [name for names in missing.values() for name in names]
-    _check_encoder(absent_names, source)
+    _check_encoder([name for names in missing.values() for name in names], source)
     if missing:
         loaded |= _initial_values(config, dtype, seed, tuple(missing))
     if classifier_bias is not None and "classifiers.bias" in missing:
         loaded["classifiers.bias"] += classifier_bias
+    for path in [path for path in missing if path.startswith("classifiers.")]:
+        name = f"{names_of_family.classifier}.{_LEAF_NAMES[path.rpartition('.')[2]]}"
+        if has_head and name in tensors:
+            head = _checked(tensors[name], name, path, shapes[path].shape[1:], source)
+            loaded[path] = jnp.asarray(loaded[path]).at[-1].set(head)
+            missing[path] = missing[path][:-1]
+            used.add(name)
+    absent_names = [name for names in missing.values() for name in names]
     loaded = {path: jnp.asarray(value, jnp.float32) for path, value in loaded.items()}
     report = LoadReport(tuple(absent_names), tuple(sorted(tensors.keys() - used)))
     return merge(structure, loaded), report
@@ -138,7 +119,7 @@ def from_tensors(
 
 def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
     """Return the parameters of an unstacked model in float32 by their names in a checkpoint."""
-    prefix = model.config.family
+    names_of_family = FAMILY_NAMES[model.config.family]
     result = {}
     for path, value in split(model)[1].items():
         value = np.asarray(value, np.float32)
@@ -148,13 +129,14 @@ def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
                 name: _transposed(part, path) for name, part in zip(names, value, strict=True)
             }
         else:
-            result[f"{prefix}.{names[0]}"] = _transposed(value, path)
-    return result
+            prefix = "" if names[0].startswith(EXIT_POOLER) else f"{names_of_family.prefix}."
+            result[prefix + names[0]] = _transposed(value, path)
+    return dict(names_of_family.restore(result))
 
 
 def canonical_name(name: str) -> str:
     """Return a tensor's name without wrapper and family prefixes, and with current leaf names."""
-    name = re.sub(rf"^(module\.)?(({'|'.join(FAMILIES)})\.)?", "", name)
+    name = re.sub(rf"^(module\.)?(({_PREFIXES})\.)?", "", name)
     for old, new in _OLD_NAMES:
         name = re.sub(old, new, name)
     return name
@@ -184,7 +166,7 @@ def torch_names(path: str, config: ModelConfig) -> list[str]:
     if _is_per_exit(path, config):
         name = {"classifiers": classifiers_name(config), "pooler": "exit_poolers"}[module]
         return [f"{name}.{exit}.{leaf}" for exit in range(config.num_hidden_layers)]
-    for pattern, replacement in MODULE_NAMES[config.family]:
+    for pattern, replacement in FAMILY_NAMES[config.family].modules:
         match = re.fullmatch(pattern, module)
         if match:
             return [f"{match.expand(replacement)}.{leaf}"]
@@ -194,10 +176,22 @@ def torch_names(path: str, config: ModelConfig) -> list[str]:
 def _names_in(tensors: Tensors, path: str, config: ModelConfig) -> list[str]:
     """Return the checkpoint names from which a parameter is loaded."""
     names = torch_names(path, config)
-    if path.startswith("pooler.") and not any(name in tensors for name in names):
-        # The pooler of every exit is initialized from the encoder's pooler, as in DeeBERT.
-        return torch_names(path, dataclasses.replace(config, exit_pooler="shared")) * len(names)
+    module, _, leaf = path.rpartition(".")
+    if module == "pooler" and not any(name in tensors for name in names):
+        # The pooler of every exit is initialized from that of the head, as in DeeBERT.
+        for pooler in FAMILY_NAMES[config.family].poolers:
+            if f"{pooler}.weight" in tensors:
+                return [f"{pooler}.{_LEAF_NAMES[leaf]}"] * len(names)
     return names
+
+
+def head_labels(tensors: Tensors, family: str) -> int | None:
+    """Return the number of outputs of a checkpoint's classification head, or None without head."""
+    classifier = f"{FAMILY_NAMES[family].classifier}.weight"
+    for name, tensor in tensors.items():
+        if canonical_name(name) == classifier and tensor.ndim:
+            return tensor.shape[0]
+    return None
 
 
 def classifiers_name(config: ModelConfig) -> str:
@@ -247,6 +241,18 @@ def _initial_values(config: ModelConfig, dtype: str, seed: int, paths: tuple[str
     """Return the initial values of these parameters; the compiler drops all other parameters."""
     parameters = split(_initial_model(config, dtype, seed))[1]
     return {path: parameters[path] for path in paths}
+
+
+def _check_prefixes(tensors: Tensors, prefix: str, source: str) -> None:
+    """Raise InputError if the names of the encoder's tensors are those of another family."""
+    prefixes = {re.sub(r"^module\.", "", name).partition(".")[0] for name in tensors}
+    known = {names.prefix for names in FAMILY_NAMES.values()}
+    others = sorted(prefixes & known)
+    if others and prefix not in others:
+        raise InputError(
+            f"{source}: the weights have names of {_listed(others)}.*, but config.json describes a "
+            f"model whose weights are {prefix}.*"
+        )
 
 
 def _check_layers(config: ModelConfig, num_tensors: int, source: str) -> None:

@@ -19,6 +19,7 @@ from pabee_jax.checkpoints.names import (
     canonical_name,
     classifiers_name,
     from_tensors,
+    head_labels,
     log_report,
     to_tensors,
 )
@@ -36,15 +37,27 @@ from pabee_jax.io import storage
 from pabee_jax.io.atomic import write_atomically
 from pabee_jax.models.config import EXIT_CHOICES, MOST_LABELS, PABEE_EXITS, ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.families import family_of
 
 # A tokenizer's `model_max_length` from this value on means that the length is unknown.
 _UNKNOWN_LENGTH = 1_000_000
-_ARCHITECTURES = {
+# The classes that load a saved checkpoint: PyTorch PABEE's or, for exits that PyTorch PABEE cannot
+# compute, those of the encoder.
+_PABEE_CLASSES = {
     "bert": "BertForSequenceClassificationWithPabee",
     "albert": "AlbertForSequenceClassificationWithPabee",
 }
-# For exits that PyTorch PABEE cannot compute: other libraries can load the encoder only.
-_ENCODERS = {"bert": "BertModel", "albert": "AlbertModel"}
+_ENCODER_CLASSES = {
+    "bert": "BertModel",
+    "albert": "AlbertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "camembert": "CamembertModel",
+    "electra": "ElectraModel",
+    "distilbert": "DistilBertModel",
+    "mpnet": "MPNetModel",
+    "modernbert": "ModernBertModel",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +71,8 @@ class Pretrained:
         label_names: class names by class id; empty for regression.
         max_length: the number of tokens to which texts are truncated.
         criterion: the exit criterion in `config.json`; None if there is none.
+        trained_exits: which exits were trained: "all", "last" (of an ordinary classifier, whose
+            head is the last exit), or "none" (of an encoder).
     """
 
     model: EarlyExitModel
@@ -66,6 +81,7 @@ class Pretrained:
     label_names: tuple[str, ...]
     max_length: int
     criterion: ExitCriterion | None = None
+    trained_exits: str = "none"
 
     def with_max_length(self, max_length: int) -> "Pretrained":
         """Return a copy that truncates texts to `max_length` tokens.
@@ -74,7 +90,7 @@ class Pretrained:
             InputError: `max_length` exceeds the model's number of positions, or leaves no room for
                 a text.
         """
-        positions = self.model.config.max_position_embeddings
+        positions = self.model.config.max_length
         if max_length > positions:
             raise InputError(
                 f"max_seq_length is {max_length}, but the model has {positions} positions"
@@ -90,6 +106,9 @@ class Pretrained:
                 tokenized.
         """
         dataset = encode(self.tokenizer, texts, pairs, self.max_length)
+        if self.model.config.type_vocab_size < 2:  # Tokenizers may return types all the same.
+            no_types = np.zeros_like(dataset.token_type_ids)
+            dataset = dataclasses.replace(dataset, token_type_ids=no_types)
         highest_id, vocab_size = int(dataset.input_ids.max()), self.model.config.vocab_size
         if highest_id >= vocab_size:
             raise InputError(
@@ -114,7 +133,8 @@ def load_pretrained(
     Args:
         path_or_hub_id: the directory or the hub id.
         revision: branch, tag or commit of a repository on the hub; None for its main branch.
-        num_labels: required if the checkpoint has no internal classifiers; 1 means regression.
+        num_labels: required if the checkpoint has neither exits nor a classification head; 1 means
+            regression.
         dtype: the compute dtype, "float32" or "bfloat16".
         seed: the seed for parameters that the checkpoint lacks (classifiers, pooler).
         exits: `exit_pooler` and `exit_pooling` of a model whose exits are not trained yet; the
@@ -122,9 +142,9 @@ def load_pretrained(
         classifier_bias: (C,) the initial bias of classifiers that the checkpoint lacks; 0 if None.
 
     Raises:
-        InputError: the checkpoint cannot be reached, is damaged, is neither BERT nor ALBERT, has a
-            tensor of the wrong shape, has no classifiers while `num_labels` is None, or has trained
-            exits that differ from `exits`.
+        InputError: the checkpoint cannot be reached, is damaged, is of a family that is not
+            supported or for several labels per text, has a tensor of the wrong shape, has no
+            classifiers while `num_labels` is None, or has trained exits that differ from `exits`.
     """
     directory, source = resolve(path_or_hub_id, revision), str(path_or_hub_id)
     values = read_config_json(directory)
@@ -134,11 +154,13 @@ def load_pretrained(
         raise InputError(f"seed is {shown(seed)}; it must be a whole number")
     tensors = read_tensors(directory)
     trained_name, trained_labels = _trained_classifiers(tensors)
-    num_labels = num_labels or trained_labels
+    head = None if trained_labels or not _is_classifier(values) else _head(values, tensors, source)
+    num_labels = num_labels or trained_labels or head
     if num_labels is None:
         raise InputError(
-            f"{source} has no internal classifiers yet: give num_labels= to initialize "
-            "them from scratch (1 means regression), or train them with pabee-jax train"
+            f"{source} has no internal classifiers yet, and no classification head: give "
+            "num_labels= to initialize them from scratch (1 means regression), or train them with "
+            "pabee-jax train"
         )
     if exits is not None:
         if trained_labels is not None:
@@ -162,6 +184,7 @@ def load_pretrained(
         dtype=dtype,
         seed=seed,
         classifier_bias=classifier_bias,
+        has_head=head is not None,
         source=source,
     )
     log_report(report, source)
@@ -172,6 +195,7 @@ def load_pretrained(
         label_names=label_names,
         max_length=_max_length(tokenizer, config, source),
         criterion=criterion,
+        trained_exits="all" if trained_labels else "last" if head else "none",
     )
 
 
@@ -193,23 +217,29 @@ def save_pretrained(
             checkpoint cannot be uploaded.
     """
     model, labels = pretrained.model, pretrained.label_names
+    if for_pytorch and model.config.family not in _PABEE_CLASSES:
+        raise InputError(
+            f"PyTorch PABEE cannot run this model: it is {model.config.family}, but PyTorch PABEE "
+            f"has {' and '.join(_PABEE_CLASSES)} only"
+        )
     if for_pytorch and not model.config.is_pabee:
         raise InputError(
             "PyTorch PABEE cannot run this model: its exits have "
             f"{_describe_exits(model.config.exits)}, but PyTorch PABEE requires "
             f"{_describe_exits(PABEE_EXITS)}"
         )
-    names = _ARCHITECTURES if model.config.is_pabee else _ENCODERS
+    classes = _PABEE_CLASSES if model.config.is_pabee else _ENCODER_CLASSES
+    model_type = pretrained.hugging_face_config.get("model_type", model.config.family)
     values = {
         **pretrained.hugging_face_config,
         **model.config.exits,
-        "architectures": [names[model.config.family]],
+        "architectures": [classes[model_type]],
         "num_labels": model.config.num_labels,
         "id2label": {str(index): name for index, name in enumerate(labels or ("score",))},
         "label2id": {name: index for index, name in enumerate(labels or ("score",))},
         "problem_type": "single_label_classification" if labels else "regression",
     }
-    if model.config.is_pabee:
+    if model.config.exits == PABEE_EXITS:
         for name in EXIT_CHOICES:
             del values[name]
     values.pop("early_exit", None)
@@ -267,6 +297,26 @@ def _trained_classifiers(tensors: Tensors) -> tuple[str, int] | tuple[None, None
         if module in CLASSIFIERS_NAMES and rest == "0.weight" and tensor.ndim:
             return module, tensor.shape[0]
     return None, None
+
+
+def _is_classifier(values: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint's head, if it has one, classifies sequences.
+
+    The heads of token classifiers and multiple choice have the same names.
+    """
+    architectures = values.get("architectures") or ["ForSequenceClassification"]
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures)
+
+
+def _head(values: Mapping[str, Any], tensors: Tensors, source: str) -> int | None:
+    """Return the number of labels of a checkpoint's classification head, or None without head."""
+    labels = head_labels(tensors, family_of(values.get("model_type")).name)
+    if labels is not None and values.get("problem_type") == "multi_label_classification":
+        raise InputError(
+            f"{source} is a classifier with several labels per text (problem_type is "
+            "multi_label_classification); supported are one label per text and regression"
+        )
+    return labels
 
 
 def _check_trained_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
@@ -333,7 +383,7 @@ def _label_name(names: Mapping[str, Any], index: int, source: str) -> str:
 
 
 def _max_length(tokenizer: Tokenizer, config: ModelConfig, source: str) -> int:
-    length, positions = tokenizer.model_max_length, config.max_position_embeddings
+    length, positions = tokenizer.model_max_length, config.max_length
     is_number = isinstance(length, int | float) and not isinstance(length, bool)
     if is_number and length >= _UNKNOWN_LENGTH:
         length = positions

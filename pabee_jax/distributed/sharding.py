@@ -26,7 +26,7 @@ _DIMENSIONS = (
     (r"\.(query|key|value)_projection\.kernel$", ("hidden", "heads")),
     (r"\.(query|key|value)_projection\.bias$", ("heads",)),
     (r"\.attention_output\.kernel$", ("heads", "hidden")),
-    (r"\.intermediate\.kernel$", ("hidden", "feed_forward")),
+    (r"\.(intermediate|gate)\.kernel$", ("hidden", "feed_forward")),
     (r"\.intermediate\.bias$", ("feed_forward",)),
     (r"\.output\.kernel$", ("feed_forward", "hidden")),
     (r"^embeddings\.\w+\.embedding$", ("rows", "embedding")),

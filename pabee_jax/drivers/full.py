@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from pabee_jax.drivers.exit_rule import Layer
 from pabee_jax.models.encoder import Batch, EarlyExitModel
-from pabee_jax.models.transformer import Hidden, LayerGroup
+from pabee_jax.models.groups import LayerGroup
+from pabee_jax.models.transformer import Hidden
 
 # (hidden states, layer from 0, its parameters) -> (hidden states, logits of its exit)
 Step = Callable[[Hidden, Layer, LayerGroup], tuple[Hidden, Array]]
@@ -16,10 +17,10 @@ Step = Callable[[Hidden, Layer, LayerGroup], tuple[Hidden, Array]]
 
 def all_exit_logits(model: EarlyExitModel, batch: Batch) -> Float[Array, "exits batch classes"]:
     """Return the logits of every exit, for inference: without dropout."""
-    hidden, mask = model.embed(batch)
+    hidden, mask, side = model.embed(batch)
 
     def step(hidden, layer, parameters):
-        hidden = model.layer(parameters, hidden, mask)
+        hidden = model.layer(parameters, hidden, mask, side.of_layer(layer))
         return hidden, model.exit_logits(layer, hidden, mask)
 
     return over_layers(model, step, hidden)

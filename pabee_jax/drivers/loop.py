@@ -28,12 +28,12 @@ def early_exit(
 
     `row` is each row's index in the call, for the criterion; absent, its index in the batch.
     """
-    hidden, mask = model.embed(batch)
+    hidden, mask, side = model.embed(batch)
 
     def run_layer(layer, hidden, done):
         # Freezing the rows that have exited would cost a copy, and their values are not used.
         del done
-        hidden = on_group(model, layer, model.layer, hidden, mask)
+        hidden = on_group(model, layer, model.layer, hidden, mask, side.of_layer(layer))
         return hidden, model.exit_logits(layer, hidden, mask)
 
     done = ~jnp.any(mask, axis=1)

@@ -18,6 +18,7 @@ With mean pooling, the first part is the whole layer, and the second part only t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ from pabee_jax.drivers.ragged import (
     to_bits,
 )
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
+from pabee_jax.models.side_inputs import SideInputs
 from pabee_jax.models.transformer import TokenHeads, Tokens, attention
 
 # The tokens that do not fill a whole chunk run in chunks of `chunk_tokens // _REMAINDER_DIVISOR`.
@@ -87,7 +89,7 @@ def pooled_early_exit(
             order; no row is longer than the last.
         control: how the test "has every row exited?" is compiled.
     """
-    pool = _Pool(model, batch, chunk_tokens, lengths)
+    pool = _Pool(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     done = batch.lengths == 0
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
@@ -100,7 +102,7 @@ def pooled_all_exit_logits(
     Args:
         model, batch, chunk_tokens, lengths: as for `pooled_early_exit`.
     """
-    pool = _Pool(model, batch, chunk_tokens, lengths)
+    pool = _Pool(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     layers, done = jnp.arange(model.config.num_hidden_layers), batch.lengths == 0
     return jax.lax.scan(
         lambda state, layer: pool.run_layer(layer, state, done), pool.embedded(), layers
@@ -111,13 +113,15 @@ def pooled_all_exit_logits(
 class _Pool:
     """The layers of a model over a ragged batch.
 
-    `chunk_tokens` and `lengths` are those of `pooled_early_exit`.
+    `chunk_tokens` and `lengths` are those of `pooled_early_exit`. `side` is for rows of up to
+    `lengths[-1]` tokens.
     """
 
     model: EarlyExitModel
     batch: RaggedBatch
     chunk_tokens: int
     lengths: tuple[int, ...]
+    side: SideInputs
 
     @property
     def reads_first_token(self) -> bool:
@@ -195,11 +199,11 @@ class _Pool:
                 source, batch_index = map(chunk.tokens_from, of_rows)
                 mask = take(self.batch.attention_mask, batch_index) != 0
 
-                def attend(query, keys, values):
-                    return shape.attend(chunk, mask, query, keys, values)
-
                 computed = self._run_chunk(
-                    layer, jax.tree.map(lambda values: self._take(values, source), tokens), attend
+                    layer,
+                    jax.tree.map(lambda values: self._take(values, source), tokens),
+                    chunk.position,
+                    functools.partial(shape.attend, chunk, mask),
                 )
                 start, is_in_chunk = rows.offsets[first], jnp.arange(shape.tokens)
                 is_in_chunk = is_in_chunk < chunk.num_tokens
@@ -214,20 +218,30 @@ class _Pool:
         return tokens
 
     def _run_chunk(
-        self, layer: Layer, tokens: Any, attend: Callable[[Array, Array, Array], Array]
+        self,
+        layer: Layer,
+        tokens: Any,
+        positions: Int[Array, " tokens"],
+        attend: Callable[..., TokenHeads],
     ) -> Any:
-        """Run the first part of a layer for the tokens of one chunk."""
+        """Run the first part of a layer for the tokens of one chunk.
+
+        Args:
+            layer: the layer, from 0.
+            tokens: the arrays of `PoolState.tokens` for these tokens.
+            positions: the position of each token in its row.
+            attend: (side inputs, query, keys, values) -> the attention of each token to its row.
+        """
         num_inner = self.model.config.inner_group_num
         if not self.reads_first_token:
             for inner in range(num_inner):
-                tokens = self._inner_layer(layer, inner, tokens, attend)
+                tokens = self._inner_layer(layer, inner, tokens, positions, attend)
             return tokens
 
         def finish_previous_layer(hidden, keys_values):
-            query = on_group(
-                self.model, layer - 1, lambda group, hidden: group.inner[-1].query(hidden), hidden
-            )
-            return self._finish(layer - 1, hidden, attend(query, *keys_values))
+            side = self.side.of_layer(layer - 1)
+            query = self._query(layer - 1, hidden, positions)
+            return self._finish(layer - 1, hidden, attend(side, query, *keys_values))
 
         hidden, keys_values = tokens
         hidden = jax.lax.cond(
@@ -238,20 +252,35 @@ class _Pool:
             keys_values,
         )
         for inner in range(num_inner - 1):
-            hidden = self._inner_layer(layer, inner, hidden, attend)
-        keys_values = on_group(
-            self.model, layer, lambda group, hidden: group.inner[-1].keys_values(hidden), hidden
-        )
-        return hidden, keys_values
+            hidden = self._inner_layer(layer, inner, hidden, positions, attend)
+        return hidden, self._keys_values(layer, hidden, positions)
 
-    def _inner_layer(self, layer: Layer, inner: int, hidden: Tokens, attend) -> Tokens:
-        """Run one of the transformer layers of `layer`; BERT has one."""
-
-        def project(group, hidden):
-            return group.inner[inner].query(hidden), *group.inner[inner].keys_values(hidden)
-
-        context = attend(*on_group(self.model, layer, project, hidden))
+    def _inner_layer(self, layer: Layer, inner: int, hidden: Tokens, positions, attend) -> Tokens:
+        """Run one of the transformer layers of `layer`; only ALBERT may have several."""
+        query = self._query(layer, hidden, positions, inner)
+        keys_values = self._keys_values(layer, hidden, positions, inner)
+        context = attend(self.side.of_layer(layer), query, *keys_values)
         return self._finish(layer, hidden, context, inner)
+
+    def _query(self, layer: Layer, hidden: Tokens, positions, inner: int = -1) -> TokenHeads:
+        return on_group(
+            self.model,
+            layer,
+            lambda group, *operands: group.inner[inner].query(*operands),
+            hidden,
+            self.side.of_layer(layer),
+            positions,
+        )
+
+    def _keys_values(self, layer: Layer, hidden: Tokens, positions, inner: int = -1):
+        return on_group(
+            self.model,
+            layer,
+            lambda group, *operands: group.inner[inner].keys_values(*operands),
+            hidden,
+            self.side.of_layer(layer),
+            positions,
+        )
 
     def _finish(self, layer: Layer, hidden: Tokens, context: TokenHeads, inner: int = -1):
         return on_group(
@@ -313,7 +342,8 @@ class _Pool:
             return model.classify(layer, features)
         all_hidden, (keys, values) = tokens
         hidden = self._take(all_hidden, offsets)
-        query = on_group(model, layer, lambda group, hidden: group.inner[-1].query(hidden), hidden)
+        side = self.side.of_layer(layer)
+        query = self._query(layer, hidden, jnp.zeros_like(offsets))
         context = over_rows(
             self.lengths,
             lengths,
@@ -323,6 +353,7 @@ class _Pool:
                 self._take(keys, index),
                 self._take(values, index),
                 token_mask(index, is_token),
+                side,
             )[:, 0].astype(query.dtype),
         )
         first_token = self._finish(layer, hidden, context)[:, None]

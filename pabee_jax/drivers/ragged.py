@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from pabee_jax.models.side_inputs import SideInputs
 from pabee_jax.models.transformer import TokenHeads, attention
 
 # A chunk has at most one row per this many tokens: tokenizers give a text at least three.
@@ -168,6 +169,7 @@ class ChunkShape(NamedTuple):
         self,
         chunk: Chunk,
         token_mask: Bool[Array, " tokens"],
+        side: SideInputs,
         query: TokenHeads,
         keys: TokenHeads,
         values: TokenHeads,
@@ -181,7 +183,7 @@ class ChunkShape(NamedTuple):
                 mask = jnp.arange(length) < chunk.lengths[:rows, None]
                 mask = mask & take(token_mask, index)
                 context = attention(
-                    take(query, index), take(keys, index), take(values, index), mask
+                    take(query, index), take(keys, index), take(values, index), mask, side
                 ).astype(query.dtype)
                 return take(
                     context.reshape(rows * length, *query.shape[1:]),

@@ -66,6 +66,11 @@ class Artifact:
     jax_version: str
     sha256: dict[str, str]
 
+    @property
+    def max_length(self) -> int:
+        """The largest sequence length of the model, as in `ModelConfig`."""
+        return self.max_position_embeddings
+
     def to_json(self) -> str:
         """Return the text of `artifact.json`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

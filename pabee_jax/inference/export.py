@@ -87,10 +87,9 @@ def export(
         )
     config = classifier.pretrained.model.config
     length = sequence_length or classifier.pretrained.max_length
-    if length > config.max_position_embeddings:
+    if length > config.max_length:
         raise InputError(
-            f"sequence_length is {length}, but the model has {config.max_position_embeddings} "
-            "positions"
+            f"sequence_length is {length}, but the model has {config.max_length} positions"
         )
     platforms = tuple(dict.fromkeys(platforms))
     weights = jax.device_get(split(classifier.model)[1])
@@ -104,7 +103,7 @@ def export(
         dtype=classifier.pretrained.model.dtype.name,
         vocab_size=config.vocab_size,
         type_vocab_size=config.type_vocab_size,
-        max_position_embeddings=config.max_position_embeddings,
+        max_position_embeddings=config.max_length,
         num_labels=config.num_labels,
         num_layers=config.num_hidden_layers,
         label_names=classifier.pretrained.label_names,

@@ -25,7 +25,7 @@ class TokenLimits(Protocol):
     @property
     def type_vocab_size(self) -> int: ...
     @property
-    def max_position_embeddings(self) -> int: ...
+    def max_length(self) -> int: ...
 
 
 def checked_texts(inputs: Any) -> tuple[list[str], list[str | None]]:
@@ -97,14 +97,13 @@ def checked_tokens(inputs: Tokens | Dataset, config: TokenLimits) -> Dataset:
     limits = {
         "input_ids": config.vocab_size,
         "attention_mask": 2,
-        "token_type_ids": config.type_vocab_size,
+        "token_type_ids": max(1, config.type_vocab_size),
     }
     for name, array in arrays.items():
         _check_array(name, array, ids.shape, limits[name])
-    if ids.shape[1] > config.max_position_embeddings:
+    if ids.shape[1] > config.max_length:
         raise InputError(
-            f"input_ids has {ids.shape[1]} columns, but the model has "
-            f"{config.max_position_embeddings} positions"
+            f"input_ids has {ids.shape[1]} columns, but the model has {config.max_length} positions"
         )
     if labels is not None and len(labels) != len(ids):
         raise InputError(f"the dataset has {len(ids)} rows, but {len(labels)} labels")

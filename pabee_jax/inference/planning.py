@@ -178,7 +178,8 @@ def _pool_bytes(
     inputs = 4 * (4 * tokens + 2 * rows)
     arrays = 3 if config.exit_pooling == "cls" else 1
     stored = arrays * size * (tokens + chunk) * config.hidden_size
-    per_token = size * (6 * config.hidden_size + config.intermediate_size)
+    expansions = 2 if config.is_gated else 1
+    per_token = size * (6 * config.hidden_size + expansions * config.intermediate_size)
     per_token += 4 * 3 * config.num_attention_heads * longest
     return inputs + stored + chunk * per_token
 

@@ -63,5 +63,5 @@ def row_source(pretrained: Pretrained, inputs: Sequence[Text] | Tokens | Dataset
         blocks = prefetched(blocks)
     limit = pretrained.max_length
     if longest > limit:  # One more set of sequence lengths, whatever the lengths of the rows.
-        limit = pretrained.model.config.max_position_embeddings
+        limit = pretrained.model.config.max_length
     return RowSource(num_rows, longest or pretrained.max_length, limit, blocks)

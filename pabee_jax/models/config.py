@@ -1,4 +1,4 @@
-"""Encoder configuration: one dataclass for Hugging Face's BERT and ALBERT configurations."""
+"""Encoder configuration: one dataclass for the configurations of all families."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from typing import Any
 
 from pabee_jax.errors import InputError, shown
 from pabee_jax.models.activations import ACTIVATIONS
+from pabee_jax.models.families import FAMILIES, LayerKinds, family_of
 
-FAMILIES = ("bert", "albert")
 # The values of each exit setting; the first value is PABEE's.
 EXIT_CHOICES = {"exit_pooler": ("shared", "per_exit"), "exit_pooling": ("cls", "mean")}
 # The highest valid value of each size; the lowest is 1. An int32 indexes the rows of a parameter,
@@ -57,7 +57,7 @@ class ModelConfig:
     `inner_group_num == 1` and `embedding_size == hidden_size`.
 
     Attributes:
-        family: "bert" or "albert".
+        family: the name of a `Family` (`models/families.py`).
         num_labels: output size C of every internal classifier; 1 means regression.
         exit_pooler: "shared" for one pooler that all exits use (PABEE), or "per_exit" for one
             pooler per exit (DeeBERT).
@@ -65,8 +65,15 @@ class ModelConfig:
             if an exit reads the mean over the tokens in the attention mask
             (sentence-transformers).
         exit_dropout_prob: dropout rate before the classifiers, in training only. The value is
-            `hidden_dropout_prob` for BERT and `classifier_dropout_prob` for ALBERT. As in the
-            reference implementation, the newer `classifier_dropout` is ignored.
+            `hidden_dropout_prob` for BERT and `classifier_dropout_prob` for ALBERT (as in the
+            reference implementation, which ignores the newer `classifier_dropout`), and that of
+            Hugging Face's classification head for other families.
+        type_vocab_size: 0 if the family has no token types.
+        position_offset: the index of a row's first token in the position embeddings.
+        exit_act: the activation of the pooler.
+        relative_buckets: the number of buckets of relative positions, each with a bias of the
+            attention scores; 0 if the family has no such bias.
+        layer_kinds: how layers differ from each other; None if they do not.
     """
 
     family: str
@@ -89,24 +96,35 @@ class ModelConfig:
     num_labels: int
     exit_pooler: str = "shared"
     exit_pooling: str = "cls"
+    position_offset: int = 0
+    exit_act: str = "tanh"
+    relative_buckets: int = 0
+    layer_kinds: LayerKinds | None = None
 
     def __post_init__(self):
-        if self.family not in FAMILIES:
-            raise InputError(
-                f"the model type is {self.family!r}; only bert and albert are supported"
-            )
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
-            raise InputError(
-                f"hidden_act {shown(self.hidden_act)} is not one of "
-                f"{', '.join(sorted(ACTIVATIONS))}"
-            )
+        if self.family not in {family.name for family in FAMILIES.values()}:
+            raise InputError(f"unknown family {shown(self.family)}")
+        for name in ("hidden_act", "exit_act"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in ACTIVATIONS:
+                raise InputError(
+                    f"{name} {shown(value)} is not one of {', '.join(sorted(ACTIVATIONS))}"
+                )
         for name, choices in EXIT_CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"{name} is {shown(getattr(self, name))}; it must be one of "
                     f"{', '.join(choices)}"
                 )
-        _check_numbers(vars(self))
+        for name, value in vars(self).items():
+            if value or name != "type_vocab_size":
+                _check_number(name, value, name)
+        if self.max_length < 1:
+            raise InputError(
+                f"config.json: max_position_embeddings is {self.max_position_embeddings}; it must "
+                f"be at least {self.position_offset + 1}, because positions start after the "
+                "padding id"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -118,14 +136,47 @@ class ModelConfig:
         return self.num_labels == 1
 
     @property
+    def max_length(self) -> int:
+        """The most tokens of a row."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def has_position_embeddings(self) -> bool:
+        """Whether the embeddings depend on positions; rotary positions do not."""
+        return self.layer_kinds is None
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether embeddings are projected to the hidden size; ALBERT's always are."""
+        return self.family == "albert" or self.embedding_size != self.hidden_size
+
+    @property
+    def is_pre_norm(self) -> bool:
+        """Whether LayerNorm comes before attention and feed-forward block instead of after them."""
+        return self.family == "modernbert"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward block is gated."""
+        return self.family == "modernbert"
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether the encoder's linear maps and LayerNorms have biases."""
+        return self.family != "modernbert"
+
+    @property
     def exits(self) -> dict[str, str]:
         """The exit settings by their names in `config.json`."""
         return {name: getattr(self, name) for name in EXIT_CHOICES}
 
     @property
     def is_pabee(self) -> bool:
-        """Whether the exits are PABEE's: one shared pooler that reads the first token."""
-        return self.exits == PABEE_EXITS
+        """Whether PyTorch PABEE can run the model.
+
+        Its exits share one pooler that reads the first token, and its encoders are BERT and ALBERT.
+        """
+        return self.family in ("bert", "albert") and self.exits == PABEE_EXITS
 
     def group(self, layer: int) -> int:
         """Return the parameter group of layer `layer` (from 0).
@@ -146,53 +197,53 @@ class ModelConfig:
         Absent fields take Hugging Face's defaults.
 
         Raises:
-            InputError: the model type is neither bert nor albert, the position embeddings are not
-                absolute, or a value is unusable.
+            InputError: the model type is not supported, the model is a decoder, its position
+                embeddings are not absolute, or a value is unusable.
         """
-        family = values.get("model_type", "")
-        if family not in FAMILIES:
-            raise InputError(
-                f"the model type is {shown(family)}; only bert and albert are supported"
-            )
+        model_type = values.get("model_type", "")
+        family = family_of(model_type)
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise InputError("only absolute position embeddings are supported")
+        for name in ("is_decoder", "add_cross_attention"):
+            if values.get(name):
+                raise InputError(f"config.json: {name} is true; only encoders are supported")
         import transformers  # Imported here because the import takes seconds.
 
         # transformers accepts sizes that no model can have, and names its own classes in errors.
-        known = vars(transformers.AutoConfig.for_model(family))
-        _check_numbers({name: value for name, value in values.items() if name in known})
+        known = vars(transformers.AutoConfig.for_model(model_type))
+        own_names = {original: name for name, original in family.names.items()}
+        for original, value in values.items():
+            if original in known:
+                _check_number(own_names.get(original, original), value, original)
         try:
-            full = transformers.AutoConfig.for_model(**{**values, "model_type": family})
-            fields = {
-                name: field_type(getattr(full, name))  # JSON may have 0 for 0.0.
-                for name, field_type in typing.get_type_hints(cls).items()
-                if name in known or (name in EXIT_CHOICES and name in values)
-            }
+            full = transformers.AutoConfig.for_model(**{**values, "model_type": model_type})
+            fields = {}
+            for name, field_type in typing.get_type_hints(cls).items():
+                original = family.names.get(name, name)
+                if original in known or (name in EXIT_CHOICES and name in values):
+                    fields[name] = field_type(getattr(full, original))  # JSON may have 0 for 0.0.
         except Exception as error:  # transformers' checks have no common exception class.
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(f"config.json holds an unusable value: {reason}") from None
-        if family == "bert":
-            fields |= dict(
-                embedding_size=full.hidden_size,
-                num_hidden_groups=full.num_hidden_layers,
-                inner_group_num=1,
-                exit_dropout_prob=full.hidden_dropout_prob,
-            )
-        else:
-            fields["exit_dropout_prob"] = full.classifier_dropout_prob
-        return cls(**{**fields, "family": family, "num_labels": num_labels})
+        fields |= family.derive(full) | {"family": family.name, "num_labels": num_labels}
+        return cls(**fields)
 
 
-def _check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise InputError if a size, a rate or another number has a value that no model can have."""
-    for name, value in values.items():
-        if name in _SIZES:
-            is_valid = isinstance(value, int) and 1 <= value <= _SIZES[name]
-            required = f"a whole number from 1 to {_SIZES[name]}"
-        elif name in _NUMBERS:
-            condition, required = _NUMBERS[name]
-            is_valid = isinstance(value, int | float) and condition(value)
-        else:
-            continue
-        if not is_valid or isinstance(value, bool):
-            raise InputError(f"config.json: {name} is {shown(value)}; it must be {required}")
+def _check_number(name: str, value: Any, original_name: str) -> None:
+    """Raise InputError if a size, a rate or another number has a value that no model can have.
+
+    Args:
+        name: the name of a field of `ModelConfig`; fields that are not numbers are valid.
+        value: its value.
+        original_name: its name in `config.json`.
+    """
+    if name in _SIZES:
+        is_valid = isinstance(value, int) and 1 <= value <= _SIZES[name]
+        required = f"a whole number from 1 to {_SIZES[name]}"
+    elif name in _NUMBERS:
+        condition, required = _NUMBERS[name]
+        is_valid = isinstance(value, int | float) and condition(value)
+    else:
+        return
+    if not is_valid or isinstance(value, bool):
+        raise InputError(f"config.json: {original_name} is {shown(value)}; it must be {required}")

@@ -1,4 +1,4 @@
-"""BERT and ALBERT encoder with a classifier on every layer, run one layer at a time.
+"""An encoder with a classifier on every layer, run one layer at a time.
 
 The methods that drivers call are `embed`, `layer` and `exit_logits`, for rows that are padded to
 one length. The driver `pool`, which does not pad rows, calls the parts of these methods. The
@@ -17,13 +17,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from pabee_jax.models.activations import ACTIVATIONS
 from pabee_jax.models.config import ModelConfig
+from pabee_jax.models.groups import LayerGroup
 from pabee_jax.models.layers import dropout
+from pabee_jax.models.side_inputs import SideInputs, side_inputs
 from pabee_jax.models.transformer import (
     Builder,
     Embeddings,
     Hidden,
-    LayerGroup,
     Mask,
 )
 
@@ -76,7 +78,7 @@ class ExitLinear(nnx.Module):
 
 
 class EarlyExitModel(nnx.Module):
-    """A BERT or ALBERT encoder with a pooler and an internal classifier on every layer.
+    """An encoder with a pooler and an internal classifier on every layer.
 
     Attributes:
         config: the architecture. It is static under `jit`: another `config` means a new program.
@@ -86,6 +88,9 @@ class EarlyExitModel(nnx.Module):
         pooler: a `Linear` that all exits share or, if `config.exit_pooler` is "per_exit", an
             `ExitLinear`.
         classifiers: an `ExitLinear` with `config.num_labels` outputs.
+        position_bias: MPNet's bias of the attention scores; None for other families.
+        final_norm: the LayerNorm between the layers and an exit, for a family whose layers do not
+            end with a LayerNorm; None for other families.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
@@ -99,15 +104,22 @@ class EarlyExitModel(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.embeddings = Embeddings(config, build)
         self.groups = nnx.List([LayerGroup(config, build) for _ in range(config.num_hidden_groups)])
+        self.position_bias = self.final_norm = nnx.data(None)
+        if config.relative_buckets:
+            self.position_bias = build.embed(config.relative_buckets, config.num_attention_heads)
         size = config.hidden_size
+        if config.is_pre_norm:
+            self.final_norm = build.norm(size, jnp.dtype("float32"))
         if config.exit_pooler == "shared":
-            self.pooler = build.linear(size, size, dtype=jnp.float32)
+            self.pooler = build.linear(size, size, dtype=jnp.float32, use_bias=True)
         else:
             self.pooler = ExitLinear(config, size, build)
         self.classifiers = ExitLinear(config, config.num_labels, build)
 
-    def embed(self, batch: Batch, key: Key[Array, ""] | None = None) -> tuple[Hidden, Mask]:
-        """Return the input of the first layer and the attention mask.
+    def embed(
+        self, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Hidden, Mask, SideInputs]:
+        """Return the input of the first layer, the attention mask, and the layers' side inputs.
 
         Args:
             batch: int arrays of shape (batch, seq): `input_ids` and, optionally, `attention_mask`
@@ -121,21 +133,30 @@ class EarlyExitModel(nnx.Module):
         chex.assert_equal_shape([input_ids, mask, token_type_ids])
         with full_precision(self.dtype):
             positions = jnp.arange(input_ids.shape[1])
-            return self.embeddings(input_ids, token_type_ids, positions, key), mask
+            hidden = self.embeddings(input_ids, token_type_ids, positions, key)
+        return hidden, mask, self.side_inputs(len(positions))
+
+    def side_inputs(self, length: int) -> SideInputs:
+        """Return the side inputs of all layers, for rows of up to `length` tokens."""
+        bias = self.position_bias
+        bias = None if bias is None else bias.embedding[...].astype(jnp.float32)
+        return side_inputs(self.config, bias, length)
 
     def layer(
         self,
         parameters: LayerGroup,
         hidden: Hidden,
         mask: Mask,
+        side: SideInputs,
         key: Key[Array, ""] | None = None,
     ) -> Hidden:
         """Return the output of one encoder layer with the parameters of `parameters`.
 
-        The caller selects the parameters, so that the layer index is not part of the program.
+        The caller selects the parameters and `side.of_layer`, so that the layer index is not part
+        of the program.
         """
         with full_precision(self.dtype):
-            return parameters(hidden, mask, key)
+            return parameters(hidden, mask, side, key)
 
     def exit_logits(
         self,
@@ -155,8 +176,13 @@ class EarlyExitModel(nnx.Module):
     ) -> Float[Array, "batch hidden"]:
         """Return what an exit reads, in float32: the first token, or the mean over the tokens."""
         if self.config.exit_pooling == "cls":
-            return hidden[:, 0].astype(jnp.float32)
-        return _mean_over_tokens(hidden.astype(jnp.float32), mask)
+            hidden = hidden[:, :1]
+        hidden = hidden.astype(jnp.float32)
+        if self.final_norm is not None:
+            hidden = self.final_norm(hidden)
+        return (
+            hidden[:, 0] if self.config.exit_pooling == "cls" else _mean_over_tokens(hidden, mask)
+        )
 
     def classify(
         self,
@@ -173,11 +199,16 @@ class EarlyExitModel(nnx.Module):
     def pooled(
         self, exit_index: int | Int[Array, ""], features: Float[Array, "batch hidden"]
     ) -> Float[Array, "batch hidden"]:
-        """Return the float32 pooler output of exit `exit_index`, with values from -1 to 1."""
+        """Return the float32 pooler output of exit `exit_index`."""
         with full_precision():
             if isinstance(self.pooler, ExitLinear):
-                return jnp.tanh(self.pooler(exit_index, features))
-            return jnp.tanh(self.pooler(features))
+                pooled = self.pooler(exit_index, features)
+            else:
+                pooled = self.pooler(features)
+        pooled = ACTIVATIONS[self.config.exit_act](pooled)
+        if self.config.is_pre_norm:  # The scale of this LayerNorm is part of the classifiers.
+            return jax.nn.standardize(pooled, epsilon=self.config.layer_norm_eps)
+        return pooled
 
     @property
     def is_stacked(self) -> bool:

@@ -24,7 +24,8 @@ def per_token_and_layer(config: ModelConfig, length: int) -> float:
     tokens; the FLOPs of attention per token are proportional to it.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
-    products = 4 * hidden * hidden + 2 * hidden * inner + 2 * length * hidden
+    feed_forward = (3 if config.is_gated else 2) * hidden * inner
+    products = 4 * hidden * hidden + feed_forward + 2 * length * hidden
     return 2.0 * products * config.inner_group_num
 
 

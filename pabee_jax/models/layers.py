@@ -126,7 +126,9 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Array, out_sharding=None) -> Float[Array, "..."]:
         if self.dtype == jnp.float32:
             return super().__call__(inputs, out_sharding)
-        return _affine(self.dtype, inputs, self.kernel[...], self.bias[...])  # pyright: ignore[reportOptionalSubscript]
+        kernel = self.kernel[...]
+        bias = jnp.zeros(kernel.shape[-1:], kernel.dtype) if self.bias is None else self.bias[...]
+        return _affine(self.dtype, inputs, kernel, bias)
 
 
 class Embed(nnx.Embed):

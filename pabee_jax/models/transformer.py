@@ -1,4 +1,4 @@
-"""The embeddings and layers of a BERT or ALBERT encoder, as modules that hold parameters only.
+"""The embeddings and layers of a BERT-like encoder, as modules that hold parameters only.
 
 The PRNG key is an argument: `key=None` means inference, and a key means training with dropout.
 """
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from pabee_jax.models.activations import ACTIVATIONS
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.layers import Embed, LayerNorm, Linear, dropout, product
+from pabee_jax.models.side_inputs import SideInputs
 
 Hidden = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
@@ -21,7 +22,8 @@ Tokens = Float[Array, "*tokens hidden"]
 TokenHeads = Float[Array, "*tokens heads features"]
 
 
-def _split(key: Key[Array, ""] | None, count: int):
+def split_key(key: Key[Array, ""] | None, count: int):
+    """Return `count` keys, or None for each if there is no key."""
     return [None] * count if key is None else jax.random.split(key, count)
 
 
@@ -31,11 +33,15 @@ class Builder:
     def __init__(self, config: ModelConfig, dtype: np.dtype, rngs: nnx.Rngs):
         self.init = jax.nn.initializers.normal(config.initializer_range)
         self.eps, self.dtype, self.rngs = config.layer_norm_eps, dtype, rngs
+        self.use_bias = config.has_biases
 
-    def linear(self, features_in: int, features_out: int, dtype=None) -> Linear:
+    def linear(
+        self, features_in: int, features_out: int, dtype=None, use_bias: bool | None = None
+    ) -> Linear:
         return Linear(
             features_in,
             features_out,
+            use_bias=self.use_bias if use_bias is None else use_bias,
             kernel_init=self.init,
             dtype=dtype or self.dtype,
             rngs=self.rngs,
@@ -44,30 +50,37 @@ class Builder:
     def embed(self, rows: int, features: int) -> Embed:
         return Embed(rows, features, embedding_init=self.init, dtype=self.dtype, rngs=self.rngs)
 
-    def norm(self, features: int) -> LayerNorm:
+    def norm(self, features: int, dtype=None) -> LayerNorm:
         # The fast variance E[x^2] - E[x]^2 cancels too many digits for the reference's epsilon of
         # 1e-12.
         return LayerNorm(
             features,
             epsilon=self.eps,
+            use_bias=self.use_bias,
             use_fast_variance=False,
-            dtype=self.dtype,
+            dtype=dtype or self.dtype,
             rngs=self.rngs,
         )
 
 
 class Embeddings(nnx.Module):
-    """Sum of word, position and token type embeddings; ALBERT also projects to `hidden_size`."""
+    """Sum of word, position and token type embeddings, as far as the family has them.
+
+    ALBERT and ELECTRA also project to `hidden_size`.
+    """
 
     def __init__(self, config: ModelConfig, build: Builder):
         size = config.embedding_size
         self.word = build.embed(config.vocab_size, size)
-        self.position = build.embed(config.max_position_embeddings, size)
-        self.token_type = build.embed(config.type_vocab_size, size)
+        self.position = self.token_type = self.projection = nnx.data(None)
+        if config.has_position_embeddings:
+            self.position = build.embed(config.max_position_embeddings, size)
+        if config.type_vocab_size:
+            self.token_type = build.embed(config.type_vocab_size, size)
         self.norm = build.norm(size)
-        # BERT has no projection. ALBERT has a projection even if the two sizes are equal.
-        is_albert = config.family == "albert"
-        self.projection = nnx.data(build.linear(size, config.hidden_size) if is_albert else None)
+        if config.has_projection:
+            self.projection = build.linear(size, config.hidden_size)
+        self.position_offset = config.position_offset
         self.dropout_rate = config.hidden_dropout_prob
 
     def __call__(
@@ -79,9 +92,13 @@ class Embeddings(nnx.Module):
     ) -> Float[Array, "*tokens hidden"]:
         """Return the input of the first layer.
 
-        `positions` has the shape of `input_ids`, or one value per column.
+        `positions` are from 0 and have the shape of `input_ids`, or one value per column.
         """
-        summed = self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids)
+        summed = self.word(input_ids)
+        if self.position is not None:
+            summed = summed + self.position(positions + self.position_offset)
+        if self.token_type is not None:
+            summed = summed + self.token_type(token_type_ids)
         embedded = dropout(self.norm(summed), self.dropout_rate, key)
         if self.projection is None:
             return embedded
@@ -110,25 +127,31 @@ class TransformerLayer(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
         self.attention_dropout_rate = config.attention_probs_dropout_prob
 
-    def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
+    def __call__(
+        self, hidden: Hidden, mask: Mask, side: SideInputs, key: Key[Array, ""] | None = None
+    ) -> Hidden:
         """Return the output of the layer for rows that are padded to one length."""
-        attention_key = _split(key, 3)[0]
+        attention_key, positions = split_key(key, 3)[0], jnp.arange(hidden.shape[1])
         context = attention(
-            self.query(hidden),
-            *self.keys_values(hidden),
+            self.query(hidden, side, positions),
+            *self.keys_values(hidden, side, positions),
             mask,
+            side,
             self.attention_dropout_rate,
             attention_key,
         )
         return self.finish(hidden, context, key)
 
-    def query(self, hidden: Tokens) -> TokenHeads:
-        """Return the attention queries."""
-        return self._heads(self.query_projection(hidden))
+    def query(self, hidden: Tokens, side: SideInputs, positions: Int[Array, "..."]) -> TokenHeads:
+        """Return the attention queries of tokens at these positions of their rows."""
+        return side.rotated(self._heads(self.query_projection(hidden)), positions)
 
-    def keys_values(self, hidden: Tokens) -> tuple[TokenHeads, TokenHeads]:
-        """Return the attention keys and values."""
-        return self._heads(self.key_projection(hidden)), self._heads(self.value_projection(hidden))
+    def keys_values(
+        self, hidden: Tokens, side: SideInputs, positions: Int[Array, "..."]
+    ) -> tuple[TokenHeads, TokenHeads]:
+        """Return the attention keys and values of tokens at these positions of their rows."""
+        keys = side.rotated(self._heads(self.key_projection(hidden)), positions)
+        return keys, self._heads(self.value_projection(hidden))
 
     def finish(
         self, hidden: Tokens, context: TokenHeads, key: Key[Array, ""] | None = None
@@ -140,7 +163,7 @@ class TransformerLayer(nnx.Module):
             context: the result of `attention` for these tokens.
             key: the key of the layer, for dropout; None for inference.
         """
-        _, context_key, output_key = _split(key, 3)
+        _, context_key, output_key = split_key(key, 3)
         context = self.attention_output(context.reshape(hidden.shape))
         hidden = self.attention_norm(hidden + dropout(context, self.dropout_rate, context_key))
         expanded = ACTIVATIONS[self.activation](self.intermediate(hidden))
@@ -157,6 +180,7 @@ def attention(
     keys: Heads,
     values: Heads,
     mask: Mask,
+    side: SideInputs,
     dropout_rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch queries heads features"]:
@@ -167,20 +191,6 @@ def attention(
     """
     scores: Array = product("bqhd,bkhd->bhqk", query, keys)
     scores = scores / query.shape[-1] ** 0.5
-    scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+    scores = side.on_scores(scores, mask)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key)
     return product("bhqk,bkhd->bqhd", probabilities.astype(values.dtype), values)
-
-
-class LayerGroup(nnx.Module):
-    """The parameters of one layer: `inner_group_num` transformer layers (1 for BERT)."""
-
-    def __init__(self, config: ModelConfig, build: Builder):
-        self.inner = nnx.List(
-            [TransformerLayer(config, build) for _ in range(config.inner_group_num)]
-        )
-
-    def __call__(self, hidden: Hidden, mask: Mask, key: Key[Array, ""] | None = None) -> Hidden:
-        for layer, layer_key in zip(self.inner, _split(key, len(self.inner)), strict=True):
-            hidden = layer(hidden, mask, layer_key)
-        return hidden

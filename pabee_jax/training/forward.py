@@ -62,7 +62,7 @@ def training_logits(
 
     def step(hidden, layer, parameters):
         layer_key, exit_key = jax.random.split(jax.random.fold_in(key, layer + 1))
-        hidden = exit_input = model.layer(parameters, hidden, mask, layer_key)
+        hidden = exit_input = model.layer(parameters, hidden, mask, side.of_layer(layer), layer_key)
         if gradient_scales is not None:
             exit_input = scale_gradient(hidden, gradient_scales.exit[layer])
             hidden = scale_gradient(hidden, gradient_scales.path[layer])
@@ -72,5 +72,5 @@ def training_logits(
         policy = None if rematerialize else _PRODUCTS_AND_MASKS
         # Inside a scan, the compiler cannot merge the original computation and the recomputation.
         step = jax.checkpoint(step, policy=policy, prevent_cse=not model.is_stacked)
-    hidden, mask = model.embed(batch, jax.random.fold_in(key, 0))
+    hidden, mask, side = model.embed(batch, jax.random.fold_in(key, 0))
     return over_layers(model, step, hidden)

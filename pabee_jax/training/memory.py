@@ -64,13 +64,21 @@ def state_bytes(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> tuple[in
 def parameter_count(model: ModelConfig) -> int:
     """Return the number of parameters of a model."""
     hidden, inner, size = model.hidden_size, model.intermediate_size, model.embedding_size
-    rows = model.vocab_size + model.max_position_embeddings + model.type_vocab_size
-    projection = size * hidden + hidden if model.family == "albert" else 0
-    layer = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 2 * 2 * hidden
+    bias = int(model.has_biases)
+    rows = model.vocab_size + model.type_vocab_size
+    rows += model.max_position_embeddings if model.has_position_embeddings else 0
+    embeddings = rows * size + (1 + bias) * size
+    if model.has_projection:
+        embeddings += size * hidden + hidden
+    expansions = 2 if model.is_gated else 1
+    layer = 4 * (hidden * hidden + bias * hidden) + 2 * (1 + bias) * hidden
+    layer += (expansions + 1) * hidden * inner + bias * (inner + hidden)
     poolers = model.num_hidden_layers if model.exit_pooler == "per_exit" else 1
     return (
-        (rows * size + 2 * size + projection)
+        embeddings
+        + model.relative_buckets * model.num_attention_heads
         + model.num_hidden_groups * model.inner_group_num * layer
+        + (hidden if model.is_pre_norm else 0)
         + poolers * (hidden * hidden + hidden)
         + model.num_hidden_layers * (hidden + 1) * model.num_labels
     )
