@@ -162,6 +162,8 @@ def load_pretrained(
             "num_labels= to initialize them from scratch (1 means regression), or train them with "
             "pabee-jax train"
         )
+    if exits is None and head is not None and "classifier_pooling" in values:
+        values.setdefault("exit_pooling", values["classifier_pooling"])
     if exits is not None:
         if trained_labels is not None:
             _check_trained_exits(values, exits, source)
@@ -197,6 +199,19 @@ def load_pretrained(
         criterion=criterion,
         trained_exits="all" if trained_labels else "last" if head else "none",
     )
+
+
+def label_names_of(path_or_hub_id: str | os.PathLike) -> tuple[str, ...]:
+    """Return the class names in the `config.json` of a classifier; empty for one score.
+
+    Raises:
+        InputError: the checkpoint cannot be reached, or its class names are unusable.
+    """
+    values = read_config_json(resolve(path_or_hub_id, None))
+    # Hugging Face writes `id2label`; a configuration without it has two classes.
+    num_labels = values.get("num_labels") or len(values.get("id2label") or (0, 1))
+    _check_num_labels(num_labels)
+    return _label_names(values, num_labels, str(path_or_hub_id))
 
 
 def save_pretrained(

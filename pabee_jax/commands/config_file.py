@@ -13,9 +13,9 @@ from pabee_jax.errors import InputError
 from pabee_jax.io import storage
 from pabee_jax.training.config import TrainConfig, check_types, leaves
 
-BUILT_IN = ("demo", "files", "glue")
+BUILT_IN = ("attach", "demo", "files", "glue")
 USAGE = (
-    "--config demo, --config files, --config glue:TASK with TASK one of "
+    "--config demo, --config files, --config attach, --config glue:TASK with TASK one of "
     f"{', '.join(GLUE_TASKS)}, or --config FILE.py"
 )
 

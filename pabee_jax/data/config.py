@@ -9,7 +9,8 @@ class FilesConfig:
 
     Attributes:
         train, dev, test: paths (.csv, .tsv, .jsonl, .json, .parquet), relative to `data_dir`.
-        text, text_pair, label: column names; `text_pair` is empty for single texts.
+        text, text_pair, label: column names; `text_pair` is empty for single texts, and `label`
+            may be empty for the strategy "attach": the rows then have no labels.
         regression: the labels are scores, not classes.
     """
 

@@ -297,14 +297,16 @@ class _Reader:
             given = ", ".join(self.paths)
             raise InputError(f"no file was given for the {split!r} split (given: {given})")
         wanted = [name for name in (self.text, self.text_pair) if name]
-        if split == "test":
+        if not self.label:
+            table = read_table(self.paths[split], wanted)
+        elif split == "test":
             table = read_table(self.paths[split], wanted, optional=[self.label])
         else:
             table = read_table(self.paths[split], [*wanted, self.label])
         examples = Examples(
             texts=table.texts(self.text),
             pairs=table.texts(self.text_pair) if self.text_pair else None,
-            labels=self._labels(table) if self.label in table.columns else None,
+            labels=self._labels(table) if self.label in table.cells else None,
             ids=[str(row) for row in range(len(table))],
         )
         return {split: examples}
@@ -332,21 +334,26 @@ def task(
         train, dev, test: paths, empty for splits without a file. The extension determines the
             format: .csv, .tsv, .jsonl, .json (one object per line) or .parquet.
         text, text_pair, label: column names; `text_pair` is empty for single texts. Only the test
-            file may lack the label column.
+            file may lack the label column. `label` may be empty with `label_names` or
+            `regression`: the rows then have no labels.
         regression: the labels are scores, not classes.
         label_names: class names by class id; if empty, the distinct labels of the training file.
 
     Raises:
-        InputError: no file is given, `text` or `label` is empty, a file does not exist or has
-            another extension, the training file has no valid labels, or `label_names` are missing,
+        InputError: no file is given, `text` is empty, `label` is empty while the classes are
+            unknown, a file does not exist or has another extension, the training file has no valid labels, or `label_names` are missing,
             repeated or given for regression.
     """
     given = {"train": train, "dev": dev, "test": test}
     paths = {split: checked_path(name) for split, name in given.items() if name}
     names = tuple(label_names)
-    for field, column in {"text": text, "label": label}.items():
-        if not column:
-            raise InputError(f"files.{field} is empty: it must name the column of the {field}s")
+    if not text:
+        raise InputError("files.text is empty: it must name the column of the texts")
+    if not label and not names and not regression:
+        raise InputError(
+            "files.label is empty: it must name the column of the labels, unless a checkpoint has "
+            "the class names"
+        )
     if not paths:
         raise InputError("no data files: give a train, dev or test file")
     if regression and names:

@@ -13,7 +13,14 @@ from pabee_jax.data.dataset import Dataset
 from pabee_jax.errors import InputError, first_line_of, shown
 
 Tokenizer = Any
+# The vocabulary of a tokenizer, for libraries that do not read tokenizer.json.
 VOCABULARY_FILES = ("vocab.txt", "spiece.model")
+# One of these files makes a tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    *VOCABULARY_FILES,
+    *("vocab.json", "sentencepiece.bpe.model"),  # RoBERTa; XLM-RoBERTa and CamemBERT.
+)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -22,10 +29,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         InputError: the tokenizer's files are missing, cannot be read, or hold no words.
     """
-    tokenizer_files = ("tokenizer.json", *VOCABULARY_FILES)
-    if not any((directory / name).is_file() for name in tokenizer_files):
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(
-            f"{directory} holds no tokenizer: it needs one of {', '.join(tokenizer_files)}"
+            f"{directory} holds no tokenizer: it needs one of {', '.join(_TOKENIZER_FILES)}"
         )
     try:
         # Without `trust_remote_code`, transformers may ask on the terminal whether to run code.

@@ -117,9 +117,10 @@ class TrainConfig(DataConfig):
         loss: see `LossConfig`.
         strategy: which exits are trained in which steps. "joint": all exits in all steps (PABEE).
             "two_stage": first the last exit with the encoder, then the early exits with all other
-            parameters frozen (DeeBERT). "alternating": the last exit alone in odd steps (counted
-            from 1), all exits in even steps (BERxiT). "last_first": first the last exit alone, then
-            all exits.
+            parameters frozen (DeeBERT). "attach": the early exits of a trained classifier, with all
+            other parameters frozen as they are in `model`. "alternating": the last exit alone in
+            odd steps (counted from 1), all exits in even steps (BERxiT). "last_first": first the
+            last exit alone, then all exits.
         last_exit_share: fraction of the steps, between 0 and 1, that train the last exit alone;
             for "two_stage" and "last_first".
         gradient: how the gradients of early exits enter the encoder. "full": unscaled.
@@ -172,7 +173,7 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "export": ("last", "best"),
     "loss.weights": ("linear", "uniform", "last"),
-    "strategy": ("joint", "two_stage", "alternating", "last_first"),
+    "strategy": ("joint", "two_stage", "alternating", "last_first", "attach"),
     "gradient": ("full", "equilibrium", "scaled"),
     "pooler": EXIT_CHOICES["exit_pooler"],
     "pooling": EXIT_CHOICES["exit_pooling"],

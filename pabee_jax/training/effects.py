@@ -49,9 +49,12 @@ def _refuse_unused_exits(config: TrainConfig) -> None:
     if config.loss.weights == "last":
         reason = "with config.loss.weights=last no early exit is trained"
         refuse_changed(config, ("strategy", "gradient", "distill.weight", "pooler"), reason)
-    if config.strategy == "two_stage":
-        reason = "with config.strategy=two_stage early exits never change the encoder"
+    if config.strategy in ("two_stage", "attach"):
+        reason = f"with config.strategy={config.strategy} early exits never change the encoder"
         refuse_changed(config, ("gradient",), reason)
+    if config.strategy == "attach":
+        reason = "with config.strategy=attach the last exit, whose score selects the best step, "
+        refuse_changed(config, ("export",), reason + "never changes")
     if config.strategy not in ("two_stage", "last_first"):
         reason = "it has an effect only with config.strategy two_stage or last_first"
         refuse_changed(config, ("last_exit_share",), reason)

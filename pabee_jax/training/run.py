@@ -41,10 +41,12 @@ from pabee_jax.training.select_exit import select_exit
 from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import (
     check_same_everywhere,
+    classifier_label_names,
+    examples_of,
     input_hashes,
-    labeled_examples,
     starting_point,
     tokenized,
+    with_answers,
 )
 from pabee_jax.training.step import (
     StepMetrics,
@@ -99,14 +101,16 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
 def _train(config: TrainConfig, workdir: epath.Path, *, is_new: bool, overwrite: bool) -> None:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
-    task = load_task(config)
-    examples = {name: labeled_examples(task, name) for name in ("train", "dev")}
+    task = load_task(config, classifier_label_names(config))
+    examples = {name: examples_of(config, task, name) for name in ("train", "dev")}
     (training_examples,) = examples["train"].values()
     steps = total_steps(config, len(training_examples))
     if is_new:
         refuse_short_run(config, len(training_examples))
     start = starting_point(config, task, examples["train"], mesh)
     data = {name: tokenized(parts, start) for name, parts in examples.items()}
+    if config.strategy == "attach":
+        data = {name: with_answers(parts, start) for name, parts in data.items()}
     (training_data,) = data["train"].values()
     if steps >= steps_per_epoch(len(training_data), config.batch_size):
         # The run trains all rows. The lengths of their batches are known now.
@@ -287,7 +291,7 @@ class _Run:
         results = {}
         for name, dataset in self.dev_data.items():
             labels, logits = dataset.labels, self.all_exit_logits(dataset)
-            assert labels is not None  # `labeled_examples` raised InputError otherwise.
+            assert labels is not None  # `examples_of` raised InputError otherwise.
             exit_metrics = [
                 metrics.compute(self.task.metrics, exit_logits, labels) for exit_logits in logits
             ]
@@ -339,7 +343,7 @@ class _Run:
         logits = self.all_exit_logits(dataset)
         if not processes.is_first() or self.config.loss.weights == "last":
             return None
-        assert dataset.labels is not None  # `labeled_examples` raised InputError otherwise.
+        assert dataset.labels is not None  # `examples_of` raised InputError otherwise.
         return select_exit(logits, dataset.labels, self.task.metrics, self._print)
 
     def _print(self, message: str) -> None:

@@ -10,13 +10,15 @@ import numpy as np
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
-from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained, label_names_of, load_pretrained
+from pabee_jax.criteria import Patience
 from pabee_jax.data import demo
 from pabee_jax.data.batching import training_lengths
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.distributed import processes, sharding
 from pabee_jax.errors import InputError
+from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split
@@ -36,6 +38,48 @@ def labeled_examples(task: Task, split: str) -> Mapping[str, Examples]:
         if examples.labels is None:
             raise InputError(f"the {name} rows of task {task.name} have no labels")
     return parts
+
+
+def examples_of(config: TrainConfig, task: Task, split: str) -> Mapping[str, Examples]:
+    """Return the parts of a split; only strategy "attach" takes rows without labels.
+
+    Raises:
+        InputError: a part has no labels, and the run needs labels.
+    """
+    if config.strategy != "attach":
+        return labeled_examples(task, split)
+    parts = task.read(split)
+    if config.classifier_bias == "prior" and any(part.labels is None for part in parts.values()):
+        raise InputError(
+            f"config.classifier_bias is 'prior', but the {split} rows of task {task.name} have no "
+            "labels"
+        )
+    return parts
+
+
+def classifier_label_names(config: TrainConfig) -> tuple[str, ...]:
+    """Return the class names of the classifier that gets exits, for the user's own files.
+
+    The labels of the files then have the class ids of the classifier. Without names of its own
+    ("LABEL_0"), the classes are the sorted labels of the files, as in other runs.
+    """
+    if config.strategy != "attach" or config.task != "files" or config.files.regression:
+        return ()
+    names = label_names_of(config.model) if config.model else ()
+    is_unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return () if is_unnamed and config.files.label else names
+
+
+def with_answers(parts: Mapping[str, Dataset], start: Pretrained) -> Mapping[str, Dataset]:
+    """Return the parts of a split; rows without labels get the predictions at full depth."""
+    classifier = EarlyExitClassifier(start, criterion=Patience(0), driver="pool")
+
+    def answered(dataset: Dataset) -> Dataset:
+        if dataset.labels is not None:
+            return dataset
+        return dataclasses.replace(dataset, labels=classifier.predict(dataset).labels)
+
+    return {name: answered(dataset) for name, dataset in parts.items()}
 
 
 def tokenized(parts: Mapping[str, Examples], start: Pretrained) -> Mapping[str, Dataset]:
@@ -83,11 +127,39 @@ def starting_point(
             classifier_bias=bias,
         ).with_max_length(config.max_seq_length)
         _check_model(config, start.model.config, mesh)
+        if config.strategy == "attach":
+            _check_classifier(config, task, start)
+    elif config.strategy == "attach":
+        raise InputError("config.model is empty; give the classifier that gets exits")
     elif config.task == "demo":
         start = _from_scratch(config, task, mesh, bias)
     else:
         raise InputError("config.model is empty; give a Hugging Face hub id or a directory")
     return dataclasses.replace(start, label_names=task.label_names, criterion=None)
+
+
+def _check_classifier(config: TrainConfig, task: Task, start: Pretrained) -> None:
+    """Raise InputError unless the exits can be attached to the classifier `start`."""
+    if start.trained_exits == "none":
+        raise InputError(
+            "config.strategy is 'attach', which gives exits to a trained classifier, but "
+            f"{config.model} has no classification head"
+        )
+    head_pooling = start.hugging_face_config.get("classifier_pooling", "cls")
+    if start.trained_exits == "last" and config.pooling != head_pooling:
+        raise InputError(
+            f"config.pooling is {config.pooling!r}, but the classification head of {config.model} "
+            f"reads {head_pooling!r}; exits that are attached read the same"
+        )
+    names, own_names = (
+        [name.casefold() for name in label_names]
+        for label_names in (task.label_names, start.label_names)
+    )
+    if names != own_names and set(names) == set(own_names):
+        raise InputError(
+            f"the classes of {config.model} are {', '.join(start.label_names)}, but task "
+            f"{task.name} has the order {', '.join(task.label_names)}"
+        )
 
 
 def _exits(config: TrainConfig) -> dict[str, str]:

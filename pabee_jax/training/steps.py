@@ -29,7 +29,7 @@ def refuse_short_run(config: TrainConfig, num_rows: int) -> None:
     steps = total_steps(config, num_rows)
     if config.warmup_steps:
         refuse_long_warmup(config, steps)
-    if config.strategy != "joint" and steps < 2:
+    if config.strategy not in ("joint", "attach") and steps < 2:
         raise InputError(
             f"config.strategy is {config.strategy!r}, which needs at least 2 steps, but the run "
             f"has {steps}"

@@ -42,14 +42,15 @@ def phase_of(config: TrainConfig, step: int, total_steps: int, num_exits: int) -
     last_exit_only = exit_weights("last", num_exits)
     if config.strategy == "joint":
         return _phase(config, weights)
+    if config.strategy == "attach":
+        return _early_exits_alone(weights)
     if config.strategy == "alternating":  # BERxiT counts steps from 1.
         return _phase(config, weights if step % 2 else last_exit_only)
     if not trains_early_exits(config, step, total_steps):
         return _phase(config, last_exit_only)
     if config.strategy == "last_first":
         return _phase(config, weights)
-    early_sum = sum(weights[:-1])
-    return Phase((*(weight / early_sum for weight in weights[:-1]), 0.0), ("early",))
+    return _early_exits_alone(weights)
 
 
 def trains_early_exits(config: TrainConfig, step: int, total_steps: int) -> bool:
@@ -78,6 +79,12 @@ def _phase(config: TrainConfig, weights: tuple[float, ...]) -> Phase:
     if not any(weights[:-1]):
         return Phase(weights, ("shared", "last"))
     return Phase(weights, PARTS, config.gradient, config.gradient_scale)
+
+
+def _early_exits_alone(weights: tuple[float, ...]) -> Phase:
+    """Return the phase that trains the early exits while all other parameters are frozen."""
+    early_sum = sum(weights[:-1])
+    return Phase((*(weight / early_sum for weight in weights[:-1]), 0.0), ("early",))
 
 
 def gradient_scales(phase: Phase) -> GradientScales | None:

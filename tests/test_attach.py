@@ -1,0 +1,185 @@
+"""Exits for a trained classifier: strategy "attach"."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from helpers import REFERENCES
+from pabee_jax import EarlyExitClassifier, InputError, Patience
+from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.configs import attach
+from pabee_jax.data.config import FilesConfig
+from pabee_jax.training.config import DistillConfig
+from pabee_jax.training.run import train
+from runs import run_config, sources  # noqa: F401
+
+TEXTS = ["good fine", "bad", "weak great dull", "poor poor"]
+
+
+@pytest.fixture(scope="module")
+def classifier(sources, tmp_path_factory):  # noqa: F811
+    """A directory with an ordinary BERT classifier of "no" and "yes"."""
+    return make_classifier(sources, tmp_path_factory.mktemp("classifier") / "bert")
+
+
+def make_classifier(sources, directory, names=("no", "yes"), **values):  # noqa: F811
+    shutil.copytree(sources / "model", directory)
+    tensors, random = load_file(directory / "model.safetensors"), np.random.default_rng(0)
+    tensors["classifier.weight"] = random.normal(size=(len(names), 16)).astype(np.float32)
+    tensors["classifier.bias"] = random.normal(size=len(names)).astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"architectures": ["BertForSequenceClassification"]}
+    config |= {"id2label": {str(index): name for index, name in enumerate(names)}} | values
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def attach_config(sources, classifier, **overrides):  # noqa: F811
+    values = {
+        "model": str(classifier),
+        "strategy": "attach",
+        "pooler": "per_exit",
+        "learning_rate": 1e-2,
+        "distill": DistillConfig(weight=1.0),
+    }
+    return run_config(sources, **values | overrides)
+
+
+def logits_of(directory, **options):
+    return EarlyExitClassifier.from_pretrained(str(directory), **options).all_exit_logits(TEXTS)
+
+
+@pytest.mark.parametrize("label", ["label", ""])
+def test_full_depth_keeps_its_logits_to_the_bit_and_the_early_exits_learn(
+    sources,  # noqa: F811
+    classifier,
+    label,
+    tmp_path,
+):
+    """With labels and without: the exits then learn from the last exit's answers."""
+    files = FilesConfig(train="train.csv", dev="dev.csv", label=label)
+    train(attach_config(sources, classifier, files=files), tmp_path / "run")
+    exits = {"exit_pooler": "per_exit", "exit_pooling": "cls"}
+    start = EarlyExitClassifier(load_pretrained(str(classifier), exits=exits))
+    before, after = start.all_exit_logits(TEXTS), logits_of(tmp_path / "run")
+    np.testing.assert_array_equal(after[-1], before[-1])
+    assert (after[:-1] != before[:-1]).all()
+    np.testing.assert_array_equal(
+        after[-1], logits_of(classifier)[-1], "whatever poolers the early exits have"
+    )
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[-1] < losses[0]
+    restored = EarlyExitClassifier.from_pretrained(str(tmp_path / "run"))
+    assert restored.pretrained.trained_exits == "all"
+    assert restored.pretrained.label_names == ("no", "yes")
+
+
+def test_a_classifier_predicts_with_its_head_at_once(classifier):
+    loaded = EarlyExitClassifier.from_pretrained(str(classifier), criterion=Patience(0))
+    assert loaded.pretrained.trained_exits == "last"
+    predictions = loaded.predict(TEXTS)
+    assert predictions.label_names == ("no", "yes")
+    assert set(predictions.exit_layers.tolist()) == {2}
+
+
+def test_a_token_classifier_has_no_head_for_sequences(sources, tmp_path):  # noqa: F811
+    directory = make_classifier(
+        sources, tmp_path / "model", architectures=["BertForTokenClassification"]
+    )
+    with pytest.raises(InputError, match="no internal classifiers yet, and no classification head"):
+        EarlyExitClassifier.from_pretrained(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "overrides", "message"),
+    [
+        (("yes", "no"), {}, {"files": FilesConfig(train="train.csv", dev="dev.csv")}, None),
+        (("a", "b"), {}, {}, "label 'no' is not one of a, b"),
+        (("no", "maybe", "yes"), {}, {"num_labels": 2}, "classifier.(weight|bias) has 3 outputs"),
+        (
+            ("no", "yes"),
+            {"problem_type": "multi_label_classification"},
+            {},
+            "a classifier with several labels per text",
+        ),
+        (
+            ("no", "yes"),
+            {},
+            {"pooling": "mean"},
+            "config.pooling is 'mean', but the .* reads 'cls'",
+        ),
+        (
+            ("no", "yes"),
+            {},
+            {"classifier_bias": "prior", "files": FilesConfig("train.csv", "dev.csv", label="")},
+            "config.classifier_bias is 'prior', but the train rows of task files have no labels",
+        ),
+        (
+            ("no", "yes"),
+            {},
+            {"export": "best"},
+            "config.export is 'best', but with config.stra",
+        ),
+        (("no", "yes"), {}, {"gradient": "equilibrium"}, "attach early exits never change the"),
+    ],
+)
+def test_what_cannot_be_attached_is_refused(
+    sources,  # noqa: F811
+    names,
+    values,
+    overrides,
+    message,
+    tmp_path,
+):
+    directory = make_classifier(sources, tmp_path / "model", names, **values)
+    if "num_labels" in overrides:
+        with pytest.raises(InputError, match=message):
+            load_pretrained(str(directory), **overrides)
+        return
+    config = attach_config(sources, directory, **overrides)
+    if message is None:  # The labels of the files get the class ids of the classifier.
+        train(config, tmp_path / "run")
+        assert load_pretrained(str(tmp_path / "run")).label_names == ("yes", "no")
+        return
+    with pytest.raises(InputError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_without_head_gets_no_attached_exits(sources, tmp_path):  # noqa: F811
+    config = attach_config(sources, sources / "model")
+    with pytest.raises(InputError, match="has no classification head"):
+        train(config, tmp_path / "run")
+    files = FilesConfig(train="train.csv", dev="dev.csv", label="")
+    with pytest.raises(InputError, match="files.label is empty"):
+        train(run_config(sources, files=files), tmp_path / "run")
+
+
+def test_the_configuration_attach_trains_the_early_exits_alone():
+    for name in ("files", "mrpc"):
+        config = attach.get_config(name)
+        assert (config.task, config.strategy, config.pooler) == (name, "attach", "per_exit")
+    with pytest.raises(InputError, match="unknown GLUE task 'x'"):
+        attach.get_config("x")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_the_exits_of_modernbert_pool_as_its_head_does(
+    pooling,
+    sources,  # noqa: F811
+    tmp_path,
+):
+    """`classifier_pooling` is a field of ModernBERT alone."""
+    directory = tmp_path / "modernbert"
+    shutil.copytree(REFERENCES / "classifiers" / "modernbert", directory)
+    values = json.loads((directory / "config.json").read_text())
+    values["classifier_pooling"] = pooling
+    (directory / "config.json").write_text(json.dumps(values))
+    transformers.BertTokenizerFast.from_pretrained(sources / "model").save_pretrained(directory)
+    assert load_pretrained(str(directory)).model.config.exit_pooling == pooling
