@@ -1,16 +1,23 @@
 """Every family of encoders, with the classification head of `transformers` as the last exit."""
 
 import functools
+import importlib.util
+import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from helpers import REFERENCES
+from pabee_jax import EarlyExitClassifier
 from pabee_jax.checkpoints.files import read_config_json, read_tensors
 from pabee_jax.checkpoints.names import from_tensors, to_tensors
+from pabee_jax.checkpoints.plain import save_plain
+from pabee_jax.checkpoints.pretrained import load_pretrained
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
@@ -107,3 +114,47 @@ def test_the_number_of_parameters_is_known_without_building_the_model(family):
     assert memory.parameter_count(model.config) == sum(
         value.size for value in split(model)[1].values()
     )
+
+
+def checkpoint_of(family: str, directory: Path) -> Path:
+    """Return a copy of the recorded classifier with a tokenizer."""
+    shutil.copytree(CLASSIFIERS / family, directory)
+    vocabulary = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "dull"]
+    words = directory / "words.txt"
+    words.write_text("\n".join(vocabulary) + "\n")
+    transformers.BertTokenizerFast(str(words)).save_pretrained(directory)
+    words.unlink()
+    return directory
+
+
+TEXTS = ["good", "a bad film", ("good film", "dull"), "dull dull film good bad good"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("exit_pooler", ["per_exit", "shared"])
+def test_a_plain_classifier_has_the_logits_of_its_exit(family, exit_pooler, tmp_path):
+    directory = checkpoint_of(family, tmp_path / "model")
+    exits = {"exit_pooler": exit_pooler, "exit_pooling": "cls"}
+    pretrained = load_pretrained(str(directory), exits=exits)
+    expected = EarlyExitClassifier(pretrained).all_exit_logits(TEXTS)
+    for exit in (1, 3, 4):
+        target = tmp_path / f"plain-{exit}"
+        save_plain(pretrained, target, exit)
+        plain = EarlyExitClassifier.from_pretrained(str(target))
+        assert plain.num_layers == exit and plain.pretrained.trained_exits == "last"
+        np.testing.assert_allclose(plain.all_exit_logits(TEXTS)[-1], expected[exit - 1], atol=1e-6)
+        if importlib.util.find_spec("torch"):
+            tokens = plain.tokenize(TEXTS)
+            logits = pytorch_logits(target, tokens)
+            np.testing.assert_allclose(logits, expected[exit - 1], atol=2e-5)
+
+
+def pytorch_logits(directory: Path, tokens) -> np.ndarray:
+    import torch
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    names = ["input_ids", "attention_mask"]
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
+    with torch.no_grad():
+        return model(**{name: torch.tensor(tokens[name]).long() for name in names}).logits.numpy()

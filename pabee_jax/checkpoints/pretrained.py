@@ -47,7 +47,7 @@ _PABEE_CLASSES = {
     "bert": "BertForSequenceClassificationWithPabee",
     "albert": "AlbertForSequenceClassificationWithPabee",
 }
-_ENCODER_CLASSES = {
+ENCODER_CLASSES = {
     "bert": "BertModel",
     "albert": "AlbertModel",
     "roberta": "RobertaModel",
@@ -243,7 +243,7 @@ def save_pretrained(
             f"{_describe_exits(model.config.exits)}, but PyTorch PABEE requires "
             f"{_describe_exits(PABEE_EXITS)}"
         )
-    classes = _PABEE_CLASSES if model.config.is_pabee else _ENCODER_CLASSES
+    classes = _PABEE_CLASSES if model.config.is_pabee else ENCODER_CLASSES
     model_type = pretrained.hugging_face_config.get("model_type", model.config.family)
     values = {
         **pretrained.hugging_face_config,
@@ -260,7 +260,24 @@ def save_pretrained(
     values.pop("early_exit", None)
     if pretrained.criterion is not None:
         values["early_exit"] = criteria.to_config(pretrained.criterion)
-    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(model).items()}
+    write_checkpoint(pretrained, directory, values, to_tensors(model))
+
+
+def write_checkpoint(
+    pretrained: Pretrained,
+    directory: str | os.PathLike,
+    values: Mapping[str, Any],
+    tensors: Tensors,
+) -> None:
+    """Write a checkpoint's tokenizer, `config.json` and, last and atomically, its tensors.
+
+    Args:
+        pretrained: the contents of the checkpoint; only its tokenizer is written.
+        directory: a local path or a `gs://` address.
+        values: the values of `config.json`.
+        tensors: the tensors by name.
+    """
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     path = storage.path_of(directory)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a checkpoint is a directory")

@@ -1,4 +1,4 @@
-"""`pabee-jax COMMAND ...`: train, evaluate, compare or export."""
+"""`pabee-jax COMMAND ...`: train, evaluate, compare, convert or export."""
 
 import pkgutil
 import sys
@@ -39,6 +39,11 @@ COMMANDS = {
         "compare evaluated runs; runs that differ only in their seed are pooled",
         "runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1",
         "compare_options:CompareOptions",
+    ),
+    "convert": Command(
+        "write a checkpoint in a format that other libraries read",
+        "--checkpoint runs/mrpc --output plain/mrpc --to plain --exit 4",
+        "convert_options:ConvertOptions",
     ),
     "export": Command(
         "write a checkpoint as one compiled program",

@@ -341,8 +341,8 @@ def task(
 
     Raises:
         InputError: no file is given, `text` is empty, `label` is empty while the classes are
-            unknown, a file does not exist or has another extension, the training file has no valid labels, or `label_names` are missing,
-            repeated or given for regression.
+            unknown, a file does not exist or has another extension, the training file has no valid
+            labels, or `label_names` are missing, repeated or given for regression.
     """
     given = {"train": train, "dev": dev, "test": test}
     paths = {split: checked_path(name) for split, name in given.items() if name}
