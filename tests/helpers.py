@@ -21,6 +21,7 @@ from pabee_jax.inference.dispatch import padded_job, ragged_job
 from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.families import FAMILIES
 from pabee_jax.models.parameters import split
 
 REFERENCES = Path(__file__).parent / "references"
@@ -41,7 +42,12 @@ TINY = {
 
 def tiny_model(family: str = "albert", labels: int = 3, seed: int = 0, **overrides):
     """Return a random model of 6 layers (by default) whose exits disagree often."""
-    values = {"model_type": family, "num_hidden_layers": 6, **TINY, **overrides}
+    values = {"num_hidden_layers": 6, **TINY, **overrides}
+    names = FAMILIES[family].names  # Those that differ in Hugging Face's configuration.
+    values = {names.get(name, name): value for name, value in values.items()}
+    values |= {"model_type": family}
+    if family not in ("albert", "electra"):
+        del values["embedding_size"]
     config = ModelConfig.from_hugging_face(values, labels)
     return EarlyExitModel(config, rngs=nnx.Rngs(seed))
 

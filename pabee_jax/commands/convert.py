@@ -8,6 +8,8 @@ from pabee_jax.commands import command_line
 from pabee_jax.commands.convert_options import ConvertOptions
 from pabee_jax.commands.options import read_flags
 from pabee_jax.errors import InputError
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.inference.onnx import export_onnx
 from pabee_jax.io import storage
 
 
@@ -16,18 +18,26 @@ def main(argv: Sequence[str]) -> None:
     command_line.define(ConvertOptions, argv)
 
     def run(_: Sequence[str]) -> None:
-        options = read_flags(ConvertOptions)
-        output = storage.path_of(options.output)
-        if output.exists():
-            raise InputError(f"{output} exists already; give another directory, or delete it")
-        pretrained = load_pretrained(options.checkpoint)
-        if options.to == "plain":
-            exit = options.exit
-            if exit is None:
-                exit = pretrained.model.config.num_hidden_layers
-            save_plain(pretrained, output, exit)
-        else:
-            save_pretrained(pretrained, output, for_pytorch=True)
-        print(f"wrote {output}")
+        convert(read_flags(ConvertOptions))
 
     command_line.run(run, argv)
+
+
+def convert(options: ConvertOptions) -> None:
+    """Write the checkpoint in the other format.
+
+    Raises:
+        InputError: the output exists, or the format cannot describe the checkpoint.
+    """
+    output = storage.path_of(options.output)
+    if output.exists():
+        raise InputError(f"{output} exists already; give another directory, or delete it")
+    pretrained = load_pretrained(options.checkpoint)
+    if options.to == "plain":
+        last = pretrained.model.config.num_hidden_layers
+        save_plain(pretrained, output, last if options.exit is None else options.exit)
+    elif options.to == "onnx":
+        export_onnx(EarlyExitClassifier(pretrained), output, options.sequence_length)
+    else:
+        save_pretrained(pretrained, output, for_pytorch=True)
+    print(f"wrote {output}")

@@ -8,6 +8,7 @@ and attends to nearby tokens only in some layers.
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -92,7 +93,9 @@ def side_inputs(
     result = SideInputs()
     if position_bias is not None:
         buckets = relative_buckets(length, config.relative_buckets)
-        bias = jnp.moveaxis(position_bias[buckets], -1, 0)
+        # With parameters that are constants of a program (ONNX), so is the bias.
+        with jax.ensure_compile_time_eval():
+            bias = position_bias[buckets].transpose(2, 0, 1)
         result = result._replace(position_bias=bias)
     kinds = config.layer_kinds
     if kinds is not None:
