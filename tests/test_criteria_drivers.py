@@ -14,11 +14,23 @@ from pabee_jax.drivers.full import all_exit_logits
 ROWS = 37
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["scores", "classes"])
+# A criterion sees only logits, so that most families need not be tested.
+CASES = {"scores": ("albert", 1), "classes": ("albert", 3), "modernbert": ("modernbert", 3)}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *("scores", "classes"),
+        pytest.param("modernbert", marks=pytest.mark.slow),
+    ],
+)
 def recorded(request):
     """A model, a batch, and the logits of every exit for this batch."""
-    model = tiny_model("albert", labels=request.param, num_hidden_layers=5)
+    family, labels = CASES[request.param]
+    model = tiny_model(family, labels=labels, num_hidden_layers=5)
     batch = random_batch(ROWS)
+    batch["token_type_ids"] *= model.config.type_vocab_size > 1
     return model, batch, np.asarray(jax.jit(all_exit_logits)(model, batch))
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,18 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from flax import nnx
 
-from helpers import REFERENCES
-from pabee_jax import EarlyExitClassifier
+from benchmarks.exit_schedule import ExitSchedule
+from helpers import REFERENCES, random_batch, tiny_model
+from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.checkpoints.files import read_config_json, read_tensors
 from pabee_jax.checkpoints.names import from_tensors, to_tensors
 from pabee_jax.checkpoints.plain import save_plain
-from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.export import load as load_exported
+from pabee_jax.inference.export import export
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split, stacked
 from pabee_jax.training import memory
+from pabee_jax.training.run import train
+from runs import TOTAL_STEPS, Killed, metrics_of, recording, run_config, sources, weights_of  # noqa: F401
+from test_drivers import assert_every_driver_agrees
+from test_parallel import small_model, trained
 
 TOLERANCE = 2e-5
 CLASSIFIERS = REFERENCES / "classifiers"
@@ -33,8 +43,11 @@ run_layer = jax.jit(EarlyExitModel.layer)
 run_full = jax.jit(all_exit_logits)
 
 
-def assert_equals_pytorch(model: EarlyExitModel, expected) -> None:
-    """Compare embeddings, every layer, and the head at every layer."""
+def assert_equals_pytorch(model: EarlyExitModel, expected, with_stacked: bool = True) -> None:
+    """Compare embeddings, every layer, and the head at every layer.
+
+    `with_stacked` also compares the layout of training, which takes seconds to compile.
+    """
     for parameter in (model.classifiers.kernel, model.classifiers.bias):
         parameter.set_value(jnp.broadcast_to(parameter[...][-1:], parameter.shape))
     batch = {name: expected[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -51,7 +64,10 @@ def assert_equals_pytorch(model: EarlyExitModel, expected) -> None:
     ):
         difference = np.abs(np.asarray(actual) - reference)[np.asarray(mask)].max()
         assert difference < TOLERANCE, f"{name} differ from PyTorch by {difference:.1e}"
-    for name, layout in (("separate groups", model), ("stacked groups", stacked(model))):
+    layouts = {"separate groups": model} | (
+        {"stacked groups": stacked(model)} if with_stacked else {}
+    )
+    for name, layout in layouts.items():
         difference = np.abs(run_full(layout, batch) - expected["logits"]).max()
         assert difference < TOLERANCE, f"logits with {name} differ by {difference:.1e}"
 
@@ -72,7 +88,8 @@ def test_embeddings_every_layer_and_the_head_equal_pytorch(family):
         "exit_classifiers",
     }
     assert not [name for name in report.missing if ".3." in name], "the head is the last exit"
-    assert_equals_pytorch(model, np.load(CLASSIFIERS / family / "expected.npz"))
+    expected = np.load(CLASSIFIERS / family / "expected.npz")
+    assert_equals_pytorch(model, expected, with_stacked=family == "modernbert")
 
 
 @pytest.mark.slow
@@ -130,8 +147,16 @@ def checkpoint_of(family: str, directory: Path) -> Path:
 TEXTS = ["good", "a bad film", ("good film", "dull"), "dull dull film good bad good"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("exit_pooler", ["per_exit", "shared"])
+def slow_but(*quick):
+    """Return all families, of which all but some are slow."""
+    slow = pytest.mark.slow
+    return [name if name in quick else pytest.param(name, marks=slow) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("family", slow_but("modernbert"))
+@pytest.mark.parametrize(
+    "exit_pooler", ["per_exit", pytest.param("shared", marks=pytest.mark.slow)]
+)
 def test_a_plain_classifier_has_the_logits_of_its_exit(family, exit_pooler, tmp_path):
     directory = checkpoint_of(family, tmp_path / "model")
     exits = {"exit_pooler": exit_pooler, "exit_pooling": "cls"}
@@ -158,3 +183,106 @@ def pytorch_logits(directory: Path, tokens) -> np.ndarray:
         names.append("token_type_ids")
     with torch.no_grad():
         return model(**{name: torch.tensor(tokens[name]).long() for name in names}).logits.numpy()
+
+
+EXITS = [{"exit_pooler": "shared", "exit_pooling": "cls"}]
+EXITS += [{"exit_pooler": "per_exit", "exit_pooling": "mean"}]
+
+
+WINDOW = {"modernbert": {"local_attention": 6}}
+
+
+def batch_for(model, rows, **options):
+    batch = random_batch(rows, **options)
+    if model.config.type_vocab_size < 2:
+        batch["token_type_ids"] *= 0
+    return batch
+
+
+@pytest.mark.parametrize("family", slow_but("modernbert"))
+@pytest.mark.parametrize(
+    ("exits", "devices"),
+    [(EXITS[0], 1), pytest.param(EXITS[1], 8, marks=pytest.mark.slow)],
+)
+def test_every_driver_gives_the_same_exits(family, exits, devices):
+    """Rows of 2 to 18 tokens: ModernBERT's local layers do not see all of them."""
+    model = tiny_model(family, num_hidden_layers=4, **exits, **WINDOW.get(family, {}))
+    batch, mesh = batch_for(model, 29, length=18), sharding.make_mesh(devices)
+    assert_every_driver_agrees(
+        model,
+        batch,
+        [Patience(1), ExitSchedule(np.arange(29, dtype=np.int32) % 4 + 1)],
+        mesh,
+        chunk_rows_values=[3],
+    )
+    pretrained = Pretrained(model, None, {}, ("0", "1", "2"), 18)
+    classifier = EarlyExitClassifier(pretrained, driver="full", mesh=mesh, chunk_tokens=40)
+    np.testing.assert_allclose(
+        classifier.all_exit_logits(batch), run_full(model, batch), atol=TOLERANCE
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*FAMILIES])
+def test_bfloat16_changes_logits_little(family):
+    config = tiny_model(family, num_hidden_layers=4, **WINDOW.get(family, {})).config
+    batch, logits = None, {}
+    for dtype in ("float32", "bfloat16"):
+        model = EarlyExitModel(config, dtype=dtype, rngs=nnx.Rngs(0))
+        batch = batch_for(model, 40)
+        pretrained = Pretrained(model, None, {}, ("0", "1", "2"), 12)
+        logits[dtype] = EarlyExitClassifier(pretrained, driver="pool").all_exit_logits(batch)
+    np.testing.assert_allclose(logits["bfloat16"], logits["float32"], atol=0.3)
+    same = logits["bfloat16"].argmax(axis=2) == logits["float32"].argmax(axis=2)
+    assert same.mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_over_a_mesh_gives_the_losses_of_one_device(family):
+    """Heads and feed-forward features are sharded over the axis `model`."""
+    alone, _ = trained(small_model(family), sharding.make_mesh(1))
+    losses, _ = trained(small_model(family), sharding.make_mesh(4, 2))
+    np.testing.assert_allclose(losses, alone, rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_run_resumes_to_the_bit(
+    family,
+    sources,  # noqa: F811
+    recording,  # noqa: F811
+    tmp_path,
+):
+    directory = checkpoint_of(family, tmp_path / "model")
+    config = run_config(sources, model=str(directory), pooling="mean", pooler="per_exit")
+    with pytest.raises(InputError, match="has 3 outputs, but num_labels or the task requires 2"):
+        train(config, tmp_path / "undisturbed")
+    values = json.loads((directory / "config.json").read_text())
+    values["architectures"] = ["SomeModel"]  # The head is of another task.
+    (directory / "config.json").write_text(json.dumps(values))
+    train(config, tmp_path / "undisturbed")
+    recording.kill_in_step = 7
+    with pytest.raises(Killed):
+        train(config, tmp_path / "killed")
+    recording.kill_in_step = None
+    train(config, tmp_path / "killed")
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "undisturbed")
+    losses = [line["loss"] for line in metrics_of(tmp_path / "killed") if "loss" in line]
+    assert len(losses) == TOTAL_STEPS
+    predictions = EarlyExitClassifier.from_pretrained(str(tmp_path / "killed")).predict(TEXTS)
+    assert len(predictions.labels) == len(TEXTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
+def test_an_exported_program_predicts_as_the_classifier_does(family, tmp_path):
+    pytest.importorskip("flatbuffers")
+    model = tiny_model(family, num_hidden_layers=4, **WINDOW.get(family, {}))
+    pretrained = Pretrained(model, None, {}, ("0", "1", "2"), 12)
+    classifier = EarlyExitClassifier(pretrained, criterion=Patience(1), driver="loop")
+    export(classifier, tmp_path)
+    batch = batch_for(model, 9)
+    expected, actual = classifier.predict(batch), load_exported(tmp_path).predict(batch)
+    np.testing.assert_array_equal(actual.exit_layers, expected.exit_layers)
+    np.testing.assert_allclose(actual.logits, expected.logits, atol=TOLERANCE)
