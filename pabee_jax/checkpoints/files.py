@@ -20,7 +20,7 @@ _FLAX = "flax_model.msgpack"
 _TORCH = "pytorch_model.bin"
 _FORMATS = (_SAFETENSORS, _FLAX, _TORCH)
 _HUB_TIMEOUT_SECONDS = 5
-_SIDE_FILES = ("*.json", "vocab.txt", "spiece.model", "*.model")
+_SIDE_FILES = ("*.json", "vocab.txt", "merges.txt", "*.model")
 
 
 def resolve(path_or_hub_id: str | os.PathLike, revision: str | None = None) -> Path:

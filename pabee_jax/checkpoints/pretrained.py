@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from pabee_jax import criteria
 from pabee_jax.checkpoints.files import read_config_json, read_tensors, resolve
+from pabee_jax.checkpoints.model_card import TrainingFacts, may_write, model_card
 from pabee_jax.checkpoints.names import (
     CLASSIFIERS_NAMES,
     Tensors,
@@ -215,9 +216,15 @@ def label_names_of(path_or_hub_id: str | os.PathLike) -> tuple[str, ...]:
 
 
 def save_pretrained(
-    pretrained: Pretrained, directory: str | os.PathLike, *, for_pytorch: bool = False
+    pretrained: Pretrained,
+    directory: str | os.PathLike,
+    *,
+    for_pytorch: bool = False,
+    training: TrainingFacts | None = None,
 ) -> None:
-    """Save a checkpoint in Hugging Face's format.
+    """Save a checkpoint in Hugging Face's format, with a model card.
+
+    A README.md that is not a card of pabee_jax is left as it is.
 
     PyTorch PABEE can load the checkpoint if the exits are PABEE's. `model.safetensors` is written
     last, and atomically, so a directory with `model.safetensors` is complete.
@@ -226,6 +233,7 @@ def save_pretrained(
         pretrained: the contents of the checkpoint.
         directory: a local path or a `gs://` address.
         for_pytorch: raise an error if PyTorch PABEE cannot load the checkpoint.
+        training: what the card says of the training; None if nothing is known.
 
     Raises:
         InputError: `for_pytorch` is true and PyTorch PABEE cannot compute these exits, or the
@@ -260,7 +268,8 @@ def save_pretrained(
     values.pop("early_exit", None)
     if pretrained.criterion is not None:
         values["early_exit"] = criteria.to_config(pretrained.criterion)
-    write_checkpoint(pretrained, directory, values, to_tensors(model))
+    card = model_card(pretrained, training)
+    write_checkpoint(pretrained, directory, values, to_tensors(model), card)
 
 
 def write_checkpoint(
@@ -268,6 +277,7 @@ def write_checkpoint(
     directory: str | os.PathLike,
     values: Mapping[str, Any],
     tensors: Tensors,
+    card: str | None = None,
 ) -> None:
     """Write a checkpoint's tokenizer, `config.json` and, last and atomically, its tensors.
 
@@ -276,6 +286,7 @@ def write_checkpoint(
         directory: a local path or a `gs://` address.
         values: the values of `config.json`.
         tensors: the tensors by name.
+        card: the text of README.md; None for no such file.
     """
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     path = storage.path_of(directory)
@@ -283,6 +294,8 @@ def write_checkpoint(
         raise InputError(f"{path} is a file; a checkpoint is a directory")
     with storage.local_folder(path) as folder:
         save_tokenizer(pretrained.tokenizer, folder, pretrained.max_length)
+        if card is not None and may_write(folder / "README.md"):
+            write_atomically(folder / "README.md", lambda path: path.write_text(card))
         write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
         write_atomically(
             folder / "model.safetensors",

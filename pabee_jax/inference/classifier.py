@@ -276,6 +276,25 @@ class EarlyExitClassifier:
         pretrained = dataclasses.replace(self.pretrained, criterion=self.criterion)
         save_pretrained(pretrained, directory, for_pytorch=for_pytorch)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the checkpoint, with the current criterion and a model card, to the hub.
+
+        Args:
+            repo_id: the repository, "name" or "owner/name"; it is created if needed.
+            private: whether a new repository is private.
+            token: an access token of the hub; absent, that of `hf auth login`.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            InputError: the hub refuses the upload or cannot be reached.
+        """
+        from pabee_jax.checkpoints.hub import push_to_hub
+
+        pretrained = dataclasses.replace(self.pretrained, criterion=self.criterion)
+        return push_to_hub(pretrained, repo_id, private=private, token=token)
+
     def _pool_plans(self, longest: int) -> tuple[planning.PoolPlan, planning.PoolPlan]:
         """Return the small and the large pool for rows of up to `longest` tokens."""
         if longest not in self._plans:

@@ -223,6 +223,12 @@ def recommend(config: TrainConfig, *, is_regression: bool) -> None:
         config.distill.weight = 1.0
 
 
+def changed(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings, by name, whose value is not the default."""
+    defaults = leaves(TrainConfig())
+    return {name: value for name, value in leaves(config).items() if value != defaults[name]}
+
+
 def check(config: TrainConfig) -> None:
     """Raise InputError for the first invalid value of `config`, whatever the other values are."""
     check_types(config)

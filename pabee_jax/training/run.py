@@ -14,6 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 from pabee_jax.analysis import metrics
+from pabee_jax.checkpoints.model_card import TrainingFacts
 from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.batching import (
@@ -34,7 +35,7 @@ from pabee_jax.io import storage
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training import memory, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
-from pabee_jax.training.config import TrainConfig, check
+from pabee_jax.training.config import PLACES, TrainConfig, changed, check
 from pabee_jax.training.effects import refuse_settings_without_effect
 from pabee_jax.training.log import MetricsLog
 from pabee_jax.training.select_exit import select_exit
@@ -327,24 +328,39 @@ class _Run:
             step = self.checkpoints.best
             parameters = self.checkpoints.parameters(step, parameters)
         self.state = self.state._replace(parameters=parameters)
-        criterion = self._select_exit()
+        criterion, said = self._select_exit()
         gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
         parameters = jax.device_get(gather(parameters))
         if processes.is_first():
             model = unstacked(merge(self.structure, parameters))
             finished = dataclasses.replace(self.start, model=model, criterion=criterion)
-            save_pretrained(finished, self.workdir)
+            settings = "\n".join(
+                f"{name}={value}"
+                for name, value in changed(self.config).items()
+                if name not in PLACES
+            )
+            facts = TrainingFacts(self.task.name, self.config.model, settings, "\n".join(said))
+            save_pretrained(finished, self.workdir, training=facts)
         processes.wait_for_all("the parameters are written")
         self._print(f"the parameters of step {step} are in {self.workdir}")
 
-    def _select_exit(self) -> ExitCriterion | None:
-        """Select the criterion of the finished checkpoint; None in all processes but the first."""
+    def _select_exit(self) -> tuple[ExitCriterion | None, list[str]]:
+        """Select the criterion of the finished checkpoint, and return what was said about it.
+
+        The criterion is None in all processes but the first.
+        """
+        said: list[str] = []
         dataset = next(iter(self.dev_data.values()))
         logits = self.all_exit_logits(dataset)
         if not processes.is_first() or self.config.loss.weights == "last":
-            return None
+            return None, said
         assert dataset.labels is not None  # `examples_of` raised InputError otherwise.
-        return select_exit(logits, dataset.labels, self.task.metrics, self._print)
+
+        def say(message: str) -> None:
+            said.append(message)
+            self._print(message)
+
+        return select_exit(logits, dataset.labels, self.task.metrics, say), said
 
     def _print(self, message: str) -> None:
         """Print `message` on process 0, without breaking the progress bar."""
