@@ -1,4 +1,4 @@
-"""Patience-based early exit (PABEE) for BERT and ALBERT in JAX."""
+"""Patience-based early exit (PABEE) for BERT-like encoders in JAX."""
 
 import importlib
 import os

@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from pabee_jax.criteria import describe
 
 # A README.md with this line may be replaced.
@@ -56,6 +54,8 @@ def model_card(pretrained: Any, training: TrainingFacts | None = None) -> str:
         pretrained: a `Pretrained`.
         training: what is known of the training; None if nothing is.
     """
+    from huggingface_hub import ModelCardData  # Imported here: prediction needs no card.
+
     config = pretrained.model.config
     data = ModelCardData(
         base_model=training.base_model if training else None,
@@ -94,6 +94,8 @@ def model_card(pretrained: Any, training: TrainingFacts | None = None) -> str:
 
 def license_of(path: Path) -> str | None:
     """Return the licence in the metadata of a card; None if there is no card or no licence."""
+    from huggingface_hub import ModelCard
+
     try:
         return ModelCard.load(path).data.to_dict().get("license") if path.is_file() else None
     except Exception:  # A card that cannot be read states no licence.

@@ -1,4 +1,4 @@
-r"""Fine-tunes a pretrained BERT or ALBERT on your own CSV, TSV, JSON-lines or Parquet files.
+r"""Fine-tunes a pretrained encoder on your own CSV, TSV, JSON-lines or Parquet files.
 
     pabee-jax train --config files --config.files.train=train.csv --config.files.dev=dev.csv \
         --config.files.text=review --config.files.label=verdict --workdir runs/reviews

@@ -1,4 +1,4 @@
-r"""Fine-tunes a pretrained BERT or ALBERT on a GLUE task, with all exits trained jointly.
+r"""Fine-tunes a pretrained encoder on a GLUE task, with all exits trained jointly.
 
     pabee-jax train --config glue:mrpc --workdir runs/mrpc
     pabee-jax train --config glue:mrpc --config.model=DIR --config.data_dir=DIR --workdir runs/mrpc

@@ -36,7 +36,7 @@ from pabee_jax.models.parameters import in_compute_dtype, merge, on_host, split
 
 
 class EarlyExitClassifier:
-    """A BERT or ALBERT classifier whose rows exit as soon as the criterion allows.
+    """A classifier whose rows exit as soon as the criterion allows.
 
     A classifier can be pickled. The copy runs on the first device of the process that unpickles it.
 
@@ -91,7 +91,7 @@ class EarlyExitClassifier:
         chunk_tokens: int | None = None,
         compilation_cache: str | Path | None = None,
     ) -> "EarlyExitClassifier":
-        """Load a checkpoint of pabee_jax, of PyTorch PABEE, or a plain BERT or ALBERT.
+        """Load a checkpoint of pabee_jax, of PyTorch PABEE or of Hugging Face.
 
         Args:
             path_or_hub_id: a checkpoint directory, or a Hugging Face hub id.
@@ -101,8 +101,8 @@ class EarlyExitClassifier:
             dtype: compute type of the encoder, "float32" or "bfloat16".
             mesh: devices over which batches are sharded; absent, the first device of this process.
             revision: branch, tag or commit of a repository on the hub; absent, its main branch.
-            num_labels: required for a checkpoint without internal classifiers. These are then
-                initialized randomly.
+            num_labels: required for a checkpoint without internal classifiers and without
+                classification head. The classifiers are then initialized randomly.
             seed: seed of the random initialization.
             chunk_tokens: tokens that run together in the `pool` driver; absent, a default for the
                 kind of device.
