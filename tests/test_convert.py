@@ -9,10 +9,12 @@ import pytest
 
 from helpers import random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, MaxProbability, Patience
+from pabee_jax.checkpoints.files import read_tensors
 from pabee_jax.checkpoints.plain import save_plain
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.commands.convert import convert
 from pabee_jax.commands.convert_options import ConvertOptions
+from pabee_jax.data.tokenization import load_tokenizer
 from pabee_jax.inference.artifact import thresholds
 from pabee_jax.inference.onnx import export_onnx
 
@@ -46,6 +48,32 @@ def test_a_plain_classifier_is_cut_at_an_exit(checkpoint, tmp_path):
     np.testing.assert_allclose(plain[-1], expected[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["bert", "albert", "roberta"])
+def test_a_flax_classifier_has_the_logits_of_its_exit(family, tmp_path):
+    """Read by our own reader, which the files of Hugging Face's Flax classes test."""
+    model = tiny_model(family, num_hidden_layers=3)
+    values = {"model_type": family, "vocab_size": 60}
+    directory = tiny_checkpoint(tmp_path / "tokenizer", WORDS)
+    tokenizer = load_tokenizer(directory)
+    pretrained = Pretrained(model, tokenizer, values, ("a", "b", "c"), 12)
+    save_plain(pretrained, tmp_path / "flax", 2, flax=True)
+    assert not (tmp_path / "flax" / "model.safetensors").exists()
+    save_plain(pretrained, tmp_path / "plain", 2)
+    expected = read_tensors(tmp_path / "plain")
+    tensors = read_tensors(tmp_path / "flax")
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(tensors[name], value, err_msg=name)
+
+
+def test_modernbert_has_no_flax_class(tmp_path):
+    pretrained = Pretrained(
+        tiny_model("modernbert", num_hidden_layers=2), None, {"model_type": "modernbert"}, (), 12
+    )
+    with pytest.raises(InputError, match="no Flax class for modernbert; it has one for bert,"):
+        save_plain(pretrained, tmp_path / "flax", 1, flax=True)
+
+
 def test_a_checkpoint_of_pytorch_pabee_has_the_same_weights(checkpoint, tmp_path):
     output = tmp_path / "pabee"
     convert(ConvertOptions(str(checkpoint), str(output), "pytorch-pabee"))
@@ -59,10 +87,10 @@ def test_a_checkpoint_of_pytorch_pabee_has_the_same_weights(checkpoint, tmp_path
     ("values", "message"),
     [
         ({"to": ""}, "--to is missing"),
-        ({"to": "flax"}, "--to is 'flax'; it must be one of plain, pytorch-pabee, onnx"),
+        ({"to": "tf"}, "--to is 'tf'; it must be one of plain, flax, pytorch-pabee, onnx"),
         ({"exit": 0}, "exit is 0; the model has the exits 1 to 3"),
         ({"exit": 4}, "exit is 4; the model has the exits 1 to 3"),
-        ({"to": "onnx", "exit": 1}, "--exit has no effect without --to plain"),
+        ({"to": "onnx", "exit": 1}, "--exit has no effect without --to plain or flax"),
         ({"sequence_length": 8}, "--sequence_length has no effect without --to onnx"),
         ({"checkpoint": "nowhere"}, "nowhere"),
     ],

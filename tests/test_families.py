@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from pabee_jax.inference.export import export
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import split, stacked
+from pabee_jax.models.side_inputs import relative_buckets
 from pabee_jax.training import memory
 from pabee_jax.training.run import train
 from runs import TOTAL_STEPS, Killed, metrics_of, recording, run_config, sources, weights_of  # noqa: F401
@@ -286,3 +288,18 @@ def test_an_exported_program_predicts_as_the_classifier_does(family, tmp_path):
     expected, actual = classifier.predict(batch), load_exported(tmp_path).predict(batch)
     np.testing.assert_array_equal(actual.exit_layers, expected.exit_layers)
     np.testing.assert_allclose(actual.logits, expected.logits, atol=TOLERANCE)
+
+
+def test_relative_positions_fall_into_the_buckets_of_the_formula():
+    """In plain Python: 8 exact distances on each side, then 8 ranges up to a distance of 128."""
+
+    def bucket(query: int, key: int) -> int:
+        distance = abs(key - query)
+        if distance >= 8:
+            # In float32, as transformers computes it: 8 * 2**k is on the edge of a range.
+            ratio = np.log(np.float32(distance) / np.float32(8)) / np.float32(math.log(128 / 8))
+            distance = min(15, 8 + int(ratio * np.float32(8)))
+        return distance + (16 if key > query else 0)
+
+    expected = [[bucket(query, key) for key in range(300)] for query in range(300)]
+    np.testing.assert_array_equal(relative_buckets(300, 32), expected)

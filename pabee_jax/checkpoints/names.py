@@ -151,6 +151,22 @@ def from_flax_names(parameters: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield name, _transposed(np.asarray(value), leaf)
 
 
+def to_flax_names(tensors: Tensors) -> dict[str, Any]:
+    """Return a tree of tensors as Hugging Face's Flax classes have them: the inverse.
+
+    Args:
+        tensors: tensors under PyTorch's names and in PyTorch's layouts.
+    """
+    flat = {}
+    for name, value in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight":
+            is_norm = value.ndim == 1
+            leaf = "scale" if is_norm else "embedding" if "_embeddings" in module else "kernel"
+        flat[(*module.split("."), leaf)] = np.ascontiguousarray(_transposed(value, leaf))
+    return traverse_util.unflatten_dict(flat)
+
+
 def log_report(report: LoadReport, source: str) -> None:
     """Log the names of missing parameters and unused tensors as warnings."""
     if report.missing:

@@ -16,22 +16,34 @@ from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.families import FAMILIES
 from pabee_jax.models.parameters import merge, split
 
+# The model types of which transformers 4 has a Flax class; transformers 5 has none.
+_FLAX_TYPES = ("bert", "albert", "roberta", "xlm-roberta", "electra", "distilbert")
 
-def save_plain(pretrained: Pretrained, directory: str | os.PathLike, exit: int) -> None:
+
+def save_plain(
+    pretrained: Pretrained, directory: str | os.PathLike, exit: int, *, flax: bool = False
+) -> None:
     """Save a sequence classifier that `transformers` loads: the model up to one of its exits.
 
     Args:
         pretrained: the model with exits.
         directory: a local path or a `gs://` address.
         exit: the exit, from 1, whose logits the classifier has.
+        flax: write `flax_model.msgpack`, for the Flax classes of transformers 4.
 
     Raises:
-        InputError: there is no such exit, or the head of Hugging Face's class has another shape.
+        InputError: there is no such exit, the head of Hugging Face's class has another shape, or
+            Hugging Face has no Flax class for the model type.
     """
     config = pretrained.model.config
     model_type = pretrained.hugging_face_config.get("model_type", config.family)
     if not 1 <= exit <= config.num_hidden_layers:
         raise InputError(f"exit is {exit}; the model has the exits 1 to {config.num_hidden_layers}")
+    if flax and model_type not in _FLAX_TYPES:
+        raise InputError(
+            f"transformers has no Flax class for {model_type}; it has one for "
+            f"{', '.join(_FLAX_TYPES)}"
+        )
     if config.exit_pooling != "cls" and "classifier_pooling" not in _values(pretrained):
         raise InputError(
             f"the exits read the mean over the tokens, but the classification head of {model_type} "
@@ -49,7 +61,9 @@ def save_plain(pretrained: Pretrained, directory: str | os.PathLike, exit: int) 
         values["classifier_pooling"], values["classifier_bias"] = config.exit_pooling, True
         if values.get("layer_types"):
             values["layer_types"] = values["layer_types"][:exit]
-    write_checkpoint(pretrained, directory, values, _with_head(model, tensors, parameters))
+    write_checkpoint(
+        pretrained, directory, values, _with_head(model, tensors, parameters), flax=flax
+    )
 
 
 def classifier_class(model_type: str) -> str:

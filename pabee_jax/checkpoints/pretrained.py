@@ -22,6 +22,7 @@ from pabee_jax.checkpoints.names import (
     from_tensors,
     head_labels,
     log_report,
+    to_flax_names,
     to_tensors,
 )
 from pabee_jax.criteria import ExitCriterion
@@ -278,6 +279,7 @@ def write_checkpoint(
     values: Mapping[str, Any],
     tensors: Tensors,
     card: str | None = None,
+    flax: bool = False,
 ) -> None:
     """Write a checkpoint's tokenizer, `config.json` and, last and atomically, its tensors.
 
@@ -287,6 +289,7 @@ def write_checkpoint(
         values: the values of `config.json`.
         tensors: the tensors by name.
         card: the text of README.md; None for no such file.
+        flax: write `flax_model.msgpack` instead of `model.safetensors`.
     """
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     path = storage.path_of(directory)
@@ -297,11 +300,14 @@ def write_checkpoint(
         if card is not None and may_write(folder / "README.md"):
             write_atomically(folder / "README.md", lambda path: path.write_text(card))
         write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
-        write_atomically(
-            folder / "model.safetensors",
+        if flax:
+            from flax.serialization import msgpack_serialize
+
+            name, data = "flax_model.msgpack", msgpack_serialize(to_flax_names(tensors))
+        else:
             # safetensors' save_file creates a file that only its owner can read.
-            lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})),
-        )
+            name, data = "model.safetensors", save(tensors, metadata={"format": "pt"})
+        write_atomically(folder / name, lambda path: path.write_bytes(data))
 
 
 def save_criterion(

@@ -33,9 +33,10 @@ def convert(options: ConvertOptions) -> None:
     if output.exists():
         raise InputError(f"{output} exists already; give another directory, or delete it")
     pretrained = load_pretrained(options.checkpoint)
-    if options.to == "plain":
+    if options.to in ("plain", "flax"):
         last = pretrained.model.config.num_hidden_layers
-        save_plain(pretrained, output, last if options.exit is None else options.exit)
+        exit = last if options.exit is None else options.exit
+        save_plain(pretrained, output, exit, flax=options.to == "flax")
     elif options.to == "onnx":
         export_onnx(EarlyExitClassifier(pretrained), output, options.sequence_length)
     else:

@@ -5,7 +5,7 @@ import dataclasses
 from pabee_jax.commands.options import option
 from pabee_jax.errors import InputError
 
-FORMATS = ("plain", "pytorch-pabee", "onnx")
+FORMATS = ("plain", "flax", "pytorch-pabee", "onnx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +15,13 @@ class ConvertOptions:
     checkpoint: str = option("Required: run or checkpoint directory, or hub id.", "")
     output: str = option("Required: directory of the converted checkpoint; it must not exist.", "")
     to: str = option(
-        "Required: plain, a sequence classifier for transformers; pytorch-pabee, a checkpoint for "
-        "PyTorch PABEE; or onnx, a model for ONNX Runtime with the early exit inside it.",
+        "Required: plain, a sequence classifier for transformers; flax, the same for the Flax "
+        "classes of transformers 4; pytorch-pabee, a checkpoint for PyTorch PABEE; or onnx, a "
+        "model for ONNX Runtime with the early exit inside it.",
         "",
     )
     exit: int | None = option(
-        "The exit, from 1, whose logits the plain classifier has; by default the last."
+        "The exit, from 1, whose logits the plain or flax classifier has; by default the last."
     )
     sequence_length: int | None = option(
         "Tokens per row of the onnx model; by default as many as the checkpoint takes."
@@ -36,6 +37,6 @@ class ConvertOptions:
                 raise InputError(f"--{name} is missing: it names {meaning}")
         if self.to not in FORMATS:
             raise InputError(f"--to is {self.to!r}; it must be one of {', '.join(FORMATS)}")
-        for name, format in (("exit", "plain"), ("sequence_length", "onnx")):
-            if getattr(self, name) is not None and self.to != format:
-                raise InputError(f"--{name} has no effect without --to {format}")
+        for name, formats in (("exit", ("plain", "flax")), ("sequence_length", ("onnx",))):
+            if getattr(self, name) is not None and self.to not in formats:
+                raise InputError(f"--{name} has no effect without --to {' or '.join(formats)}")
