@@ -313,6 +313,7 @@ def test_a_full_disk_ends_in_a_sentence(error, monkeypatch, capsys):
     assert_one_sentence(capsys.readouterr().err, "runs/demo", reason)
 
 
+@pytest.mark.slow
 def test_a_run_refuses_another_config_and_keeps_the_terminal_quiet(tmp_path):
     """One step for real, then the same directory again with another seed."""
     workdir = tmp_path / "run"

@@ -1,8 +1,6 @@
 """`pabee-jax convert`, and the ONNX model in ONNX Runtime."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -34,12 +32,8 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_plain_classifier_is_cut_at_an_exit(checkpoint, tmp_path):
-    """As the command that a user types."""
-    output = tmp_path / "plain"
-    command = [sys.executable, "-m", "pabee_jax.commands.main", "convert", "--to=plain", "--exit=2"]
-    command += [f"--checkpoint={checkpoint}", f"--output={output}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout == f"wrote {output}\n", done.stderr
+    convert(ConvertOptions(str(checkpoint), str(output), "plain", exit=2))
+    assert capsys.readouterr().out == f"wrote {output}\n"
     values = json.loads((output / "config.json").read_text())
     assert values["architectures"] == ["BertForSequenceClassification"]
     assert values["num_hidden_layers"] == 2 and "early_exit" not in values

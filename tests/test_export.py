@@ -410,6 +410,7 @@ def run_command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_exports_for_the_given_platforms(checkpoint, tmp_path):
     output = tmp_path / "out"
     process = run_command("--checkpoint", checkpoint, "--output", output, "--platforms=cpu,tpu")

@@ -104,6 +104,7 @@ def test_starting_a_finished_run_again_changes_nothing(finished, sources):
         assert after[name] == before[name], name
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_devices(finished, sources, recording, tmp_path):
     train_until_killed(run_config(sources), tmp_path, recording, 7)
     train(run_config(sources, mesh=MeshConfig(data=2)), tmp_path)
@@ -202,6 +203,7 @@ def test_a_failed_save_ends_the_run_and_the_previous_checkpoint_stays(
     assert {2, 4} & set(kept_steps(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_refused_write_ends_the_run_and_the_run_can_be_resumed(
     finished, sources, tmp_path, monkeypatch
 ):

@@ -69,6 +69,7 @@ def test_scores_select_a_patience_with_its_threshold():
     assert setting is not None and setting.patience >= 1 and setting.regression_threshold > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_exits_early_by_itself(sources, tmp_path):
     model = tiny_checkpoint(tmp_path / "m", WORDS, num_hidden_layers=4, initializer_range=0.3)
     train(run_config(sources, model=str(model)), tmp_path / "run")

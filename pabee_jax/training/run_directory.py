@@ -13,6 +13,7 @@ import jax
 from etils import epath
 from flax import traverse_util
 
+from pabee_jax.checkpoints.model_card import may_write
 from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
@@ -268,6 +269,8 @@ def _refuse_linked_folders(workdir: epath.Path) -> None:
 
 def _clear(workdir: epath.Path) -> None:
     other_results = workdir.glob(f"{OTHER_RESULTS}-*")
+    if may_write(workdir / "README.md"):  # The user's own README.md stays.
+        (workdir / "README.md").unlink(missing_ok=True)
     for path in (*other_results, *(workdir / name for name in _OWN_FILES)):
         if path.is_dir():
             path.rmtree()
