@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from pabee_jax.criteria import describe
 
 # A README.md with this line may be replaced.
@@ -102,7 +104,7 @@ def license_of(path: Path) -> str | None:
         return None
 
 
-def may_write(path: Path) -> bool:
+def may_write(path: Path | epath.Path) -> bool:
     """Return whether a README.md is absent, or a card of this module."""
     try:
         return _MARK in path.read_text(encoding="utf-8")
