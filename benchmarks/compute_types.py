@@ -5,6 +5,8 @@
 All calls of a case take turns. The ratios are time over PyTorch's time in float32 and in bfloat16.
 """
 
+import argparse
+
 import jax
 import numpy as np
 

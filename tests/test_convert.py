@@ -32,6 +32,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_plain_classifier_is_cut_at_an_exit(checkpoint, tmp_path, capsys):
+    output = tmp_path / "plain"
     convert(ConvertOptions(str(checkpoint), str(output), "plain", exit=2))
     assert capsys.readouterr().out == f"wrote {output}\n"
     values = json.loads((output / "config.json").read_text())
