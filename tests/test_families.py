@@ -304,3 +304,34 @@ def test_relative_positions_fall_into_the_buckets_of_the_formula():
 
     expected = [[bucket(query, key) for key in range(300)] for query in range(300)]
     np.testing.assert_array_equal(relative_buckets(300, 32), expected)
+
+
+def test_the_checkpoint_decides_how_texts_become_tokens(tmp_path):
+    """A byte-level tokenizer as RoBERTa has it, from vocab.json and merges.txt."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    directory = tmp_path / "roberta"
+    shutil.copytree(CLASSIFIERS / "roberta", directory)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=50, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["a good film", "a bad film"], trainer)
+    tokenizer.model.save(str(directory))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    pretrained = load_pretrained(str(directory))
+    rows = pretrained.encode(["good film", "bad"], ["bad", None])
+    tokens = [pretrained.tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in rows.input_ids]
+    separators = [index for index, token in enumerate(tokens[0]) if token == "</s>"]
+    assert tokens[0][0] == "<s>" and separators[1] == separators[0] + 1, "two between the texts"
+    assert tokens[0][-1] == "</s>" and tokens[1][-1] == "<pad>"
+    assert not rows.token_type_ids.any()
+    predictions = EarlyExitClassifier(pretrained).predict([("good film", "bad"), "bad", ""])
+    alone = EarlyExitClassifier(pretrained).predict(["bad"])
+    np.testing.assert_allclose(predictions.logits[1:2], alone.logits, atol=TOLERANCE)
+
+
+def test_token_types_of_a_tokenizer_are_dropped_for_a_model_without_them(tmp_path):
+    pretrained = load_pretrained(str(checkpoint_of("distilbert", tmp_path / "model")))
+    assert pretrained.tokenizer("good", "bad", return_token_type_ids=True)["token_type_ids"][-1]
+    assert not pretrained.encode(["good"], ["bad"]).token_type_ids.any()
