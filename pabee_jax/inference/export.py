@@ -102,7 +102,7 @@ def export(
         sequence_length=length,
         dtype=classifier.pretrained.model.dtype.name,
         vocab_size=config.vocab_size,
-        type_vocab_size=config.type_vocab_size,
+        type_vocab_size=max(1, config.type_vocab_size),  # All segment ids of a row may be 0.
         max_position_embeddings=config.max_length,
         num_labels=config.num_labels,
         num_layers=config.num_hidden_layers,
