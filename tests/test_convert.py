@@ -134,12 +134,14 @@ def test_onnx_runtime_gives_every_row_the_same_exit(family, criterion, tmp_path)
         batch = random_batch(rows, seed=rows)
         if model.config.type_vocab_size < 2:
             batch["token_type_ids"] *= 0
-        for setting in (criterion, type(criterion)(0)):
+        tokens = {name: value.astype(np.int64) for name, value in batch.items() if name in names}
+        for setting, inputs in (
+            (criterion, {}),  # The setting of the classifier is the default.
+            (type(criterion)(0), thresholds(type(criterion)(0))),
+        ):
             classifier.criterion = setting
-            inputs = {name: value.astype(np.int64) for name, value in batch.items()}
-            inputs |= thresholds(setting)
             exit_layers, logits = session.run(
-                None, {name: np.asarray(inputs[name]) for name in names}
+                None, tokens | {name: np.asarray(value) for name, value in inputs.items()}
             )
             expected = classifier.predict(batch)
             np.testing.assert_array_equal(exit_layers, expected.exit_layers)

@@ -8,11 +8,12 @@ are inputs.
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export as jax_export
 
 from pabee_jax.criteria import CRITERIA
@@ -40,8 +41,8 @@ def export_onnx(
 
     Its inputs are `input_ids`, `attention_mask` and, for a family with token types,
     `token_type_ids`, each (rows, sequence_length) int64, and a scalar for every threshold of the
-    criterion by its name, such as `patience`. Its outputs are `exit_layers` (rows,) int32, from 1,
-    and `logits` (rows, classes) float32.
+    criterion by its name, such as `patience`; absent, the classifier's value. Its outputs are
+    `exit_layers` (rows,) int32, from 1, and `logits` (rows, classes) float32.
 
     Args:
         classifier: the classifier; the class of its criterion is part of the model.
@@ -93,12 +94,21 @@ def export_onnx(
         run, inputs, model_name="pabee_jax", input_names=input_names, output_names=list(OUTPUTS)
     )
     _take_int64(proto.graph, names)
+    _set_defaults(proto.graph, values)
     pretrained = classifier.pretrained
     with storage.local_folder(storage.path_of(directory)) as folder:
         if pretrained.tokenizer is not None:
             save_tokenizer(pretrained.tokenizer, folder, length)
         contents = proto.SerializeToString()
         write_atomically(folder / "model.onnx", lambda path: path.write_bytes(contents))
+
+
+def _set_defaults(graph: Any, values: Mapping[str, np.ndarray]) -> None:
+    """Give inputs default values, so that a call may leave them out."""
+    from onnx import numpy_helper
+
+    for name, value in values.items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
 
 def _take_int64(graph: Any, names: Sequence[str]) -> None:
