@@ -13,9 +13,11 @@ from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.checkpoints.pretrained import load_pretrained
 from pabee_jax.configs import attach
 from pabee_jax.data.config import FilesConfig
+from pabee_jax.data.load import load_task
 from pabee_jax.training.config import DistillConfig
 from pabee_jax.training.run import train
-from runs import run_config, sources  # noqa: F401
+from pabee_jax.training.start import classifier_label_names
+from runs import WORDS, run_config, sources  # noqa: F401
 
 TEXTS = ["good fine", "weak great dull"]
 
@@ -96,60 +98,55 @@ def test_a_token_classifier_has_no_head_for_sequences(sources, tmp_path):  # noq
         EarlyExitClassifier.from_pretrained(str(directory))
 
 
+def test_the_labels_of_files_get_the_class_ids_of_the_classifier(sources, tmp_path):  # noqa: F811
+    """In other runs, the sorted labels "no" and "yes" would be the classes 0 and 1."""
+    directory = make_classifier(sources, tmp_path / "model", ("yes", "no"))
+    task = load_task(
+        attach_config(sources, directory),
+        classifier_label_names(attach_config(sources, directory)),
+    )
+    assert task.label_names == ("yes", "no")
+    (rows,) = task.read("dev").values()
+    is_yes = [set(text.split()) <= set(WORDS[:5]) for text in rows.texts]
+    np.testing.assert_array_equal(rows.labels, np.where(is_yes, 0, 1))
+
+
 @pytest.mark.parametrize(
-    ("names", "values", "overrides", "message"),
+    ("values", "overrides", "message"),
     [
-        (("yes", "no"), {}, {"files": FilesConfig(train="train.csv", dev="dev.csv")}, None),
-        (("a", "b"), {}, {}, "label 'no' is not one of a, b"),
-        (("no", "maybe", "yes"), {}, {"num_labels": 2}, "classifier.(weight|bias) has 3 outputs"),
+        ({"id2label": {"0": "a", "1": "b"}}, {}, "label 'no' is not one of a, b"),
         (
-            ("no", "yes"),
             {"problem_type": "multi_label_classification"},
             {},
             "a classifier with several labels per text",
         ),
+        ({}, {"pooling": "mean"}, "config.pooling is 'mean', but the .* reads 'cls'"),
         (
-            ("no", "yes"),
-            {},
-            {"pooling": "mean"},
-            "config.pooling is 'mean', but the .* reads 'cls'",
-        ),
-        (
-            ("no", "yes"),
             {},
             {"classifier_bias": "prior", "files": FilesConfig("train.csv", "dev.csv", label="")},
             "config.classifier_bias is 'prior', but the train rows of task files have no labels",
         ),
-        (
-            ("no", "yes"),
-            {},
-            {"export": "best"},
-            "config.export is 'best', but with config.stra",
-        ),
-        (("no", "yes"), {}, {"gradient": "equilibrium"}, "attach early exits never change the"),
+        ({}, {"export": "best"}, "config.export is 'best', but with config.stra"),
+        ({}, {"gradient": "equilibrium"}, "attach early exits never change the"),
     ],
 )
 def test_what_cannot_be_attached_is_refused(
     sources,  # noqa: F811
-    names,
     values,
     overrides,
     message,
     tmp_path,
 ):
-    directory = make_classifier(sources, tmp_path / "model", names, **values)
-    if "num_labels" in overrides:
-        with pytest.raises(InputError, match=message):
-            load_pretrained(str(directory), **overrides)
-        return
-    config = attach_config(sources, directory, **overrides)
-    if message is None:  # The labels of the files get the class ids of the classifier.
-        train(config, tmp_path / "run")
-        assert load_pretrained(str(tmp_path / "run")).label_names == ("yes", "no")
-        return
+    directory = make_classifier(sources, tmp_path / "model", **values)
     with pytest.raises(InputError, match=message):
-        train(config, tmp_path / "run")
+        train(attach_config(sources, directory, **overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_another_size_than_the_labels_is_refused(sources, tmp_path):  # noqa: F811
+    directory = make_classifier(sources, tmp_path / "model", ("no", "maybe", "yes"))
+    with pytest.raises(InputError, match="classifier.(weight|bias) has 3 outputs"):
+        load_pretrained(str(directory), num_labels=2)
 
 
 def test_an_encoder_without_head_gets_no_attached_exits(sources, tmp_path):  # noqa: F811

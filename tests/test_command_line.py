@@ -12,7 +12,8 @@ from ml_collections import config_flags
 
 from benchmarks.recipes import RECIPES, RECOMMENDED
 from helpers import one_device_environment, tiny_model
-from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.commands import command_line
 from pabee_jax.commands.config_file import load_config
 from pabee_jax.commands.evaluate_options import EvaluateOptions

@@ -65,7 +65,7 @@ def test_modernbert_has_no_flax_class(tmp_path):
     pretrained = Pretrained(
         tiny_model("modernbert", num_hidden_layers=2), None, {"model_type": "modernbert"}, (), 12
     )
-    with pytest.raises(InputError, match="no Flax class for modernbert; it has one for bert,"):
+    with pytest.raises(InputError, match="no Flax class for modernbert; it has one for Bert,"):
         save_plain(pretrained, tmp_path / "flax", 1, flax=True)
 
 
@@ -112,6 +112,16 @@ def test_exits_that_read_the_mean_have_no_plain_head(tmp_path):
     with pytest.raises(InputError, match="the exits read the mean over the tokens, but"):
         save_plain(Pretrained(model, None, values, ("a", "b", "c"), 12), tmp_path / "plain", 1)
     assert not (tmp_path / "plain").exists()
+
+
+@pytest.mark.parametrize("length", [-3, 0, 999])
+def test_an_onnx_model_has_a_possible_number_of_tokens(length, tmp_path):
+    pytest.importorskip("jax2onnx")
+    model = tiny_model("bert", num_hidden_layers=2)
+    classifier = EarlyExitClassifier(Pretrained(model, None, {}, ("a", "b", "c"), 12))
+    with pytest.raises(InputError, match="sequence_length"):
+        export_onnx(classifier, tmp_path / "onnx", length)
+    assert not (tmp_path / "onnx").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from helpers import random_batch, run_on, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
-from pabee_jax.checkpoints.pretrained import load_pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import MaxProbability
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits

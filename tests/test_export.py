@@ -15,7 +15,8 @@ from jax import export as jax_export
 
 from helpers import TINY, one_device_environment, random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, Patience
-from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import registered
 from pabee_jax.export import export, load
 from pabee_jax.inference import export as export_module

@@ -19,7 +19,8 @@ from safetensors.numpy import load
 
 from helpers import tiny_checkpoint
 from pabee_jax.checkpoints.names import to_tensors
-from pabee_jax.checkpoints.pretrained import load_pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import Patience
 from pabee_jax.data import files
 from pabee_jax.data.dataset import Dataset

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
 from pabee_jax.analysis.selection import halves
-from pabee_jax.checkpoints.pretrained import save_criterion
+from pabee_jax.checkpoints.saving import save_criterion
 from pabee_jax.commands.evaluate import evaluate
 from pabee_jax.criteria import Entropy, Vote, describe, from_config, parse
 from pabee_jax.training import run_directory

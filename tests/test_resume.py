@@ -13,7 +13,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from pabee_jax import Patience
-from pabee_jax.checkpoints.pretrained import save_criterion
+from pabee_jax.checkpoints.saving import save_criterion
 from pabee_jax.errors import InputError
 from pabee_jax.training import digests, log, run, run_directory
 from pabee_jax.training.checkpoint import Checkpoints, SaveFailed

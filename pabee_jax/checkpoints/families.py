@@ -141,9 +141,11 @@ def _prepare_modernbert(tensors: Tensors) -> Tensors:
 
 
 def _restore_modernbert(tensors: Tensors) -> Tensors:
-    """Stack the kernels again. The exits are stored as they are."""
+    """Stack the kernels again; a head gets a LayerNorm whose scale is in the classifier."""
     result = dict(tensors)
     result.pop("model.layers.0.attn_norm.weight", None)
+    if "head.dense.weight" in result:
+        result["head.norm.weight"] = np.ones(len(result["head.dense.weight"]), np.float32)
     for stacked, modules in _STACKED.items():
         for name in [name for name in result if f".{modules[0]}." in name]:
             parts = [result.pop(name.replace(modules[0], module)) for module in modules]
@@ -163,17 +165,8 @@ FAMILY_NAMES = {
         _HEAD_POOLERS,
         _HEAD_CLASSIFIER,
     ),
-    "distilbert": FamilyNames(
-        "distilbert",
-        _DISTILBERT,
-        ("pre_classifier",),
-    ),
-    "mpnet": FamilyNames(
-        "mpnet",
-        _MPNET,
-        _HEAD_POOLERS,
-        _HEAD_CLASSIFIER,
-    ),
+    "distilbert": FamilyNames("distilbert", _DISTILBERT, ("pre_classifier",)),
+    "mpnet": FamilyNames("mpnet", _MPNET, _HEAD_POOLERS, _HEAD_CLASSIFIER),
     "modernbert": FamilyNames(
         "model",
         _MODERNBERT,

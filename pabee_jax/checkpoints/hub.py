@@ -5,7 +5,8 @@ import tempfile
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.errors import InputError, first_line_of
 
 

@@ -30,9 +30,9 @@ class TrainingFacts:
 
     @property
     def base_model(self) -> str | None:
-        """The encoder's name; a local path says nothing on another machine."""
-        is_local = Path(self.encoder).exists()
-        return (Path(self.encoder).name if is_local else self.encoder) or None
+        """The encoder's name; a path or an address says nothing to other people."""
+        is_hub_id = "://" not in self.encoder and not Path(self.encoder).exists()
+        return (self.encoder if is_hub_id else Path(self.encoder).name) or None
 
     @property
     def license(self) -> str | None:

@@ -9,15 +9,15 @@ from flax import nnx
 
 from pabee_jax.checkpoints.families import FAMILY_NAMES
 from pabee_jax.checkpoints.names import to_tensors
-from pabee_jax.checkpoints.pretrained import ENCODER_CLASSES, Pretrained, write_checkpoint
+from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.checkpoints.saving import write_checkpoint
 from pabee_jax.errors import InputError
-from pabee_jax.models.config import EXIT_CHOICES, ModelConfig
+from pabee_jax.models.config import EXIT_CHOICES, PABEE_FAMILIES
 from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.families import FAMILIES
 from pabee_jax.models.parameters import merge, split
 
-# The model types of which transformers 4 has a Flax class; transformers 5 has none.
-_FLAX_TYPES = ("bert", "albert", "roberta", "xlm-roberta", "electra", "distilbert")
+# The prefixes of the Flax classes of transformers 4; transformers 5 has none.
+_FLAX_PREFIXES = ("Bert", "Albert", "Roberta", "XLMRoberta", "Electra", "DistilBert")
 
 
 def save_plain(
@@ -35,40 +35,31 @@ def save_plain(
         InputError: there is no such exit, the head of Hugging Face's class has another shape, or
             Hugging Face has no Flax class for the model type.
     """
-    config = pretrained.model.config
-    model_type = pretrained.hugging_face_config.get("model_type", config.family)
+    config, family = pretrained.model.config, pretrained.family
     if not 1 <= exit <= config.num_hidden_layers:
         raise InputError(f"exit is {exit}; the model has the exits 1 to {config.num_hidden_layers}")
-    if flax and model_type not in _FLAX_TYPES:
+    if flax and family.class_prefix not in _FLAX_PREFIXES:
         raise InputError(
-            f"transformers has no Flax class for {model_type}; it has one for "
-            f"{', '.join(_FLAX_TYPES)}"
+            f"transformers has no Flax class for {config.family}; it has one for "
+            f"{', '.join(_FLAX_PREFIXES)}"
         )
-    if config.exit_pooling != "cls" and "classifier_pooling" not in _values(pretrained):
+    if config.exit_pooling not in family.head_poolings:
         raise InputError(
-            f"the exits read the mean over the tokens, but the classification head of {model_type} "
-            "reads the first token; train with --config.pooling=cls"
+            "the exits read the mean over the tokens, but the classification head of "
+            f"{config.family} reads the first token; train with --config.pooling=cls"
         )
     model = truncated(pretrained.model, exit)
-    tensors = to_tensors(model)
-    parameters = split(model)[1]
-    values = _values(pretrained) | {"architectures": [classifier_class(model_type)]}
-    names = FAMILIES[model_type].names
-    values[names.get("num_hidden_layers", "num_hidden_layers")] = exit
-    if config.family == "albert":
-        values["num_hidden_groups"] = model.config.num_hidden_groups
-    if config.family == "modernbert":
-        values["classifier_pooling"], values["classifier_bias"] = config.exit_pooling, True
-        if values.get("layer_types"):
-            values["layer_types"] = values["layer_types"][:exit]
-    write_checkpoint(
-        pretrained, directory, values, _with_head(model, tensors, parameters), flax=flax
-    )
-
-
-def classifier_class(model_type: str) -> str:
-    """Return the name of the class of `transformers` for sequence classifiers."""
-    return f"{ENCODER_CLASSES[model_type].removesuffix('Model')}ForSequenceClassification"
+    values = {
+        name: value
+        for name, value in pretrained.hugging_face_config.items()
+        if name not in (*EXIT_CHOICES, "early_exit")
+    }
+    values |= {
+        "architectures": [f"{family.class_prefix}ForSequenceClassification"],
+        family.names.get("num_hidden_layers", "num_hidden_layers"): exit,
+        **family.head_fields(model.config),
+    }
+    write_checkpoint(pretrained, directory, values, _with_head(model), flax=flax)
 
 
 def truncated(model: EarlyExitModel, exit: int) -> EarlyExitModel:
@@ -106,20 +97,15 @@ def truncated(model: EarlyExitModel, exit: int) -> EarlyExitModel:
     return merge(structure, kept)
 
 
-def _values(pretrained: Pretrained) -> dict[str, Any]:
-    values = dict(pretrained.hugging_face_config)
-    for name in (*EXIT_CHOICES, "early_exit"):
-        values.pop(name, None)
-    return values
-
-
-def _with_head(
-    model: EarlyExitModel, tensors: dict[str, np.ndarray], parameters: dict[str, Any]
-) -> dict[str, np.ndarray]:
+def _with_head(model: EarlyExitModel) -> dict[str, np.ndarray]:
     """Return the encoder's tensors with the last exit as the classification head."""
-    config: ModelConfig = model.config
+    config, parameters = model.config, split(model)[1]
     names = FAMILY_NAMES[config.family]
-    result = {name: value for name, value in tensors.items() if name.startswith(f"{names.prefix}.")}
+    result = {
+        name: value
+        for name, value in to_tensors(model).items()
+        if name.startswith(f"{names.prefix}.")
+    }
 
     def last(name: str, is_per_exit: bool) -> np.ndarray:
         value = np.asarray(parameters[name], np.float32)
@@ -127,7 +113,7 @@ def _with_head(
         return value.T if name.endswith("kernel") else value
 
     pooler = names.poolers[0]
-    if pooler.startswith("pooler"):  # BERT and ALBERT have the pooler in the encoder.
+    if config.family in PABEE_FAMILIES:  # They have the pooler in the encoder.
         pooler = f"{names.prefix}.{pooler}"
     for module, target, is_per_exit in (
         ("pooler", pooler, config.exit_pooler == "per_exit"),
@@ -135,6 +121,4 @@ def _with_head(
     ):
         result[f"{target}.weight"] = last(f"{module}.kernel", is_per_exit)
         result[f"{target}.bias"] = last(f"{module}.bias", is_per_exit)
-    if config.family == "modernbert":  # Its scale is part of the classifier.
-        result["head.norm.weight"] = np.ones(config.hidden_size, np.float32)
-    return result
+    return dict(names.restore(result))

@@ -1,19 +1,15 @@
-"""Loading and saving of a checkpoint directory: model, tokenizer, label names and criterion."""
+"""Loading of a checkpoint directory: model, tokenizer, label names and criterion."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
-from safetensors.numpy import save
 
 from pabee_jax import criteria
 from pabee_jax.checkpoints.files import read_config_json, read_tensors, resolve
-from pabee_jax.checkpoints.model_card import TrainingFacts, may_write, model_card
 from pabee_jax.checkpoints.names import (
     CLASSIFIERS_NAMES,
     Tensors,
@@ -22,8 +18,6 @@ from pabee_jax.checkpoints.names import (
     from_tensors,
     head_labels,
     log_report,
-    to_flax_names,
-    to_tensors,
 )
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.dataset import Dataset
@@ -32,34 +26,14 @@ from pabee_jax.data.tokenization import (
     check_max_length,
     encode,
     load_tokenizer,
-    save_tokenizer,
 )
 from pabee_jax.errors import InputError, is_unicode, shown
-from pabee_jax.io import storage
-from pabee_jax.io.atomic import write_atomically
-from pabee_jax.models.config import EXIT_CHOICES, MOST_LABELS, PABEE_EXITS, ModelConfig
+from pabee_jax.models.config import MOST_LABELS, PABEE_EXITS, ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.families import family_of
+from pabee_jax.models.families import Family, family_of
 
 # A tokenizer's `model_max_length` from this value on means that the length is unknown.
 _UNKNOWN_LENGTH = 1_000_000
-# The classes that load a saved checkpoint: PyTorch PABEE's or, for exits that PyTorch PABEE cannot
-# compute, those of the encoder.
-_PABEE_CLASSES = {
-    "bert": "BertForSequenceClassificationWithPabee",
-    "albert": "AlbertForSequenceClassificationWithPabee",
-}
-ENCODER_CLASSES = {
-    "bert": "BertModel",
-    "albert": "AlbertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "camembert": "CamembertModel",
-    "electra": "ElectraModel",
-    "distilbert": "DistilBertModel",
-    "mpnet": "MPNetModel",
-    "modernbert": "ModernBertModel",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +58,17 @@ class Pretrained:
     max_length: int
     criterion: ExitCriterion | None = None
     trained_exits: str = "none"
+
+    @property
+    def family(self) -> Family:
+        """The family of the model type in `config.json`."""
+        config = self.model.config
+        return family_of(self.hugging_face_config.get("model_type", config.family))
+
+    @property
+    def head_pooling(self) -> str:
+        """What the classification head of an ordinary classifier reads: "cls" or "mean"."""
+        return self.hugging_face_config.get("classifier_pooling", "cls")
 
     def with_max_length(self, max_length: int) -> "Pretrained":
         """Return a copy that truncates texts to `max_length` tokens.
@@ -178,7 +163,7 @@ def load_pretrained(
     expected_name = classifiers_name(config)
     if trained_name not in (None, expected_name):
         raise InputError(
-            f"{source}: config.json describes exits with {_describe_exits(config.exits)}, "
+            f"{source}: config.json describes exits with {describe_exits(config.exits)}, "
             f"whose parameters are {expected_name}.*, but the weights are {trained_name}.*"
         )
     tokenizer = load_tokenizer(directory)
@@ -214,128 +199,6 @@ def label_names_of(path_or_hub_id: str | os.PathLike) -> tuple[str, ...]:
     num_labels = values.get("num_labels") or len(values.get("id2label") or (0, 1))
     _check_num_labels(num_labels)
     return _label_names(values, num_labels, str(path_or_hub_id))
-
-
-def save_pretrained(
-    pretrained: Pretrained,
-    directory: str | os.PathLike,
-    *,
-    for_pytorch: bool = False,
-    training: TrainingFacts | None = None,
-) -> None:
-    """Save a checkpoint in Hugging Face's format, with a model card.
-
-    A README.md that is not a card of pabee_jax is left as it is.
-
-    PyTorch PABEE can load the checkpoint if the exits are PABEE's. `model.safetensors` is written
-    last, and atomically, so a directory with `model.safetensors` is complete.
-
-    Args:
-        pretrained: the contents of the checkpoint.
-        directory: a local path or a `gs://` address.
-        for_pytorch: raise an error if PyTorch PABEE cannot load the checkpoint.
-        training: what the card says of the training; None if nothing is known.
-
-    Raises:
-        InputError: `for_pytorch` is true and PyTorch PABEE cannot compute these exits, or the
-            checkpoint cannot be uploaded.
-    """
-    model, labels = pretrained.model, pretrained.label_names
-    if for_pytorch and model.config.family not in _PABEE_CLASSES:
-        raise InputError(
-            f"PyTorch PABEE cannot run this model: it is {model.config.family}, but PyTorch PABEE "
-            f"has {' and '.join(_PABEE_CLASSES)} only"
-        )
-    if for_pytorch and not model.config.is_pabee:
-        raise InputError(
-            "PyTorch PABEE cannot run this model: its exits have "
-            f"{_describe_exits(model.config.exits)}, but PyTorch PABEE requires "
-            f"{_describe_exits(PABEE_EXITS)}"
-        )
-    classes = _PABEE_CLASSES if model.config.is_pabee else ENCODER_CLASSES
-    model_type = pretrained.hugging_face_config.get("model_type", model.config.family)
-    values = {
-        **pretrained.hugging_face_config,
-        **model.config.exits,
-        "architectures": [classes[model_type]],
-        "num_labels": model.config.num_labels,
-        "id2label": {str(index): name for index, name in enumerate(labels or ("score",))},
-        "label2id": {name: index for index, name in enumerate(labels or ("score",))},
-        "problem_type": "single_label_classification" if labels else "regression",
-    }
-    if model.config.exits == PABEE_EXITS:
-        for name in EXIT_CHOICES:
-            del values[name]
-    values.pop("early_exit", None)
-    if pretrained.criterion is not None:
-        values["early_exit"] = criteria.to_config(pretrained.criterion)
-    card = model_card(pretrained, training)
-    write_checkpoint(pretrained, directory, values, to_tensors(model), card)
-
-
-def write_checkpoint(
-    pretrained: Pretrained,
-    directory: str | os.PathLike,
-    values: Mapping[str, Any],
-    tensors: Tensors,
-    card: str | None = None,
-    flax: bool = False,
-) -> None:
-    """Write a checkpoint's tokenizer, `config.json` and, last and atomically, its tensors.
-
-    Args:
-        pretrained: the contents of the checkpoint; only its tokenizer is written.
-        directory: a local path or a `gs://` address.
-        values: the values of `config.json`.
-        tensors: the tensors by name.
-        card: the text of README.md; None for no such file.
-        flax: write `flax_model.msgpack` instead of `model.safetensors`.
-    """
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    path = storage.path_of(directory)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; a checkpoint is a directory")
-    with storage.local_folder(path) as folder:
-        save_tokenizer(pretrained.tokenizer, folder, pretrained.max_length)
-        if card is not None and may_write(folder / "README.md"):
-            write_atomically(folder / "README.md", lambda path: path.write_text(card))
-        write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
-        if flax:
-            from flax.serialization import msgpack_serialize
-
-            name, data = "flax_model.msgpack", msgpack_serialize(to_flax_names(tensors))
-        else:
-            # safetensors' save_file creates a file that only its owner can read.
-            name, data = "model.safetensors", save(tensors, metadata={"format": "pt"})
-        write_atomically(folder / name, lambda path: path.write_bytes(data))
-
-
-def save_criterion(
-    directory: epath.Path, criterion: ExitCriterion, guarantee: Mapping[str, Any] | None = None
-) -> None:
-    """Save an exit criterion in a checkpoint's config.json; other files are not changed.
-
-    Args:
-        directory: the checkpoint directory.
-        criterion: the criterion with which the checkpoint is loaded from now on.
-        guarantee: the result of risk control for this setting, saved with the criterion.
-
-    Raises:
-        InputError: config.json cannot be read or written.
-    """
-    values = read_config_json(directory)
-    values["early_exit"] = criteria.to_config(criterion)
-    if guarantee is not None:
-        values["early_exit"]["guarantee"] = dict(guarantee)
-    try:
-        write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
-    except Exception as error:  # The exception class depends on the kind of storage.
-        reason = storage.reason_of(error)
-        raise InputError(f"{directory}/config.json cannot be written: {reason}") from None
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def _trained_classifiers(tensors: Tensors) -> tuple[str, int] | tuple[None, None]:
@@ -374,12 +237,13 @@ def _check_trained_exits(values: Mapping[str, Any], exits: Mapping[str, str], so
     trained = {name: values.get(name, default) for name, default in PABEE_EXITS.items()}
     if trained != dict(exits):
         raise InputError(
-            f"{source} has trained exits with {_describe_exits(trained)}; they cannot be loaded "
-            f"with {_describe_exits(exits)}"
+            f"{source} has trained exits with {describe_exits(trained)}; they cannot be loaded "
+            f"with {describe_exits(exits)}"
         )
 
 
-def _describe_exits(exits: Mapping[str, str]) -> str:
+def describe_exits(exits: Mapping[str, str]) -> str:
+    """Return the settings of exits for a message."""
     return " and ".join(f"{name}={value}" for name, value in exits.items())
 
 

@@ -5,7 +5,8 @@ from pabee_jax.analysis.curves import SETTINGS
 from pabee_jax.analysis.risk_control import Guarantee, fastest_safe_setting
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.analysis.selection import halves
-from pabee_jax.checkpoints.pretrained import Pretrained, save_criterion
+from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.checkpoints.saving import save_criterion
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.criteria import Patience, criterion_class, describe
 from pabee_jax.data.task import Task

@@ -42,7 +42,7 @@ def define(kind: type, argv: Sequence[str], flag_values: flags.FlagValues = flag
     # Defining `--config` reads these files.
     try:
         flag_values.read_flags_from_files(list(argv), force_gnu=False)
-    except (flags.Error, ValueError) as error:  # ValueError: a path or text that is none.
+    except (flags.Error, ValueError) as error:  # ValueError: a null byte, or no UTF-8.
         _stop(f"--flagfile: {str(error).removeprefix('ERROR:: ')}")
     if hasattr(kind, "config_help"):
         config_flags.DEFINE_config_file(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pabee_jax.checkpoints.plain import save_plain
-from pabee_jax.checkpoints.pretrained import load_pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.commands import command_line
 from pabee_jax.commands.convert_options import ConvertOptions
 from pabee_jax.commands.options import read_flags

@@ -297,16 +297,15 @@ class _Reader:
             given = ", ".join(self.paths)
             raise InputError(f"no file was given for the {split!r} split (given: {given})")
         wanted = [name for name in (self.text, self.text_pair) if name]
-        if not self.label:
-            table = read_table(self.paths[split], wanted)
-        elif split == "test":
-            table = read_table(self.paths[split], wanted, optional=[self.label])
+        label = [self.label] if self.label else []
+        if split == "test":
+            table = read_table(self.paths[split], wanted, optional=label)
         else:
-            table = read_table(self.paths[split], [*wanted, self.label])
+            table = read_table(self.paths[split], [*wanted, *label])
         examples = Examples(
             texts=table.texts(self.text),
             pairs=table.texts(self.text_pair) if self.text_pair else None,
-            labels=self._labels(table) if self.label in table.cells else None,
+            labels=self._labels(table) if self.label and self.label in table.columns else None,
             ids=[str(row) for row in range(len(table))],
         )
         return {split: examples}

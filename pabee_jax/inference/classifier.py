@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm import tqdm
 
-from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.tokenization import Tokenizer
@@ -255,7 +256,7 @@ class EarlyExitClassifier:
         limit = self.pretrained.max_length
         if lengths is not None:
             planning.check_lengths(lengths, limit)
-        plans = None if self.driver == "loop" else self._pool_plans(limit)
+        plans = () if self.driver == "loop" else self._pool_plans(limit)
         jobs = every_job(
             self.driver, self._programs(self.driver), self._mesh, limit, plans, batch_size, lengths
         )

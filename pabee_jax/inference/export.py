@@ -80,17 +80,7 @@ def export(
     output = storage.local_path_of(output)
     platforms = [platforms] if isinstance(platforms, str) else platforms
     check_arguments(output, platforms, sequence_length)
-    if type(classifier.criterion) not in CRITERIA.values():
-        raise InputError(
-            f"the exit criterion {type(classifier.criterion).__name__} is a custom class, which "
-            f"another process cannot load; known are {', '.join(CRITERIA)}"
-        )
-    config = classifier.pretrained.model.config
-    length = sequence_length or classifier.pretrained.max_length
-    if length > config.max_length:
-        raise InputError(
-            f"sequence_length is {length}, but the model has {config.max_length} positions"
-        )
+    config, length = classifier.config, exported_length(classifier, sequence_length)
     platforms = tuple(dict.fromkeys(platforms))
     weights = jax.device_get(split(classifier.model)[1])
     contents = {
@@ -112,6 +102,28 @@ def export(
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     )
     _write(output, contents | {ARTIFACT_FILE: artifact.to_json().encode()})
+
+
+def exported_length(classifier: EarlyExitClassifier, sequence_length: int | None) -> int:
+    """Return the tokens per row of an exported program.
+
+    Raises:
+        InputError: `sequence_length` is no size or exceeds the model's positions, or the criterion
+            is a custom class.
+    """
+    planning.check_size("sequence_length", sequence_length)
+    if type(classifier.criterion) not in CRITERIA.values():
+        raise InputError(
+            f"the exit criterion {type(classifier.criterion).__name__} is a custom class, which "
+            f"another process cannot load; known are {', '.join(CRITERIA)}"
+        )
+    length = sequence_length or classifier.pretrained.max_length
+    if length > classifier.config.max_length:
+        raise InputError(
+            f"sequence_length is {length}, but the model has {classifier.config.max_length} "
+            "positions"
+        )
+    return length
 
 
 def _program(

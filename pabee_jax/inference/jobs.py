@@ -82,7 +82,7 @@ def every_job(
     programs: Programs,
     mesh: Mesh,
     limit: int,
-    plans: tuple[PoolPlan, PoolPlan] | None,
+    plans: tuple[PoolPlan, ...],
     batch_size: int | None,
     lengths: Sequence[int] | None,
 ) -> list[Job]:
@@ -93,7 +93,7 @@ def every_job(
         programs: how a batch runs.
         mesh: devices over which the rows are sharded.
         limit: the most tokens of a row.
-        plans: the small and the large pool; None for the driver "loop".
+        plans: the pools; none for the driver "loop".
         batch_size: the most rows that run together; None for the driver's default.
         lengths: numbers of tokens of the rows; None for all.
     """
@@ -111,8 +111,7 @@ def every_job(
         for length in sorted(needed):
             no_texts = Dataset(*[np.zeros((rows, length), np.int32)] * 3)
             jobs.append(_padded_job(programs, mesh, np.arange(rows), no_texts))
-    may_pool = driver != "loop" and (driver == "pool" or (batch_size or np.inf) > loop_rows(mesh))
-    if plans is not None and may_pool:
+    if driver == "pool" or batch_size is None or batch_size > loop_rows(mesh):
         no_rows = Dataset(*[np.zeros((0, 1), np.int32)] * 3)
         jobs += [_ragged_job(programs, mesh, np.arange(0), no_rows, plan) for plan in plans]
     return jobs

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from pabee_jax.criteria import CRITERIA
 from pabee_jax.data.tokenization import save_tokenizer
 from pabee_jax.drivers import loop
 from pabee_jax.drivers.layer_loop import Control
 from pabee_jax.errors import InputError
 from pabee_jax.inference.artifact import TOKENS, thresholds
 from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.inference.export import exported_length
 from pabee_jax.io import storage
 from pabee_jax.io.atomic import write_atomically
 from pabee_jax.models.parameters import split
@@ -50,8 +50,8 @@ def export_onnx(
         sequence_length: tokens per row; absent, as many as the checkpoint takes.
 
     Raises:
-        InputError: jax2onnx is not installed, the criterion is a custom class, the model has fewer
-            positions, or the model does not fit into a file of 2 GiB.
+        InputError: jax2onnx is not installed, the model does not fit into a file of 2 GiB, or as
+            `exported_length`.
     """
     if importlib.util.find_spec("jax2onnx") is None:
         raise InputError(
@@ -60,22 +60,12 @@ def export_onnx(
         )
     import jax2onnx
 
-    criterion, config = classifier.criterion, classifier.config
-    if type(criterion) not in CRITERIA.values():
-        raise InputError(
-            f"the exit criterion {type(criterion).__name__} is a custom class, which has no names "
-            f"for its thresholds; known are {', '.join(CRITERIA)}"
-        )
-    length = sequence_length or classifier.pretrained.max_length
-    if length > config.max_length:
-        raise InputError(
-            f"sequence_length is {length}, but the model has {config.max_length} positions"
-        )
+    criterion, length = classifier.criterion, exported_length(classifier, sequence_length)
     if sum(value.nbytes for value in split(classifier.model)[1].values()) >= _LARGEST_FILE:
         raise InputError("an ONNX file has at most 2 GiB, but the parameters have more")
     # onnx_ir warns of every shape that depends on the number of rows.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    names = TOKENS if config.type_vocab_size > 1 else TOKENS[:2]
+    names = TOKENS if classifier.config.type_vocab_size > 1 else TOKENS[:2]
     values = thresholds(criterion)
     model = classifier.model
 

@@ -40,6 +40,8 @@ _NUMBERS = {
     "exit_dropout_prob": _RATE,
     "initializer_range": ((lambda value: 0 <= value < math.inf), "a number from 0"),
 }
+# The families that PyTorch PABEE has.
+PABEE_FAMILIES = ("bert", "albert")
 PABEE_EXITS = {name: choices[0] for name, choices in EXIT_CHOICES.items()}
 
 
@@ -174,9 +176,9 @@ class ModelConfig:
     def is_pabee(self) -> bool:
         """Whether PyTorch PABEE can run the model.
 
-        Its exits share one pooler that reads the first token, and its encoders are BERT and ALBERT.
+        PyTorch PABEE's exits share one pooler that reads the first token.
         """
-        return self.family in ("bert", "albert") and self.exits == PABEE_EXITS
+        return self.family in PABEE_FAMILIES and self.exits == PABEE_EXITS
 
     def group(self, layer: int) -> int:
         """Return the parameter group of layer `layer` (from 0).

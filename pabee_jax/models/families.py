@@ -6,7 +6,7 @@ from typing import Any
 
 from pabee_jax.errors import InputError, shown
 
-# A complete configuration of transformers -> fields of `ModelConfig`.
+# A configuration -> fields of another one.
 Derive = Callable[[Any], dict[str, Any]]
 
 
@@ -17,14 +17,22 @@ class Family:
     Attributes:
         name: the family, `ModelConfig.family`: it decides the layer's class (`models/groups.py`)
             and the names of the tensors (`checkpoints/families.py`).
+        class_prefix: the prefix of its classes in transformers: "Bert" for `BertModel`.
         derive: returns the fields of `ModelConfig` that the configuration does not have under the
             same name.
         names: the name in `config.json` of a field of `ModelConfig`, if the names differ.
+        head_poolings: what the classification head of transformers may read, as
+            `ModelConfig.exit_pooling`.
+        head_fields: (`ModelConfig`) -> the fields of `config.json` that a sequence classifier of
+            these layers, with this head, has beside the number of layers.
     """
 
     name: str
+    class_prefix: str
     derive: Derive
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    head_poolings: tuple[str, ...] = ("cls",)
+    head_fields: Derive = lambda config: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +61,11 @@ def _own_layers(config: Any) -> dict[str, Any]:
         "embedding_size": config.hidden_size,
         "num_hidden_groups": config.num_hidden_layers,
         "inner_group_num": 1,
-        "exit_dropout_prob": getattr(config, "hidden_dropout_prob", 0.0),
     }
+
+
+def _bert(config: Any) -> dict[str, Any]:
+    return _own_layers(config) | {"exit_dropout_prob": config.hidden_dropout_prob}
 
 
 def _head_dropout(config: Any) -> float:
@@ -98,6 +109,7 @@ def _mpnet(config: Any) -> dict[str, Any]:
         "type_vocab_size": 0,
         "position_offset": 2,
         "relative_buckets": _MPNET_BUCKETS,
+        "exit_dropout_prob": config.hidden_dropout_prob,
     }
 
 
@@ -123,18 +135,30 @@ def _modernbert(config: Any) -> dict[str, Any]:
     }
 
 
-_ROBERTA = Family("roberta", _roberta)
+def _modernbert_head(config: Any) -> dict[str, Any]:
+    is_global = [window == _EVERYWHERE for window in config.layer_kinds.windows]
+    return {
+        "classifier_pooling": config.exit_pooling,
+        "classifier_bias": True,
+        "layer_types": ["full_attention" if value else "sliding_attention" for value in is_global],
+    }
+
+
 # By `model_type`.
 FAMILIES: dict[str, Family] = {
-    "bert": Family("bert", _own_layers),
+    "bert": Family("bert", "Bert", _bert),
     "albert": Family(
-        "albert", lambda config: {"exit_dropout_prob": config.classifier_dropout_prob}
+        "albert",
+        "Albert",
+        lambda config: {"exit_dropout_prob": config.classifier_dropout_prob},
+        head_fields=lambda config: {"num_hidden_groups": config.num_hidden_groups},
     ),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
+    "roberta": Family("roberta", "Roberta", _roberta),
+    "xlm-roberta": Family("roberta", "XLMRoberta", _roberta),
+    "camembert": Family("roberta", "Camembert", _roberta),
     "distilbert": Family(
         "distilbert",
+        "DistilBert",
         _distilbert,
         {
             "hidden_size": "dim",
@@ -146,10 +170,11 @@ FAMILIES: dict[str, Family] = {
             "attention_probs_dropout_prob": "attention_dropout",
         },
     ),
-    "electra": Family("electra", _electra),
-    "mpnet": Family("mpnet", _mpnet),
+    "electra": Family("electra", "Electra", _electra),
+    "mpnet": Family("mpnet", "MPNet", _mpnet),
     "modernbert": Family(
         "modernbert",
+        "ModernBert",
         _modernbert,
         {
             "hidden_act": "hidden_activation",
@@ -157,6 +182,8 @@ FAMILIES: dict[str, Family] = {
             "hidden_dropout_prob": "mlp_dropout",
             "attention_probs_dropout_prob": "attention_dropout",
         },
+        head_poolings=("cls", "mean"),
+        head_fields=_modernbert_head,
     ),
 }
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from pabee_jax.analysis import metrics
 from pabee_jax.checkpoints.model_card import TrainingFacts
-from pabee_jax.checkpoints.pretrained import Pretrained, save_pretrained
+from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.batching import (
     assemble,

@@ -71,15 +71,14 @@ def classifier_label_names(config: TrainConfig) -> tuple[str, ...]:
 
 
 def with_answers(parts: Mapping[str, Dataset], start: Pretrained) -> Mapping[str, Dataset]:
-    """Return the parts of a split; rows without labels get the predictions at full depth."""
-    classifier = EarlyExitClassifier(start, criterion=Patience(0), driver="pool")
-
-    def answered(dataset: Dataset) -> Dataset:
-        if dataset.labels is not None:
-            return dataset
-        return dataclasses.replace(dataset, labels=classifier.predict(dataset).labels)
-
-    return {name: answered(dataset) for name, dataset in parts.items()}
+    """Return the parts of a split; without labels, with the predictions at full depth."""
+    if all(dataset.labels is not None for dataset in parts.values()):
+        return parts
+    classifier = EarlyExitClassifier(start, criterion=Patience(0))
+    return {
+        name: dataclasses.replace(dataset, labels=classifier.predict(dataset).labels)
+        for name, dataset in parts.items()
+    }
 
 
 def tokenized(parts: Mapping[str, Examples], start: Pretrained) -> Mapping[str, Dataset]:
@@ -145,11 +144,10 @@ def _check_classifier(config: TrainConfig, task: Task, start: Pretrained) -> Non
             "config.strategy is 'attach', which gives exits to a trained classifier, but "
             f"{config.model} has no classification head"
         )
-    head_pooling = start.hugging_face_config.get("classifier_pooling", "cls")
-    if start.trained_exits == "last" and config.pooling != head_pooling:
+    if start.trained_exits == "last" and config.pooling != start.head_pooling:
         raise InputError(
             f"config.pooling is {config.pooling!r}, but the classification head of {config.model} "
-            f"reads {head_pooling!r}; exits that are attached read the same"
+            f"reads {start.head_pooling!r}; exits that are attached read the same"
         )
     names, own_names = (
         [name.casefold() for name in label_names]

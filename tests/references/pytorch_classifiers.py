@@ -28,6 +28,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "bert": ({}, "bert", "encoder.layer"),
     "roberta": ({"type_vocab_size": 1}, "roberta", "encoder.layer"),
     "xlm-roberta": ({"type_vocab_size": 1}, "roberta", "encoder.layer"),
+    "camembert": ({"type_vocab_size": 1}, "roberta", "encoder.layer"),
     "electra": ({"embedding_size": 16}, "electra", "encoder.layer"),
     "distilbert": (
         {"dim": 32, "n_heads": 4, "hidden_dim": 48, "hidden_size": None, "layer_norm_eps": None},

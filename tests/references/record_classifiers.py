@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from pytorch_classifiers import FAMILIES, make_batch, make_classifier, outputs
 
 
@@ -19,7 +20,13 @@ def main(folder: Path) -> None:
         # Four layers, so that ModernBERT has two global layers, and local layers between them.
         model, batch = make_classifier(model_type, layers=4), make_batch(model_type)
         model.save_pretrained(folder / model_type)
-        np.savez_compressed(folder / model_type / "expected.npz", **batch, **outputs(model, batch))
+        expected = batch | outputs(model, batch)
+        if model_type == "mpnet":
+            distances = torch.arange(-299, 300)
+            buckets = model.mpnet.encoder.relative_position_bucket(distances)
+            expected["buckets"] = buckets.numpy()
+        np.savez_compressed(folder / model_type / "expected.npz", **expected)
+        (folder / model_type / "model.safetensors").chmod(0o644)
 
 
 if __name__ == "__main__":
