@@ -20,7 +20,7 @@ from pabee_jax import EarlyExitClassifier
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.criteria import FixedLayer
 from pabee_jax.data.dataset import Dataset
-from pabee_jax.inference.onnx import export_onnx
+from pabee_jax.inference.onnx_model import export_onnx
 from pabee_jax.models.encoder import EarlyExitModel
 
 

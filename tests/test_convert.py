@@ -14,7 +14,7 @@ from pabee_jax.commands.convert import convert
 from pabee_jax.commands.convert_options import ConvertOptions
 from pabee_jax.data.tokenization import load_tokenizer
 from pabee_jax.inference.artifact import thresholds
-from pabee_jax.inference.onnx import export_onnx
+from pabee_jax.inference.onnx_model import export_onnx
 
 WORDS = ["good", "fine", "bad", "dull"]
 TEXTS = ["good", "bad and dull"]

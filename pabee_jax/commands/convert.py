@@ -10,7 +10,7 @@ from pabee_jax.commands.convert_options import ConvertOptions
 from pabee_jax.commands.options import read_flags
 from pabee_jax.errors import InputError
 from pabee_jax.inference.classifier import EarlyExitClassifier
-from pabee_jax.inference.onnx import export_onnx
+from pabee_jax.inference.onnx_model import export_onnx
 from pabee_jax.io import storage
 
 

@@ -58,7 +58,7 @@ def export_onnx(
             "ONNX needs jax2onnx: pip install 'pabee_jax[onnx]', and then pip install --no-deps "
             "jax2onnx (its own requirement is an orbax-checkpoint that training cannot use)"
         )
-    import jax2onnx
+    import jax2onnx  # pyright: ignore[reportMissingImports]
 
     criterion, length = classifier.criterion, exported_length(classifier, sequence_length)
     if sum(value.nbytes for value in split(classifier.model)[1].values()) >= _LARGEST_FILE:
@@ -95,7 +95,7 @@ def export_onnx(
 
 def _set_defaults(graph: Any, values: Mapping[str, np.ndarray]) -> None:
     """Give inputs default values, so that a call may leave them out."""
-    from onnx import numpy_helper
+    from onnx import numpy_helper  # pyright: ignore[reportMissingImports]
 
     for name, value in values.items():
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
@@ -103,7 +103,7 @@ def _set_defaults(graph: Any, values: Mapping[str, np.ndarray]) -> None:
 
 def _take_int64(graph: Any, names: Sequence[str]) -> None:
     """Let the graph's first inputs be int64, which tokenizers return; JAX has int32."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper  # pyright: ignore[reportMissingImports]
 
     for value, name in zip(graph.input, names, strict=False):
         cast = helper.make_node("Cast", [name], [value.name], to=TensorProto.INT32)
