@@ -26,7 +26,7 @@ from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.models.parameters import merge, split, stacked
 from pabee_jax.training.config import check
-from pabee_jax.training.loss import exit_losses
+from pabee_jax.training.loss import mean_over_rows, row_losses
 from pabee_jax.training.start import labeled_examples, starting_point, tokenized
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import join_parts, phase_of, split_parts
@@ -56,7 +56,8 @@ def make_probe(structure, pooler: str):
 
     def losses_of(shared, parts, batch):
         model = merge(structure, join_parts(parts | {"shared": shared}))
-        return exit_losses(all_exit_logits(model, batch), batch["labels"], batch["valid"])
+        losses = row_losses(all_exit_logits(model, batch), batch["labels"])
+        return mean_over_rows(losses, batch["valid"], batch["valid"].sum())
 
     def pooled_of(model, batch):
         hidden, mask, side = model.embed(batch)

@@ -11,6 +11,8 @@ from pabee_jax.training.config import TrainConfig
 PRIOR = {"classifier_bias": "prior"}
 MEAN = PRIOR | {"pooling": "mean"}
 OWN_MEAN = MEAN | {"pooler": "per_exit"}
+# The exits start from random classifiers, and have fewer steps than the pretrained encoder had.
+FAST_EXITS = OWN_MEAN | {"exit_learning_rate": 1e-3}
 # For every recipe, the fields of the configuration that differ from PABEE's recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "ordinary": {"loss.weights": "last"},
@@ -35,6 +37,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mean+per_exit+distill": OWN_MEAN | {"distill.weight": 1.0},
     "mean+per_exit+equilibrium+distill": OWN_MEAN
     | {"gradient": "equilibrium", "distill.weight": 1.0},
+    "fast_exits": FAST_EXITS,
+    "fast_exits+uniform": FAST_EXITS | {"loss.weights": "uniform"},
+    "fast_exits+distill": FAST_EXITS | {"distill.weight": 1.0},
+    "fast_exits+cosee": FAST_EXITS
+    | {"sample_weights.decay": 1.0, "sample_weights.calibration": 0.1},
+    "fast_exits+last_first": FAST_EXITS
+    | {"strategy": "last_first", "last_exit_share": 0.33, "second_phase.learning_rate": 1e-4},
+    "pabee_published": {"learning_rate": 2e-5, "warmup_steps": 0, "order": "shuffled"},
 }
 # The recipes of the preset glue:TASK,recommended, for classes and for scores.
 RECOMMENDED = {"classes": "mean+per_exit", "scores": "mean+per_exit+distill"}

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from pabee_jax import criteria as criteria
     from pabee_jax.criteria import (
         Divergence,
+        Energy,
+        Ensemble,
         Entropy,
         ExitCriterion,
         FixedLayer,
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
         Patience,
         PatientConfidence,
         Vote,
+        Window,
     )
     from pabee_jax.drivers.loop import early_exit
     from pabee_jax.drivers.replay import replay, replay_many
@@ -29,6 +32,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Divergence",
     "EarlyExitClassifier",
+    "Energy",
+    "Ensemble",
     "Entropy",
     "ExitCriterion",
     "FixedLayer",
@@ -40,6 +45,7 @@ __all__ = [
     "PatientConfidence",
     "Predictions",
     "Vote",
+    "Window",
     "early_exit",
     "replay",
     "replay_many",

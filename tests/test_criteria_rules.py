@@ -12,6 +12,8 @@ from pabee_jax import InputError, replay
 from pabee_jax.criteria import (
     CRITERIA,
     Divergence,
+    Energy,
+    Ensemble,
     Entropy,
     FixedLayer,
     Margin,
@@ -20,6 +22,7 @@ from pabee_jax.criteria import (
     Patience,
     PatientConfidence,
     Vote,
+    Window,
     check,
     from_config,
     to_config,
@@ -126,6 +129,35 @@ def vote(votes):
     return rule
 
 
+def window_vote(votes, window):
+    def rule(history):
+        voted = [argmax(logits) for logits in history[-window:]]
+        return max(map(voted.count, voted)) >= votes, history[-1], math.inf
+
+    return rule
+
+
+def ensemble(threshold):
+    """BEEM: the weighted confidences of the latest exits that agree, added from exit to exit."""
+
+    def rule(history):
+        total, previous = 0.0, None
+        for layer, logits in enumerate(history, start=1):
+            weighted = 0.1 * layer * max(softmax(logits))
+            total = total + weighted if argmax(logits) == previous else weighted
+            previous = argmax(logits)
+        return total > threshold, history[-1], abs(total - threshold)
+
+    return rule
+
+
+def energy(temperature):
+    def measure(history):
+        return -temperature * math.log(sum(math.exp(z / temperature) for z in history[-1]))
+
+    return measure
+
+
 def top_two_difference(history):
     first, second = sorted(softmax(history[-1]))[-1:-3:-1]
     return first - second
@@ -158,6 +190,13 @@ CASES = [
         for t in (0.02, 0.1, 0.5)
     ],
     *[(Vote(votes), vote(votes)) for votes in (1, 2, 3, 6, 7)],
+    *[
+        (Window(votes, window), window_vote(votes, window))
+        for votes, window in [(1, 1), (2, 2), (2, 3), (3, 4), (3, 31), (4, 3)]
+    ],
+    *[(Ensemble(t), ensemble(t)) for t in (0.0, 0.2, 0.5, 1.0, 3.0)],
+    *[(Energy(t), below(energy(1.0), t)) for t in (-4.0, -2.5, -1.5, 0.5)],
+    *[(Energy(t, 3.0), below(energy(3.0), t)) for t in (-4.0, -3.0)],
     *[
         (
             FixedLayer(layer),

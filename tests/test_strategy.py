@@ -14,9 +14,16 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import merge, split, stacked
-from pabee_jax.training.config import DistillConfig, LossConfig, TrainConfig, check
+from pabee_jax.training.config import (
+    DistillConfig,
+    LossConfig,
+    SampleWeightsConfig,
+    SecondPhaseConfig,
+    TrainConfig,
+    check,
+)
 from pabee_jax.training.effects import refuse_settings_without_effect
-from pabee_jax.training.loss import distillation_losses
+from pabee_jax.training.loss import row_distances
 from pabee_jax.training.start import prior_bias
 from pabee_jax.training.step import initial_state, make_eval_step, make_train_step
 from pabee_jax.training.strategy import Phase, exit_weights, phase_of
@@ -225,27 +232,22 @@ def softmax(x):
 def test_distillation_loss_equals_its_closed_form(temperature):
     random = np.random.default_rng(0)
     logits = random.normal(size=(EXITS, 5, 4)).astype(np.float32)
-    valid = np.array([True, True, False, True, False])
-    losses = distillation_losses(jnp.asarray(logits), jnp.asarray(valid), temperature)
-    probabilities = softmax(logits.astype(np.float64)[:, valid] / temperature)
+    distances = row_distances(jnp.asarray(logits), temperature)
+    probabilities = softmax(logits.astype(np.float64) / temperature)
     teacher = probabilities[-1]
     divergences = (teacher * np.log(teacher / probabilities)).sum(axis=2)
-    np.testing.assert_allclose(
-        losses, temperature**2 * divergences.mean(axis=1), rtol=1e-4, atol=1e-7
-    )
+    np.testing.assert_allclose(distances, temperature**2 * divergences, rtol=1e-4, atol=1e-6)
 
 
 def test_distillation_of_scores_is_the_squared_difference():
     logits = jnp.array([[[1.0], [2.0], [7.0]], [[3.0], [2.5], [9.0]]])
-    losses = distillation_losses(logits, jnp.array([True, True, False]), 1.0)
-    np.testing.assert_allclose(losses, [(4.0 + 0.25) / 2, 0.0])
+    np.testing.assert_allclose(row_distances(logits, 1.0), [[4.0, 0.25, 4.0], [0.0, 0.0, 0.0]])
 
 
 @pytest.mark.parametrize("labels", [1, 3])
 def test_distillation_has_no_gradient_at_the_last_exit(labels):
     logits = jax.random.normal(jax.random.key(0), (EXITS, 5, labels))
-    valid = jnp.ones(5, bool)
-    gradient = jax.grad(lambda logits: distillation_losses(logits, valid, 2.0).sum())(logits)
+    gradient = jax.grad(lambda logits: row_distances(logits, 2.0).sum())(logits)
     assert (gradient[-1] == 0).all() and (gradient[:-1] != 0).any()
 
 
@@ -262,6 +264,19 @@ def test_the_loss_includes_the_weighted_distillation_losses():
     added = sum(weight * 0.5 * 4 * loss for weight, loss in zip(LINEAR, distilled, strict=True))
     np.testing.assert_allclose(metrics.exit_losses, plain.exit_losses, rtol=1e-6)
     np.testing.assert_allclose(metrics.loss - plain.loss, added, rtol=1e-3)
+
+
+def test_the_exits_own_parameters_can_have_another_learning_rate():
+    """A step of AdamW changes a parameter in proportion to the learning rate."""
+    steps = {}
+    for rate in (0.0, 0.05):
+        config = config_of(exit_learning_rate=rate, pooler="per_exit", weight_decay=0.0)
+        phase = phase_of(config, 0, STEPS, EXITS)
+        parameters, _ = run_steps(model_of("per_exit"), config, [phase])
+        steps[rate] = {name: parameters[1][name] - parameters[0][name] for name in parameters[0]}
+    for name, step in steps[0.0].items():
+        factor = 5 if name.startswith(("pooler.", "classifiers.")) else 1
+        np.testing.assert_allclose(steps[0.05][name], factor * step, rtol=1e-3, atol=1e-7)
 
 
 def test_prior_bias_is_the_log_frequencies_or_the_mean_score():
@@ -304,6 +319,46 @@ REFUSED = {
     "a share without effect": (
         dict(last_exit_share=0.3),
         "only with config.strategy two_stage or last_first",
+    ),
+    "a second phase without effect": (
+        dict(second_phase=SecondPhaseConfig(1e-5)),
+        "second_phase.learning_rate is 1e-05, but it has an effect only with config.strategy",
+    ),
+    "a warm-up without effect": (
+        dict(strategy="last_first", second_phase=SecondPhaseConfig(warmup_steps=3)),
+        "no effect while config.second_phase.learning_rate is 0",
+    ),
+    "the exits' learning rate": (
+        dict(learning_rate=1e-4, exit_learning_rate=1e-4),
+        "exit_learning_rate is config.learning_rate, which has no effect",
+    ),
+    "attached exits": (
+        dict(strategy="attach", exit_learning_rate=1e-3),
+        "config.learning_rate is the learning rate of the exits",
+    ),
+    "sample weights and weights": (
+        dict(sample_weights=SampleWeightsConfig(1.0), loss=LossConfig("uniform")),
+        "loss.weights is 'uniform', but with config.sample_weights.decay",
+    ),
+    "thresholds without effect": (
+        dict(sample_weights=SampleWeightsConfig(thresholds=3, calibration=1.0)),
+        "sample_weights.thresholds is 3, but it has no effect while",
+    ),
+    "a signal without effect": (
+        dict(sample_weights=SampleWeightsConfig(signal="entropy")),
+        "sample_weights.signal is 'entropy', but",
+    ),
+    "a margin without effect": (
+        dict(sample_weights=SampleWeightsConfig(1.0, margin=0.5)),
+        "sample_weights.margin is 0.5, but",
+    ),
+    "signal": (
+        dict(sample_weights=SampleWeightsConfig(1.0, signal="patience")),
+        "energy, max_probability, entropy",
+    ),
+    "last, sample weights": (
+        dict(loss=LossConfig("last"), sample_weights=SampleWeightsConfig(1.0)),
+        "no early exit is trained",
     ),
     "scale": (dict(gradient="scaled", gradient_scale=1.5), "0 to 1"),
     "no number": (dict(gradient="scaled", gradient_scale=float("nan")), "0 to 1"),

@@ -18,9 +18,9 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
-from pabee_jax.training.config import LossConfig, TrainConfig
+from pabee_jax.training.config import LossConfig, SecondPhaseConfig, TrainConfig
 from pabee_jax.training.forward import training_logits
-from pabee_jax.training.loss import exit_losses, joint_loss
+from pabee_jax.training.loss import joint_loss, mean_over_rows, row_losses
 from pabee_jax.training.optimizer import learning_rate_schedule, make_adamw
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import exit_weights, join_parts, phase_of
@@ -128,6 +128,16 @@ def test_six_steps_equal_pytorch(run):
             np.testing.assert_allclose(tensors[name], tensor, rtol=0, atol=5e-6, err_msg=name)
 
 
+def joint(kind, losses):
+    """Return the joint loss of one row."""
+    weights = jnp.array(exit_weights(kind, 3))[:, None]
+    return joint_loss(weights, losses, jnp.array([True]), jnp.int32(1))
+
+
+def exit_losses(logits, labels, valid):
+    return mean_over_rows(row_losses(logits, labels), valid, valid.sum())
+
+
 @pytest.mark.parametrize(
     "kind, expected",
     [
@@ -137,13 +147,12 @@ def test_six_steps_equal_pytorch(run):
     ],
 )
 def test_joint_loss_is_the_weighted_mean_of_the_exits_losses(kind, expected):
-    losses = jnp.array([0.5, 0.2, 0.1])
-    assert float(joint_loss(exit_weights(kind, 3), losses)) == pytest.approx(expected, rel=1e-6)
+    losses = jnp.array([[0.5], [0.2], [0.1]])
+    assert float(joint(kind, losses)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_loss_of_weight_zero_does_not_enter_the_sum():
-    losses = jnp.array([jnp.inf, jnp.nan, 0.25])
-    assert float(joint_loss(exit_weights("last", 3), losses)) == 0.25
+    assert float(joint("last", jnp.array([[jnp.inf], [jnp.nan], [0.25]]))) == 0.25
 
 
 def test_cross_entropy_equals_its_closed_form():
@@ -229,6 +238,14 @@ def test_learning_rate_rises_and_falls_linearly(warmup_steps, total_steps, rates
     config = TrainConfig(learning_rate=8.0, warmup_steps=warmup_steps)
     schedule = learning_rate_schedule(config, total_steps)
     np.testing.assert_allclose([schedule(step) for step in range(len(rates))], rates, atol=1e-5)
+
+
+def test_each_phase_can_have_a_learning_rate_schedule_of_its_own():
+    config = TrainConfig(learning_rate=8.0, strategy="last_first", last_exit_share=0.4)
+    config.second_phase = SecondPhaseConfig(learning_rate=4.0, warmup_steps=2)
+    schedule = learning_rate_schedule(config, total_steps=10)
+    rates = [8, 6, 4, 2, 0, 2, 4, 3, 2, 1, 0]
+    np.testing.assert_allclose([schedule(step) for step in range(11)], rates, atol=1e-5)
 
 
 @pytest.mark.slow  # tests/test_parallel.py has more meshes.

@@ -4,10 +4,17 @@ To add a criterion, add a class decorated with `@registered("its_name")` to a fi
 Every driver, `replay`, the option `--criterion` and `config.json` then accept the criterion.
 """
 
-from pabee_jax.criteria.agreement import Divergence, Vote
+from pabee_jax.criteria.agreement import Divergence, Vote, Window
 from pabee_jax.criteria.base import Criterion, ExitCriterion
 from pabee_jax.criteria.bounds import FixedLayer, Oracle
-from pabee_jax.criteria.confidence import Entropy, Margin, MaxProbability, PatientConfidence
+from pabee_jax.criteria.confidence import (
+    Energy,
+    Ensemble,
+    Entropy,
+    Margin,
+    MaxProbability,
+    PatientConfidence,
+)
 from pabee_jax.criteria.patience import Patience
 from pabee_jax.criteria.registry import CRITERIA, as_arrays, registered
 from pabee_jax.criteria.text import (
@@ -24,6 +31,8 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Divergence",
+    "Energy",
+    "Ensemble",
     "Entropy",
     "ExitCriterion",
     "FixedLayer",
@@ -33,6 +42,7 @@ __all__ = [
     "Patience",
     "PatientConfidence",
     "Vote",
+    "Window",
     "as_arrays",
     "check",
     "check_labels",

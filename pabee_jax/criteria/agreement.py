@@ -168,3 +168,61 @@ class Vote(Criterion):
         if self.votes < num_layers:
             return []
         return [f"{self.votes} votes on {num_layers} layers allow no early exit"]
+
+
+# A window is the lowest bits of an int32.
+_LONGEST_WINDOW = 31
+_SWEPT_WINDOWS = (3, 5, 7)
+
+
+@registered("window")
+@dataclasses.dataclass(frozen=True)
+class Window(Criterion):
+    """Exit once `votes` of the last `window` exits have predicted the same class.
+
+    For classification only. `Vote` counts all exits so far. `Patience(p)` is the case in which all
+    of the last p + 1 exits agree.
+
+    Attributes:
+        votes: the number of predictions, at least 1; with 1, every row exits at layer 1.
+        window: the number of exits that count, from 1 to 31.
+
+    Raises:
+        InputError: `votes` is below 1, or `window` is not a whole number from 1 to 31.
+    """
+
+    votes: int
+    window: int
+
+    def __post_init__(self):
+        set_count(self, "votes", least=1)
+        set_count(self, "window", least=1, most=_LONGEST_WINDOW)
+
+    def init(self, logits, row):
+        del row
+        return jnp.zeros_like(logits, jnp.int32)
+
+    def update(self, state, logits, layer):
+        del layer
+        # Bit b of a class is set if exit i - b predicted the class.
+        is_predicted = jax.nn.one_hot(predictions(logits), logits.shape[1], dtype=jnp.int32)
+        in_window = jnp.left_shift(jnp.int32(1), self.window - 1)
+        history = (state << 1 | is_predicted) & (in_window - 1 | in_window)
+        return history, jax.lax.population_count(history).max(axis=1) >= self.votes
+
+    @classmethod
+    def families(cls, logits, count):
+        del count
+        return {
+            f"window {window}": [cls(votes, window) for votes in range(window, 0, -1)]
+            for window in _SWEPT_WINDOWS
+            if window <= min(len(logits), _LONGEST_WINDOW)
+        }
+
+    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
+        del is_regression
+        if self.votes > self.window:
+            return [f"{self.votes} votes in a window of {self.window} exits allow no early exit"]
+        if self.votes >= num_layers:
+            return [f"{self.votes} votes on {num_layers} layers allow no early exit"]
+        return []

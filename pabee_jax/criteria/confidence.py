@@ -1,4 +1,4 @@
-"""Confidence criteria: exit after one confident layer, or after several consecutive layers.
+"""Confidence criteria: of one layer, or of several consecutive layers.
 
 All of these criteria are for classification only. In the formulas, p is the softmax of a layer's
 logits, H(p) is the entropy of p in nats, and C is the number of classes.
@@ -6,13 +6,14 @@ logits, H(p) is the entropy of p in nats, and C is the number of classes.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from pabee_jax.criteria.base import SWEPT_PATIENCES, Criterion, Logits, quantiles
+from pabee_jax.criteria.base import SWEPT_PATIENCES, Criterion, Logits, predictions, quantiles
 from pabee_jax.criteria.registry import registered
 from pabee_jax.criteria.validation import set_count, set_number
 
@@ -33,6 +34,11 @@ def probability_margin(logits: Logits) -> Float[Array, " rows"]:
     """Return the difference between the two highest probabilities."""
     highest = jax.lax.top_k(jax.nn.softmax(logits), 2)[0]
     return highest[:, 0] - highest[:, 1]
+
+
+def energy(logits: Logits, temperature: Float[Array, ""] | float) -> Float[Array, " rows"]:
+    """Return -T logsumexp(z / T), the free energy of the logits z at the temperature T."""
+    return -temperature * jax.nn.logsumexp(logits / temperature, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +113,43 @@ class Margin(_Threshold):
     measure = staticmethod(probability_margin)
 
 
+@registered("energy")
+@dataclasses.dataclass(frozen=True)
+class Energy(Criterion):
+    """Exit at the first layer with -T logsumexp(z / T) < `threshold`, for the logits z.
+
+    From E-LANG, and COSEE (arXiv 2412.13236), section 3.5, which compares the sigmoid of the
+    energy with the sigmoid of the threshold.
+
+    Attributes:
+        threshold: in units of the logits, usually below 0.
+        temperature: T, from 0.01 to 100.
+
+    Raises:
+        InputError: `threshold` is not a number, or `temperature` is out of range.
+    """
+
+    threshold: float
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        set_number(self, "threshold")
+        set_number(self, "temperature", 0.01, 100)
+
+    def init(self, logits, row):
+        del logits, row
+        return ()
+
+    def update(self, state, logits, layer):
+        del layer
+        return state, energy(logits, self.temperature) < self.threshold
+
+    @classmethod
+    def families(cls, logits, count):
+        energies = jax.vmap(lambda of_exit: energy(of_exit, 1.0))(jnp.asarray(logits))
+        return {"": [cls(threshold) for threshold in quantiles(energies, count)]}
+
+
 @registered("patient_confidence")
 @dataclasses.dataclass(frozen=True)
 class PatientConfidence(Criterion):
@@ -152,3 +195,57 @@ class PatientConfidence(Criterion):
         if self.patience < num_layers:
             return []
         return [f"patience {self.patience} on {num_layers} layers allows no early exit"]
+
+
+class EnsembleState(NamedTuple):
+    """The state of `Ensemble`.
+
+    Attributes:
+        confidence: (rows,), the sum of the weighted confidences of the exits that agree.
+        prediction: (rows,) int32, the class that the previous exit predicted; -1 before layer 1.
+    """
+
+    confidence: Array
+    prediction: Array
+
+
+@registered("ensemble")
+@dataclasses.dataclass(frozen=True)
+class Ensemble(Criterion):
+    """Exit once the summed confidence of consecutive exits that agree is above `threshold`.
+
+    From BEEM (arXiv 2502.00745), equation 2, with the weights of its figure 1: S_i = S_{i-1} + w_i
+    max p_i if exit i predicts the class of exit i - 1, and S_i = w_i max p_i otherwise, where w_i =
+    i / 10. For classification only. The answer is the exit's own.
+
+    Attributes:
+        threshold: at least 0. For L layers, S_i is at most L (L + 1) / 20.
+
+    Raises:
+        InputError: `threshold` is not a number, or below 0.
+    """
+
+    threshold: float
+
+    def __post_init__(self):
+        set_number(self, "threshold", 0)
+
+    def init(self, logits, row):
+        del row
+        zeros = jnp.zeros_like(logits[:, 0])
+        return EnsembleState(zeros, zeros.astype(jnp.int32) - 1)
+
+    def update(self, state, logits, layer):
+        prediction = predictions(logits)
+        weighted = layer / 10 * highest_probability(logits)
+        sums = jnp.where(prediction == state.prediction, state.confidence + weighted, weighted)
+        return EnsembleState(sums, prediction), sums > self.threshold
+
+    @classmethod
+    def families(cls, logits, count):
+        state = cls(0.0).init(jnp.asarray(logits[0]), None)
+        sums = []
+        for layer, of_exit in enumerate(logits, start=1):
+            state, _ = cls(0.0).update(state, jnp.asarray(of_exit), layer)
+            sums.append(state.confidence)
+        return {"": [cls(threshold) for threshold in quantiles(np.array(sums), count)[::-1]]}

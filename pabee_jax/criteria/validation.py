@@ -12,7 +12,7 @@ from pabee_jax.criteria.registry import CRITERIA, as_arrays
 from pabee_jax.errors import InputError, shown
 
 
-def set_count(criterion: Any, name: str, least: int) -> None:
+def set_count(criterion: Any, name: str, least: int, most: int = 2**31 - 1) -> None:
     """Convert a field of a frozen dataclass to a Python int, or raise InputError.
 
     6 and np.int64(6) must share a compiled program. Only concrete values are checked, because
@@ -22,8 +22,9 @@ def set_count(criterion: Any, name: str, least: int) -> None:
     if not _is_concrete(value):
         return
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or not least <= value < 2**31:
-        raise InputError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
+    if not is_whole or not least <= value <= most:
+        limits = f"{least} or more" if most == 2**31 - 1 else f"from {least} to {most}"
+        raise InputError(f"{name} must be a whole number, {limits}, not {shown(value)}")
     object.__setattr__(criterion, name, int(value))
 
 

@@ -13,6 +13,9 @@ from pabee_jax.models.config import EXIT_CHOICES
 # Fields that hold paths; the paths may differ between the processes of a run.
 PLACES = ("model", "data_dir", "files.train", "files.dev", "files.test")
 
+# The strategies whose first phase trains only the last exit.
+TWO_PHASES = ("two_stage", "last_first")
+
 
 @dataclasses.dataclass
 class ScratchConfig:
@@ -68,6 +71,47 @@ class LossConfig:
 
 
 @dataclasses.dataclass
+class SampleWeightsConfig:
+    """Loss weights per row: an exit weights the rows that are likely to exit there (COSEE).
+
+    For classification only. In every step, early exit is simulated with random thresholds on
+    `signal`. The weight of a row's loss at an exit falls exponentially with the distance to the
+    layer at which the row exits. These weights replace `loss.weights`.
+
+    Attributes:
+        decay: the rate, at least 0, at which the weights fall with the distance in layers; it rises
+            linearly from 0 over the run. 0 switches the weights off.
+        thresholds: the number of simulated thresholds per step.
+        signal: the difficulty of a row that the thresholds compare: "energy" (COSEE),
+            "max_probability" or "entropy".
+        calibration: the weight, at least 0, of a loss that separates the signals of the rows which
+            an exit classifies correctly from those of the other rows.
+        margin: the distance, at least 0, between the two means at which the calibration loss is 0.
+    """
+
+    decay: float = 0.0
+    thresholds: int = 5
+    signal: str = "energy"
+    calibration: float = 0.0
+    margin: float = 0.3
+
+
+@dataclasses.dataclass
+class SecondPhaseConfig:
+    """The learning rate of the second phase of a strategy with two phases.
+
+    Attributes:
+        learning_rate: peak learning rate of the second phase. If it is given, each phase has a
+            learning-rate schedule of its own, which ends at 0. 0: one schedule over the whole run.
+        warmup_steps: steps, fewer than those of the phase, over which the learning rate of the
+            second phase rises linearly from 0.
+    """
+
+    learning_rate: float = 0.0
+    warmup_steps: int = 0
+
+
+@dataclasses.dataclass
 class DistillConfig:
     """Distillation of the last exit into the early exits (FastBERT, BERxiT).
 
@@ -100,6 +144,8 @@ class TrainConfig(DataConfig):
             third more time. (Cheap operations, such as activations and LayerNorm, are always
             recomputed.)
         learning_rate: peak learning rate; it falls linearly to 0 at the last step.
+        exit_learning_rate: peak learning rate of the exits' own parameters: the classifiers and,
+            with pooler="per_exit", the poolers. 0 means `learning_rate`.
         num_epochs: passes over the training rows, if `max_steps` is 0; fractions are allowed.
         max_steps: optimizer steps; 0 derives the number of steps from `num_epochs`.
         warmup_steps: steps, fewer than those of the run, over which the learning rate rises
@@ -123,6 +169,8 @@ class TrainConfig(DataConfig):
             last exit alone, then all exits.
         last_exit_share: fraction of the steps, between 0 and 1, that train the last exit alone;
             for "two_stage" and "last_first".
+        second_phase: see `SecondPhaseConfig`; for "two_stage" and "last_first".
+        sample_weights: see `SampleWeightsConfig`.
         gradient: how the gradients of early exits enter the encoder. "full": unscaled.
             "equilibrium": every layer receives the mean, not the sum, of the gradients of the
             exits above (ElasticBERT); AdamW undoes this scaling where layers do not share
@@ -145,6 +193,7 @@ class TrainConfig(DataConfig):
     gradient_accumulation: int = 1
     rematerialize: bool = False
     learning_rate: float = 2e-5
+    exit_learning_rate: float = 0.0
     num_epochs: float = 5.0
     max_steps: int = 0
     warmup_steps: int = 0
@@ -160,6 +209,8 @@ class TrainConfig(DataConfig):
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     strategy: str = "joint"
     last_exit_share: float = 0.5
+    second_phase: SecondPhaseConfig = dataclasses.field(default_factory=SecondPhaseConfig)
+    sample_weights: SampleWeightsConfig = dataclasses.field(default_factory=SampleWeightsConfig)
     gradient: str = "full"
     gradient_scale: float = 1.0
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
@@ -175,6 +226,7 @@ _CHOICES = {
     "loss.weights": ("linear", "uniform", "last"),
     "strategy": ("joint", "two_stage", "alternating", "last_first", "attach"),
     "gradient": ("full", "equilibrium", "scaled"),
+    "sample_weights.signal": ("energy", "max_probability", "entropy"),
     "pooler": EXIT_CHOICES["exit_pooler"],
     "pooling": EXIT_CHOICES["exit_pooling"],
     "classifier_bias": ("zero", "prior"),
@@ -192,6 +244,13 @@ _AT_LEAST = {
     "save_every": 0,
     "seed": 0,
     "distill.weight": 0,
+    "exit_learning_rate": 0,
+    "second_phase.learning_rate": 0,
+    "second_phase.warmup_steps": 0,
+    "sample_weights.decay": 0,
+    "sample_weights.thresholds": 1,
+    "sample_weights.calibration": 0,
+    "sample_weights.margin": 0,
     "scratch.num_hidden_layers": 1,
     "scratch.embedding_size": 1,
     "scratch.hidden_size": 1,

@@ -1,7 +1,7 @@
 """Settings without effect: a run refuses them, because such a setting is a mistake."""
 
 from pabee_jax.errors import InputError, shown
-from pabee_jax.training.config import TrainConfig, leaves
+from pabee_jax.training.config import TWO_PHASES, TrainConfig, leaves
 
 
 def refuse_settings_without_effect(config: TrainConfig) -> None:
@@ -49,15 +49,30 @@ def _refuse_unused_exits(config: TrainConfig) -> None:
     if config.loss.weights == "last":
         reason = "with config.loss.weights=last no early exit is trained"
         refuse_changed(config, ("strategy", "gradient", "distill.weight", "pooler"), reason)
+        refuse_changed(config, ("sample_weights.decay", "sample_weights.calibration"), reason)
     if config.strategy in ("two_stage", "attach"):
         reason = f"with config.strategy={config.strategy} early exits never change the encoder"
         refuse_changed(config, ("gradient",), reason)
     if config.strategy == "attach":
         reason = "with config.strategy=attach the last exit, whose score selects the best step, "
         refuse_changed(config, ("export",), reason + "never changes")
-    if config.strategy not in ("two_stage", "last_first"):
+        reason = (
+            "with config.strategy=attach config.learning_rate is the learning rate of the exits"
+        )
+        refuse_changed(config, ("exit_learning_rate",), reason)
+    if config.strategy not in TWO_PHASES:
         reason = "it has an effect only with config.strategy two_stage or last_first"
-        refuse_changed(config, ("last_exit_share",), reason)
+        names = ("last_exit_share", "second_phase.learning_rate", "second_phase.warmup_steps")
+        refuse_changed(config, names, reason)
+    if not config.second_phase.learning_rate:
+        reason = "it has no effect while config.second_phase.learning_rate is 0"
+        refuse_changed(config, ("second_phase.warmup_steps",), reason)
+    if config.exit_learning_rate == config.learning_rate:
+        raise InputError(
+            "config.exit_learning_rate is config.learning_rate, which has no effect; give 0 or "
+            "another learning rate"
+        )
+    _refuse_unused_sample_weights(config)
     if config.gradient == "scaled" and config.gradient_scale == 1:
         raise InputError("config.gradient_scale is 1, which has no effect; it must be below 1")
     if config.gradient != "scaled":
@@ -66,6 +81,22 @@ def _refuse_unused_exits(config: TrainConfig) -> None:
     if not config.distill.weight:
         reason = "it has no effect while config.distill.weight is 0"
         refuse_changed(config, ("distill.temperature",), reason)
+
+
+def _refuse_unused_sample_weights(config: TrainConfig) -> None:
+    weights = config.sample_weights
+    if weights.decay:
+        reason = "with config.sample_weights.decay the rows have weights of their own"
+        refuse_changed(config, ("loss.weights",), reason)
+    else:
+        reason = "it has no effect while config.sample_weights.decay is 0"
+        refuse_changed(config, ("sample_weights.thresholds",), reason)
+    if not weights.calibration:
+        reason = "it has no effect while config.sample_weights.calibration is 0"
+        refuse_changed(config, ("sample_weights.margin",), reason)
+    if not (weights.decay or weights.calibration):
+        reason = "it has no effect while config.sample_weights.decay and calibration are 0"
+        refuse_changed(config, ("sample_weights.signal",), reason)
 
 
 def _names(prefix: str) -> tuple[str, ...]:

@@ -3,17 +3,37 @@
 import optax
 
 from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.strategy import first_phase_steps
 
 
 def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Return the schedule: a linear rise over the warm-up, a linear fall to 0 at `total_steps`."""
-    decay = optax.linear_schedule(
-        config.learning_rate, 0.0, max(total_steps - config.warmup_steps, 1)
-    )
-    if not config.warmup_steps:
+    """Return the schedule: a linear rise over the warm-up, a linear fall to 0 at `total_steps`.
+
+    With `second_phase.learning_rate`, each of the two phases has such a schedule.
+    """
+    if not config.second_phase.learning_rate:
+        return _rise_and_fall(config.learning_rate, config.warmup_steps, total_steps)
+    first_steps = first_phase_steps(config, total_steps)
+    second = config.second_phase
+    phases = [
+        _rise_and_fall(config.learning_rate, config.warmup_steps, first_steps),
+        _rise_and_fall(second.learning_rate, second.warmup_steps, total_steps - first_steps),
+    ]
+    return optax.join_schedules(phases, [first_steps])
+
+
+def _rise_and_fall(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    decay = optax.linear_schedule(peak, 0.0, max(steps - warmup_steps, 1))
+    if not warmup_steps:
         return decay
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def relative_learning_rates(config: TrainConfig) -> dict[str, float]:
+    """Return the factor on the scheduled learning rate by part of the parameters (`PARTS`)."""
+    of_exits = config.exit_learning_rate / config.learning_rate or 1.0
+    return {"shared": 1.0, "early": of_exits, "last": of_exits}
 
 
 def decays(name: str) -> bool:

@@ -111,6 +111,11 @@ def starting_point(
             f"config.distill.temperature is {config.distill.temperature}, but task {task.name} is "
             "a regression task, whose scores have no temperature; it must be 1"
         )
+    if task.is_regression and (config.sample_weights.decay or config.sample_weights.calibration):
+        raise InputError(
+            f"config.sample_weights is for classification, but task {task.name} is a regression "
+            "task; decay and calibration must be 0"
+        )
     bias = None
     if config.classifier_bias == "prior":
         (examples,) = training.values()
@@ -169,7 +174,8 @@ def _check_model(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> None:
     if model.num_hidden_layers == 1:
         refuse_changed(
             config,
-            ("strategy", "gradient", "distill.weight"),
+            ("strategy", "gradient", "distill.weight", "exit_learning_rate")
+            + ("sample_weights.decay", "sample_weights.calibration"),
             "the model has one layer, so there is no early exit",
         )
     sharding.check_model(model, mesh, shard_parameters=config.mesh.shard_parameters)

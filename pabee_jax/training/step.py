@@ -17,8 +17,13 @@ from pabee_jax.models.encoder import Batch
 from pabee_jax.models.parameters import Structure, merge
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.forward import training_logits
-from pabee_jax.training.loss import distillation_losses, exit_losses, joint_loss
-from pabee_jax.training.optimizer import learning_rate_schedule, make_adamw, make_clipping
+from pabee_jax.training.objective import Moment, objective
+from pabee_jax.training.optimizer import (
+    learning_rate_schedule,
+    make_adamw,
+    make_clipping,
+    relative_learning_rates,
+)
 from pabee_jax.training.strategy import gradient_scales, join_parts, split_parts
 
 Parameters = dict[str, Array]
@@ -79,34 +84,30 @@ def make_train_step(
     """
     clipping, adamw = make_clipping(config), make_adamw(config)
     schedule = learning_rate_schedule(config, total_steps)
+    relative_rates = relative_learning_rates(config)
 
-    def loss_of(trained, frozen, batch, count, key, phase):
+    def loss_of(trained, frozen, batch, moment, phase):
         model = merge(structure, join_parts(frozen | trained))
         scales = gradient_scales(phase)
-        logits = training_logits(model, batch, key, scales, rematerialize=config.rematerialize)
-        losses = exit_losses(logits, batch["labels"], batch["valid"], count)
-        total = losses
-        if config.distill.weight:
-            temperature = config.distill.temperature
-            distilled = distillation_losses(logits, batch["valid"], temperature, count)
-            total = losses + config.distill.weight * distilled
-        return joint_loss(phase.weights, total), losses
+        logits = training_logits(
+            model, batch, moment.key, scales, rematerialize=config.rematerialize
+        )
+        return objective(logits, batch, moment, phase, config)
 
-    def losses_and_gradients(trained, frozen, batch, key, phase):
+    def losses_and_gradients(trained, frozen, batch, moment, phase):
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        count = batch["valid"].sum()
         if config.gradient_accumulation == 1:
-            return gradient(trained, frozen, batch, count, key, phase)
+            return gradient(trained, frozen, batch, moment, phase)
 
         def add(sums, index_and_microbatch):
             index, microbatch = index_and_microbatch
-            microbatch_key = jax.random.fold_in(key, index)
-            terms = gradient(trained, frozen, microbatch, count, microbatch_key, phase)
+            of_microbatch = moment._replace(key=jax.random.fold_in(moment.key, index))
+            terms = gradient(trained, frozen, microbatch, of_microbatch, phase)
             return jax.tree.map(jnp.add, sums, terms), None
 
         microbatches = _microbatches(batch, config.gradient_accumulation)
         indices = jnp.arange(config.gradient_accumulation)
-        shapes = jax.eval_shape(lambda: gradient(trained, frozen, batch, count, key, phase))
+        shapes = jax.eval_shape(lambda: gradient(trained, frozen, batch, moment, phase))
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.scan(add, zeros, (indices, microbatches))[0]
 
@@ -115,17 +116,19 @@ def make_train_step(
         # Dropout is a function of the seed, the step and the layer, so that a resumed run draws
         # the same masks.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        moment = Moment(key, batch["valid"].sum(), state.step / total_steps)
         parts = split_parts(state.parameters, config.pooler)
         trained = {part: parts.pop(part) for part in phase.parts}
         frozen = parts
-        (loss, losses), gradients = losses_and_gradients(trained, frozen, batch, key, phase)
+        (loss, losses), gradients = losses_and_gradients(trained, frozen, batch, moment, phase)
         norm = optax.tree.norm(gradients)
         clipped: Any = clipping.update(gradients, clipping.init(trained))[0]
         rate = jnp.float32(schedule(state.step))
         moments = dict(state.optimizer)
         for part, values in trained.items():
             updates, moments[part] = adamw.update(clipped[part], moments[part], values)
-            updates = jax.tree.map(lambda update: rate * update, updates)
+            part_rate = relative_rates[part] * rate
+            updates = jax.tree.map(lambda update, rate=part_rate: rate * update, updates)
             updated: Any = optax.apply_updates(values, updates)
             trained[part] = updated
         parameters = join_parts(frozen | trained)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from pabee_jax.models.config import exit_modules
-from pabee_jax.training.config import TrainConfig
+from pabee_jax.training.config import TWO_PHASES, TrainConfig
 from pabee_jax.training.forward import GradientScales
 
 # The parameters that all exits share, those of the early exits, and those of the last exit.
@@ -31,6 +31,11 @@ class Phase:
     parts: tuple[str, ...]
     gradient: str = "full"
     gradient_scale: float = 1.0
+
+    @property
+    def trains_early_exits(self) -> bool:
+        """Whether the step trains the early exits."""
+        return "early" in self.parts
 
 
 def phase_of(config: TrainConfig, step: int, total_steps: int, num_exits: int) -> Phase:
@@ -58,10 +63,13 @@ def trains_early_exits(config: TrainConfig, step: int, total_steps: int) -> bool
 
     The last phase trains the early exits. A strategy without phases is always in its last phase.
     """
-    if config.strategy not in ("two_stage", "last_first"):
-        return True
+    return config.strategy not in TWO_PHASES or step >= first_phase_steps(config, total_steps)
+
+
+def first_phase_steps(config: TrainConfig, total_steps: int) -> int:
+    """Return the number of steps in the first phase of a strategy with two phases."""
     # Both phases have at least one step.
-    return step >= max(1, min(round(config.last_exit_share * total_steps), total_steps - 1))
+    return max(1, min(round(config.last_exit_share * total_steps), total_steps - 1))
 
 
 def exit_weights(kind: str, num_exits: int) -> tuple[float, ...]:
