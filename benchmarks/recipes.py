@@ -40,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast_exits": FAST_EXITS,
     "fast_exits+uniform": FAST_EXITS | {"loss.weights": "uniform"},
     "fast_exits+distill": FAST_EXITS | {"distill.weight": 1.0},
+    "fast_exits+uniform+distill": FAST_EXITS | {"loss.weights": "uniform", "distill.weight": 1.0},
     "fast_exits+cosee": FAST_EXITS
     | {"sample_weights.decay": 1.0, "sample_weights.calibration": 0.1},
     "fast_exits+last_first": FAST_EXITS
