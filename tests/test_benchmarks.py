@@ -16,10 +16,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from benchmarks import command_line, demo, device_compile
+from benchmarks.evidence import points, tables
+from benchmarks.evidence.runs import Run
 from benchmarks.training_exits import DevEvaluation
 from helpers import tiny_checkpoint
+from pabee_jax.analysis.selection import halves
 from pabee_jax.commands.config_file import load_config
-from pabee_jax.criteria import MaxProbability
+from pabee_jax.criteria import MaxProbability, from_config
 from pabee_jax.data.load import load_task
 from pabee_jax.distributed import sharding
 
@@ -251,3 +254,53 @@ def test_the_demos_tables_in_the_docs_are_those_of_the_raw_results():
     root = Path(demo.__file__).parents[1]
     records = json.loads((root / "docs" / "data" / "demo.json").read_text())["records"]
     assert demo.tables(records) in (root / "docs" / "results.md").read_text()
+
+
+def evidence_logits(classes=2, exits=6, rows=200):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, rows)
+    logits = random.normal(size=(exits, rows, classes)).astype(np.float32)
+    if classes == 1:
+        labels = random.uniform(0, 5, rows).astype(np.float32)
+        return labels[:, None] + logits / np.arange(1, exits + 1)[:, None, None], labels
+    logits += np.arange(exits)[:, None, None] * np.eye(2, dtype=np.float32)[labels]
+    return logits, labels
+
+
+@pytest.mark.parametrize(("task", "classes"), [("sst2", 2), ("stsb", 1)])
+def test_the_evidence_chooses_the_slowest_setting_that_is_fast_enough(task, classes):
+    logits, labels = evidence_logits(classes)
+    record = points.record_of(Run("ordinary", task, 0), logits, labels)
+    for speedup, point in record["points"].items():
+        assert point["layer speed-up"] > 0.95 * float(speedup)
+        assert sum(point["exit layers"]) == len(labels)
+        low, high = point["interval"]
+        assert low <= point["difference"] <= high
+    layers = [point["layer speed-up"] for point in record["points"].values()]
+    assert layers == sorted(layers)
+
+
+def test_the_evidence_shows_no_row_with_a_setting_that_was_chosen_on_it():
+    logits, labels = evidence_logits()
+    first, _ = halves(len(labels))
+    before = points.point_at(2.0, logits, labels, "accuracy").settings
+    logits[:, first] = 7 * logits[:, first]
+    after = points.point_at(2.0, logits, labels, "accuracy").settings
+    assert before[0] == after[0], "the setting of the first half depends on the first half"
+    assert before[1] != after[1], "the setting of the second half does not depend on the first"
+
+
+def test_the_tables_of_the_evidence_have_a_line_per_recipe_and_the_measured_speedup():
+    logits, labels = evidence_logits()
+    record = points.record_of(Run("ordinary", "sst2", 3), logits, labels)
+    seconds = {"full depth": 6.0}
+    for speedup in points.SPEEDUPS:
+        seconds |= {f"{speedup:g}, half 1": 2.0, f"{speedup:g}, half 2": 4.0}
+    times = {"recipe": "ordinary", "task": "sst2", "seed": 3, "pool": seconds, "loop": seconds}
+    content = {"records": [record], "times": {"": times}}
+    *_, line = tables.headline(content).splitlines()
+    assert line.count("2.00x") == 2 * len(points.SPEEDUPS)
+    accuracy = float((logits[-1].argmax(axis=1) == labels).mean())
+    assert f"{100 * accuracy:.1f}" in [cell.strip() for cell in line.split("|")]
+    settings = record["points"]["2"]["settings"]
+    assert all(isinstance(from_config(values), MaxProbability) for values in settings)

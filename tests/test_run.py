@@ -18,7 +18,7 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.errors import InputError
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training import run, run_directory
-from pabee_jax.training.config import DistillConfig
+from pabee_jax.training.config import DistillConfig, SampleWeightsConfig
 from pabee_jax.training.run import TrainingDiverged, train
 from runs import (
     TOTAL_STEPS,
@@ -131,6 +131,15 @@ def test_a_distillation_temperature_is_refused_for_regression(sources, tmp_path)
     config = run_config(sources, data_dir=str(tmp_path), files=files, distill=distill)
     with pytest.raises(InputError, match="a regression task, whose scores have no temperature"):
         train(config, tmp_path / "run")
+
+
+def test_sample_weights_are_refused_for_regression(sources, tmp_path):
+    (tmp_path / "scores.csv").write_text("text,label\ngood,1.5\nbad,0.5\n")
+    files = FilesConfig(train="scores.csv", dev="scores.csv", regression=True)
+    for weights in (SampleWeightsConfig(decay=1.0), SampleWeightsConfig(calibration=1.0)):
+        config = run_config(sources, data_dir=str(tmp_path), files=files, sample_weights=weights)
+        with pytest.raises(InputError, match="config.sample_weights is for classification"):
+            train(config, tmp_path / "run")
 
 
 def test_prior_bias_of_a_regression_is_the_mean_score(sources, tmp_path):

@@ -1,13 +1,14 @@
 """The quality of a run at given speed-ups, with settings chosen on other rows than those shown."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks.evidence.runs import Run
-from pabee_jax import MaxProbability, Patience, criteria, replay
+from pabee_jax import FixedLayer, MaxProbability, Patience, criteria, replay
 from pabee_jax.analysis import metrics
 from pabee_jax.analysis.comparison import resampled_metric
 from pabee_jax.analysis.exits import right_at
@@ -60,11 +61,13 @@ def chosen(speedup: float, logits: np.ndarray, labels: np.ndarray, metric: str) 
     """Return the setting for a speed-up of the layers.
 
     It is the slowest threshold on the highest probability that reaches the speed-up. For scores it
-    is, among the slowest settings of patience 1, 2 and 3, the one with the best metric.
+    is, of a fixed layer and the slowest settings of patience 1, 2 and 3, the one with the best
+    metric.
     """
-    kind = Patience if logits.shape[2] == 1 else MaxProbability
+    kinds = [Patience, FixedLayer] if logits.shape[2] == 1 else [MaxProbability]
+    families = [kind.families(logits, _THRESHOLDS).values() for kind in kinds]
     candidates = []
-    for settings in kind.families(logits, _THRESHOLDS).values():
+    for settings in itertools.chain(*families):
         exit_layers, answers = map(np.asarray, replay_many(settings, logits))
         fast_enough = len(logits) / exit_layers.mean(axis=1) >= speedup
         if fast_enough.any():
