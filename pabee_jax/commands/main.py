@@ -1,4 +1,4 @@
-"""`pabee-jax COMMAND ...`: train, evaluate, compare, convert or export."""
+"""`pabee-jax COMMAND ...`: train, evaluate, predict, compare, convert or export."""
 
 import pkgutil
 import sys
@@ -34,6 +34,11 @@ COMMANDS = {
         "print quality and speed of every exit setting; choose a setting",
         "--checkpoint runs/mrpc --patience 0,3,4,5,6",
         "evaluate_options:EvaluateOptions",
+    ),
+    "predict": Command(
+        "write the predictions and exit layers of the rows of files",
+        "--checkpoint runs/mrpc --input rows.csv --output predictions.csv",
+        "predict_options:PredictOptions",
     ),
     "compare": Command(
         "compare evaluated runs; runs that differ only in their seed are pooled",

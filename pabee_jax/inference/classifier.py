@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,30 @@ class EarlyExitClassifier:
                 exit_layers[rows], logits[rows] = batch_exit_layers, batch_logits
         label_names = self.pretrained.label_names
         return Predictions(predictions_of(logits), logits, exit_layers, label_names)
+
+    def map_columns(
+        self, batch: Mapping[str, Sequence], text: str = "text", text_pair: str = ""
+    ) -> dict[str, np.ndarray]:
+        """Predict a batch of columns, for `datasets.Dataset.map(..., batched=True)` and Ray Data.
+
+        Args:
+            batch: columns by name.
+            text: the name of the column of the texts.
+            text_pair: the name of the column of the second texts; empty for single texts.
+
+        Returns:
+            The columns of `Predictions.columns`.
+
+        Raises:
+            InputError: a column is missing, or as `predict`.
+        """
+        for name in (text, text_pair):
+            if name and name not in batch:
+                raise InputError(f"there is no column {name!r}: there are {', '.join(batch)}")
+        texts: Any = list(batch[text])
+        if text_pair:
+            texts = list(zip(texts, batch[text_pair], strict=True))
+        return self.predict(texts).columns()
 
     def all_exit_logits(
         self, inputs: Sequence[Text] | Tokens | Dataset, batch_size: int | None = None

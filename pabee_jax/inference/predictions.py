@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -93,6 +93,19 @@ class Predictions:
             columns = {"label": self.label_strings, "probability": self.probabilities.max(axis=1)}
         return pandas.DataFrame(columns | {"exit_layer": self.exit_layers})
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the predictions as columns: what `pabee-jax predict` writes.
+
+        The columns are `label` (the name of the class), `score_NAME` (the probability of each
+        class) and `exit_layer`; for regression, `value` and `exit_layer`. See `column_names`.
+        """
+        if self.is_regression:
+            values = [self.labels]
+        else:
+            values = [np.asarray(self.label_strings), *self.probabilities.T]
+        names = column_names(self.label_names)
+        return dict(zip(names, [*values, self.exit_layers], strict=True))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -120,6 +133,13 @@ class Predictions:
 
     def __repr__(self) -> str:
         return f"Predictions({len(self)} rows, mean exit layer {self.exit_layers.mean():.2f})"
+
+
+def column_names(label_names: Sequence[str]) -> list[str]:
+    """Return the names of the columns of `Predictions.columns`; no label names for regression."""
+    if not label_names:
+        return ["value", "exit_layer"]
+    return ["label", *(f"score_{name}" for name in label_names), "exit_layer"]
 
 
 def predictions_of(logits: Float[np.ndarray, "rows classes"]) -> Shaped[np.ndarray, " rows"]:

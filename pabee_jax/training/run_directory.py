@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,23 +16,16 @@ from flax import traverse_util
 from pabee_jax.checkpoints.model_card import may_write
 from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
-from pabee_jax.io import storage
+from pabee_jax.io import lock, storage
 from pabee_jax.io.atomic import is_temporary, remove_temporaries, write_atomically
 from pabee_jax.training.config import PLACES, TrainConfig
 from pabee_jax.training.log import METRICS_FILE, TENSORBOARD
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks.
-    fcntl = None
 
 CONFIG_FILE = "train_config.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "model.safetensors"
 # Hashes of the rows and parameters from which the run started.
 _INPUTS_FILE = "train_inputs.json"
-# Never removed: a run that replaces another run holds its lock.
-_LOCK_FILE = ".lock"
 # Process 0 writes this file; the other processes read it to check that they share the directory.
 _MARKER_FILE = ".started"
 # Prefix of the folders with the results of other rows than the run's dev rows.
@@ -89,7 +82,7 @@ def check(workdir: epath.Path, config: TrainConfig, *, overwrite: bool) -> None:
         raise InputError(f"--workdir {workdir} is a file; it must be a directory")
     # A run that was killed while it wrote its config leaves only such files.
     if not workdir.is_dir() or all(
-        name == _LOCK_FILE or is_temporary(name, [CONFIG_FILE]) for name in _file_names(workdir)
+        name == lock.LOCK_FILE or is_temporary(name, [CONFIG_FILE]) for name in _file_names(workdir)
     ):
         return
     if not (workdir / CONFIG_FILE).is_file():
@@ -117,34 +110,9 @@ def is_finished(workdir: epath.Path) -> bool:
     return (workdir / CONFIG_FILE).is_file() and (workdir / WEIGHTS_FILE).is_file()
 
 
-@contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
-    """Create `workdir`, and keep other processes from training in it.
-
-    The operating system releases the lock when the process ends, also when it is killed. A bucket
-    cannot be locked, and some network file systems do not lock between machines.
-
-    Raises:
-        InputError: another process trains in `workdir`, or `workdir` cannot be written.
-    """
-    if storage.is_remote(workdir) or fcntl is None:
-        yield
-        return
-    try:
-        storage.make_folder(workdir)
-        file = (workdir / _LOCK_FILE).open("w")
-    except OSError as error:
-        reason = storage.reason_of(error)
-        raise InputError(f"--workdir {workdir} cannot be written: {reason}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another process trains in --workdir {workdir}: wait for it, or choose another "
-                "directory"
-            ) from None
-        yield
+def locked(workdir: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Create `workdir`, and keep other processes from training in it: see `pabee_jax.io.lock`."""
+    return lock.locked(workdir, f"--workdir {workdir}", "trains in")
 
 
 def prepare(

@@ -1,0 +1,65 @@
+"""`predict`: the predictions and exit layers of the rows of files."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from pabee_jax import criteria
+from pabee_jax.commands import command_line
+from pabee_jax.commands.options import read_flags
+from pabee_jax.commands.predict_options import PredictOptions
+from pabee_jax.data import row_files
+from pabee_jax.distributed import sharding
+from pabee_jax.inference import file_job
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.inference.file_job import FileJob
+from pabee_jax.io import storage
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `pabee-jax predict`."""
+    command_line.define(PredictOptions, argv)
+
+    def run(_: Sequence[str]) -> None:
+        predict(read_flags(PredictOptions))
+
+    command_line.run(run, argv)
+
+
+def predict(options: PredictOptions) -> None:
+    """Write the predictions of the rows, and the rows that cannot be used.
+
+    Raises:
+        InputError: a checkpoint or a file that cannot be used, or an output that exists.
+    """
+    job = FileJob(
+        inputs=[row_files.open_file(name) for name in options.input],
+        output=storage.path_of(options.output),
+        text=options.text,
+        text_pair=options.text_pair,
+        keep=options.kept_columns,
+        batch_size=options.batch_size,
+        settings={},
+    )
+    classifier = EarlyExitClassifier.from_pretrained(
+        options.checkpoint,
+        criterion=options.exit_criterion,
+        driver=options.driver,
+        dtype=options.dtype,
+        mesh=sharding.make_mesh(),
+        compilation_cache=options.compilation_cache,
+    )
+    settings = {
+        "checkpoint": options.checkpoint,
+        "criterion": criteria.to_config(classifier.criterion),
+        "dtype": options.dtype,
+        "driver": options.driver,
+    }
+    job = dataclasses.replace(job, settings=settings)
+    summary = file_job.run(job, classifier, overwrite=options.overwrite)
+    print(f"wrote {job.output}: {summary.rows} rows", end="")
+    if summary.rows:
+        mean = summary.layers / summary.rows
+        print(f", mean exit layer {mean:.2f} of {classifier.num_layers}", end="")
+    print()
+    if summary.bad_rows:
+        print(f"{summary.bad_rows} rows could not be used: see {job.errors}")
