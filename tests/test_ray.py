@@ -1,0 +1,118 @@
+"""The Ray integration, on a real cluster of this machine."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import tiny_checkpoint
+from pabee_jax import EarlyExitClassifier, InputError, Patience
+from pabee_jax.integrations.ray import Predictor
+
+WORDS = ["good", "bad", "film", "plot", "the", "a"]
+TEXTS = [
+    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 7)) for row in range(100)
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_checkpoint(folder / "encoder", WORDS, num_hidden_layers=4, initializer_range=0.5)
+    classifier = EarlyExitClassifier.from_pretrained(folder / "encoder", num_labels=2)
+    classifier.save_pretrained(folder / "classifier")
+    return str(folder / "classifier")
+
+
+def test_the_actor_adds_the_columns_of_the_predictions(checkpoint):
+    predictor = Predictor(checkpoint, text="sentence", criterion=Patience(1))
+    batch = {"sentence": np.array(TEXTS, object), "id": np.arange(len(TEXTS))}
+    columns = predictor(batch)
+    expected = EarlyExitClassifier.from_pretrained(checkpoint, criterion=Patience(1))
+    predictions = expected.predict(TEXTS)
+    assert columns["label"].tolist() == predictions.label_strings
+    assert columns["exit_layer"].tolist() == predictions.exit_layers.tolist()
+    assert columns["id"].tolist() == list(range(len(TEXTS)))
+    with pytest.raises(InputError, match="there is no column 'sentence': there are text"):
+        predictor({"text": batch["sentence"]})
+    with pytest.raises(InputError, match="has a column 'label', which the predictions have too"):
+        predictor(batch | {"label": batch["id"]})
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """A cluster of two workers on this machine."""
+    ray = pytest.importorskip("ray")
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": environment})
+    yield ray
+    ray.shutdown()
+
+
+def predicted(ray, checkpoint, num_rows, **options):
+    rows = ray.data.from_items(
+        [{"id": row, "text": TEXTS[row % len(TEXTS)]} for row in range(num_rows)]
+    ).repartition(20)
+    return rows.map_batches(
+        Predictor,
+        fn_constructor_kwargs={"checkpoint": checkpoint, "criterion": Patience(1)},
+        concurrency=2,
+        batch_size=500,
+        **options,
+    )
+
+
+@pytest.mark.slow
+def test_two_actors_predict_20_000_rows(ray, checkpoint, capsys):
+    start = time.monotonic()
+    rows = predicted(ray, checkpoint, 20_000).take_all()
+    seconds = time.monotonic() - start
+    with capsys.disabled():
+        print(f"\n20,000 rows in {seconds:.1f} s, with the start of the actors")
+    expected = EarlyExitClassifier.from_pretrained(checkpoint, criterion=Patience(1)).predict(TEXTS)
+    by_id = sorted(rows, key=lambda row: row["id"])
+    assert [row["id"] for row in by_id] == list(range(20_000))
+    for row in by_id:
+        index = row["id"] % len(TEXTS)
+        assert row["exit_layer"] == expected.exit_layers[index]
+        assert row["label"] == expected.label_strings[index]
+
+
+def actor_processes():
+    """Return the processes of actors; Ray sets the title of a process to the name of its work."""
+    processes = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+        except OSError:  # The process has ended.
+            continue
+        if title.startswith(b"ray::") and b"Predictor" in title:
+            processes.append(int(folder.name))
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the actors in /proc")
+def test_the_job_completes_when_an_actor_is_killed(ray, checkpoint):
+    killed = []
+
+    def kill():
+        while not killed:
+            if processes := actor_processes():
+                time.sleep(1)  # So that the actor works on a batch.
+                os.kill(processes[0], signal.SIGKILL)
+                killed.append(processes[0])
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    rows = predicted(ray, checkpoint, 20_000).take_all()
+    was_killed = bool(killed)
+    killed.append(0)  # Ends the thread.
+    thread.join()
+    assert was_killed, "the job ended before an actor was killed"
+    assert sorted(row["id"] for row in rows) == list(range(20_000))
