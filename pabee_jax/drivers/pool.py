@@ -89,7 +89,7 @@ def pooled_early_exit(
             order; no row is longer than the last.
         control: how the test "has every row exited?" is compiled.
     """
-    pool = _Pool(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    pool = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     done = batch.lengths == 0
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
@@ -102,7 +102,7 @@ def pooled_all_exit_logits(
     Args:
         model, batch, chunk_tokens, lengths: as for `pooled_early_exit`.
     """
-    pool = _Pool(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    pool = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     layers, done = jnp.arange(model.config.num_hidden_layers), batch.lengths == 0
     return jax.lax.scan(
         lambda state, layer: pool.run_layer(layer, state, done), pool.embedded(), layers
@@ -110,7 +110,7 @@ def pooled_all_exit_logits(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pool:
+class PooledLayers:
     """The layers of a model over a ragged batch.
 
     `chunk_tokens` and `lengths` are those of `pooled_early_exit`. `side` is for rows of up to
@@ -167,8 +167,8 @@ class _Pool:
         """Run `layer` for the rows that are not done; return the logits of its exit."""
         rows = active_rows(self.batch.lengths, state.starts, done)
         with full_precision(self.model.dtype):
-            tokens = self._run_tokens(layer, state.tokens, rows)
-            logits = self._run_exits(layer, tokens, rows)
+            tokens = self.run_tokens(layer, state.tokens, rows)
+            logits = self.run_exits(layer, tokens, rows, rows.offsets)
         state = PoolState(tokens, rows.in_batch_order(rows.offsets))
         return state, rows.in_batch_order(logits)
 
@@ -176,7 +176,7 @@ class _Pool:
         """Return values of one of the arrays of `PoolState.tokens`."""
         return from_bits(take(stored, index), self.model.dtype)
 
-    def _run_tokens(self, layer: Layer, tokens: Any, rows: ActiveRows) -> Any:
+    def run_tokens(self, layer: Layer, tokens: Any, rows: ActiveRows) -> Any:
         """Run the first part of a layer, chunk by chunk; return the tokens of the active rows."""
         shapes = self.chunk_shapes
         first = jnp.zeros_like(rows.num_rows)
@@ -291,10 +291,23 @@ class _Pool:
             context,
         )
 
-    def _run_exits(
-        self, layer: Layer, tokens: Any, rows: ActiveRows
+    def run_exits(
+        self,
+        layer: Layer,
+        tokens: Any,
+        rows: ActiveRows,
+        starts: Int[Array, " rows"],
+        exits: Int[Array, " rows"] | None = None,
     ) -> Float[Array, "rows classes"]:
-        """Run the second part of a layer; return the logits in the order of `rows`."""
+        """Run the second part of a layer; return the logits in the order of `rows`.
+
+        Args:
+            layer: the layer, from 0.
+            tokens: the arrays of all active rows.
+            rows: the active rows.
+            starts: where each row starts in `tokens`.
+            exits: the exit of each row, from 0; absent, the exit of `layer`.
+        """
         num_rows = len(self.batch.lengths)
         size = min(max(1, self.chunk_tokens // _EXIT_DIVISOR), num_rows)
 
@@ -305,8 +318,9 @@ class _Pool:
                 tokens,
                 *(
                     slices(values, first, size)
-                    for values in (rows.lengths, rows.offsets, rows.batch_offsets)
+                    for values in (rows.lengths, starts, rows.batch_offsets)
                 ),
+                None if exits is None else slices(exits, first, size),
             )
             return jax.lax.dynamic_update_slice_in_dim(logits, chunk_logits, first, 0)
 
@@ -315,7 +329,7 @@ class _Pool:
         num_chunks = (rows.num_rows + size - 1) // size
         return jax.lax.fori_loop(0, num_chunks, run, logits)[:num_rows]
 
-    def _exit_logits(self, layer, tokens, lengths, offsets, batch_offsets):
+    def _exit_logits(self, layer, tokens, lengths, offsets, batch_offsets, exits):
         """Return the logits of some rows.
 
         Args:
@@ -324,6 +338,7 @@ class _Pool:
             lengths: the tokens of each row.
             offsets: where each row starts in `tokens`.
             batch_offsets: where each row starts in the batch.
+            exits: the exit of each row, from 0; None for the exit of `layer`.
         """
         model, mask = self.model, self.batch.attention_mask
 
@@ -339,7 +354,7 @@ class _Pool:
                     self._take(tokens, index), token_mask(index, is_token)
                 ),
             )
-            return model.classify(layer, features)
+            return self._classify(layer, exits, features)
         all_hidden, (keys, values) = tokens
         hidden = self._take(all_hidden, offsets)
         side = self.side.of_layer(layer)
@@ -358,7 +373,20 @@ class _Pool:
         )
         first_token = self._finish(layer, hidden, context)[:, None]
         mask = jnp.ones_like(first_token[..., 0], bool)
-        return model.classify(layer, model.exit_features(first_token, mask))
+        return self._classify(layer, exits, model.exit_features(first_token, mask))
+
+    def _classify(
+        self,
+        layer: Layer,
+        exits: Int[Array, " rows"] | None,
+        features: Float[Array, "rows hidden"],
+    ) -> Float[Array, "rows classes"]:
+        if exits is None:
+            return self.model.classify(layer, features)
+        # All exits of all rows: less work than to read the parameters of an exit for every row.
+        every_exit = jnp.arange(self.model.config.num_hidden_layers)
+        by_exit = jax.vmap(self.model.classify, in_axes=(0, None))(every_exit, features)
+        return by_exit[jnp.minimum(exits, every_exit[-1]), jnp.arange(len(features))]
 
 
 def _write(
