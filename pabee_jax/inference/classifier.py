@@ -33,7 +33,7 @@ from pabee_jax.inference.programs import run_full, run_full_pool, run_loop, run_
 from pabee_jax.inference.row_source import RowSource, row_source, tokenize
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.parameters import in_compute_dtype, merge, on_host, split
+from pabee_jax.models.parameters import Structure, in_compute_dtype, merge, on_host, split
 
 
 class EarlyExitClassifier:
@@ -149,6 +149,11 @@ class EarlyExitClassifier:
     def model(self) -> EarlyExitModel:
         """The model with its parameters on the mesh, for custom programs with `early_exit`."""
         return merge(self._structure, self._parameters)
+
+    @property
+    def structure_and_parameters(self) -> tuple[Structure, dict[str, Any]]:
+        """The model in two parts, for a compiled program: `merge` joins them."""
+        return self._structure, self._parameters
 
     def __reduce__(self):
         # Neither devices nor the memory of a device can be pickled.

@@ -1,0 +1,335 @@
+"""The engine of a service: rows enter a pool on the device, and every row is answered as it exits.
+
+Rows wait in a queue. One thread runs the pool: between two calls of a few layers it answers the
+rows that have exited, and admits waiting rows (`pabee_jax.drivers.resident_pool` says when).
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pabee_jax.criteria import ExitCriterion, as_arrays, check
+from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.packing import packed
+from pabee_jax.drivers import resident_pool
+from pabee_jax.drivers.resident_pool import ResidentRows
+from pabee_jax.drivers.shapes import sequence_lengths
+from pabee_jax.errors import InputError
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.inference.inputs import Text
+from pabee_jax.models.parameters import Structure, merge
+
+# Rows have at least so many tokens: tokenizers add special tokens to every text.
+_FEWEST_TOKENS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """The sizes of an engine.
+
+    Attributes:
+        max_tokens: the tokens of the pool. A row of any length must fit twice.
+        max_rows: the rows of the pool.
+        new_rows: the most rows that are admitted at once.
+        layers_per_look: how many layers run between two looks at the pool. Fewer layers answer
+            rows earlier, and more layers need fewer calls.
+        max_waiting: the most rows that wait.
+        tokenizer_threads: threads that tokenize texts.
+    """
+
+    max_tokens: int = 1024
+    max_rows: int = 64
+    new_rows: int = 32
+    layers_per_look: int = 1
+    max_waiting: int = 1024
+    tokenizer_threads: int = 2
+
+
+class Overloaded(InputError):
+    """Raised when as many rows wait as the engine allows."""
+
+
+class Answer(NamedTuple):
+    """The answer of one row.
+
+    Attributes:
+        logits: (C,) the logits of the row's exit.
+        exit_layer: the layer, from 1, at which the row exited.
+        queue_seconds: the time from the call to the admission into the pool.
+        inference_seconds: the time from the admission to the answer.
+    """
+
+    logits: np.ndarray
+    exit_layer: int
+    queue_seconds: float
+    inference_seconds: float
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    """A row that has not been answered."""
+
+    tokens: Dataset
+    criterion: ExitCriterion
+    answer: concurrent.futures.Future
+    arrival: float
+    admission: float = 0.0
+
+
+class Engine:
+    """Answers rows as they exit. Use it as a context manager, or call `close`.
+
+    Rows with settings of one class of criteria share a pool; a new class compiles its programs at
+    its first row.
+    """
+
+    def __init__(self, classifier: EarlyExitClassifier, config: EngineConfig | None = None):
+        """Start the engine.
+
+        Args:
+            classifier: the model, the tokenizer and the default criterion.
+            config: the sizes.
+        """
+        config = config or EngineConfig()
+        longest = classifier.pretrained.max_length
+        self.classifier = classifier
+        self.config = dataclasses.replace(config, max_tokens=max(config.max_tokens, 2 * longest))
+        self._lengths = sequence_lengths(longest)
+        self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._pools: dict[type, _Pool] = {}
+        threads = concurrent.futures.ThreadPoolExecutor(config.tokenizer_threads, "tokenizer")
+        self._tokenizers = threads
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def num_waiting(self) -> int:
+        """The rows that wait for their admission."""
+        return len(self._waiting)
+
+    @property
+    def num_active(self) -> int:
+        """The rows in the pools."""
+        return sum(len(pool.rows) for pool in self._pools.values())
+
+    def submit(
+        self, tokens: Dataset, criterion: ExitCriterion | None = None
+    ) -> list["concurrent.futures.Future[Answer]"]:
+        """Queue tokenized rows; return the future answer of every row. All rows wait, or none.
+
+        A future that is cancelled before its row is admitted costs nothing.
+
+        Raises:
+            Overloaded: too many rows wait.
+            InputError: the criterion does not fit the model, or the engine is closed.
+        """
+        criterion = self.classifier.criterion if criterion is None else criterion
+        check(criterion, self.classifier.config.is_regression)
+        now = time.monotonic()
+        rows = [
+            _Waiting(
+                tokens.take(slice(row, row + 1)),
+                as_arrays(criterion),
+                concurrent.futures.Future(),
+                now,
+            )
+            for row in range(len(tokens))
+        ]
+        with self._changed:
+            if self._is_closing:
+                raise InputError("the engine is closed")
+            if len(self._waiting) + len(rows) > self.config.max_waiting:
+                raise Overloaded(
+                    f"{len(self._waiting)} rows wait, and at most {self.config.max_waiting} may"
+                )
+            self._waiting.extend(rows)
+            self._changed.notify()
+        return [row.answer for row in rows]
+
+    async def predict(
+        self, texts: Sequence[Text], criterion: ExitCriterion | None = None
+    ) -> list[Answer]:
+        """Return the answers of texts or pairs, when the last of them has exited.
+
+        Raises:
+            Overloaded, InputError: as `submit`, and as `EarlyExitClassifier.predict`.
+        """
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(self._tokenizers, self.classifier.tokenize, texts)
+        futures = self.submit(tokens, criterion)
+        try:
+            return await asyncio.gather(*map(asyncio.wrap_future, futures))
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def warmup(self, criterion: ExitCriterion | None = None) -> None:
+        """Compile the programs for this class of criteria; absent, that of the classifier."""
+        token = np.full((1, 1), 1, np.int32)
+        row = Dataset(token, token.astype(np.int8), np.zeros((1, 1), np.int8))
+        for future in self.submit(row, criterion):
+            future.result()
+
+    def close(self) -> None:
+        """Answer the rows that wait and end the threads. Later calls are refused."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._tokenizers.shutdown()
+
+    def _run(self) -> None:
+        while self._has_work():
+            try:
+                self._admit()
+                for pool in list(self._pools.values()):
+                    if pool.rows:
+                        pool.advance(self.config.layers_per_look)
+            except Exception as error:
+                # A failure of the device must not leave callers waiting.
+                self._fail(error)
+
+    def _has_work(self) -> bool:
+        """Wait for work; return whether there is any."""
+        with self._changed:
+            while not (self._waiting or self.num_active):
+                if self._is_closing:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _admit(self) -> None:
+        """Move waiting rows to their pools, in the order of their arrival, while they fit."""
+        new: dict[_Pool, list[_Waiting]] = {}
+        with self._changed:
+            while self._waiting:
+                row = self._waiting[0]
+                if row.answer.cancelled():
+                    self._waiting.popleft()
+                    continue
+                pool = self._pool_of(type(row.criterion), row.criterion)
+                if not pool.has_room(row, new.get(pool, [])):
+                    break
+                if not row.answer.set_running_or_notify_cancel():
+                    self._waiting.popleft()
+                    continue
+                new.setdefault(pool, []).append(self._waiting.popleft())
+        for pool, rows in new.items():
+            pool.admit(rows)
+
+    def _pool_of(self, kind: type, criterion: ExitCriterion) -> "_Pool":
+        if kind not in self._pools:
+            self._pools[kind] = _Pool(self.classifier, self.config, self._lengths, criterion)
+        return self._pools[kind]
+
+    def _fail(self, error: Exception) -> None:
+        for pool in self._pools.values():
+            for row in pool.rows.values():
+                row.answer.set_exception(error)
+        self._pools = {}
+
+
+class _Pool:
+    """The host's side of a resident pool.
+
+    Attributes:
+        rows: the active rows by ticket.
+    """
+
+    def __init__(
+        self,
+        classifier: EarlyExitClassifier,
+        config: EngineConfig,
+        lengths: tuple[int, ...],
+        criterion: ExitCriterion,
+    ):
+        self.rows: dict[int, _Waiting] = {}
+        self._config = config
+        self._next_ticket = 0
+        self._model = classifier.structure_and_parameters
+        # A chunk holds every row; a small pool is one chunk.
+        self._sizes = {"chunk_tokens": max(lengths[-1], config.max_tokens // 2), "lengths": lengths}
+        model = merge(*self._model)
+        self._takes_rows_any_time = resident_pool.shares_all_layers(model)
+        sizes = {"max_rows": config.max_rows, "max_tokens": config.max_tokens, **self._sizes}
+        # The programs donate the state, so no two of its arrays may be one buffer.
+        self._state = jax.tree.map(jnp.copy, resident_pool.empty(model, criterion, **sizes))
+
+    def has_room(self, row: _Waiting, new: Sequence[_Waiting]) -> bool:
+        """Return whether the pool takes this row beside its active rows and the rows `new`."""
+        if self.rows and not self._takes_rows_any_time:
+            return False
+        if len(new) == self._config.new_rows:
+            return False
+        rows = [*self.rows.values(), *new, row]
+        tokens = sum(int(other.tokens.lengths[0]) for other in rows)
+        return len(rows) <= self._config.max_rows and tokens <= self._config.max_tokens
+
+    def admit(self, rows: Sequence[_Waiting]) -> None:
+        """Add rows to the pool."""
+        config, now = self._config, time.monotonic()
+        width = max(row.tokens.input_ids.shape[1] for row in rows)
+        dataset = functools.reduce(
+            Dataset.concatenated, (row.tokens.resized(width) for row in rows)
+        )
+        batch, places = packed(dataset, 1, config.new_rows, config.max_tokens)
+        ticket = np.full(config.new_rows, -1, np.int32)
+        settings = [rows[0].criterion] * config.new_rows
+        for row, place in zip(rows, places, strict=True):
+            ticket[place] = self._next_ticket
+            settings[place] = row.criterion
+            row.admission = now
+            self.rows[self._next_ticket] = row
+            self._next_ticket = (self._next_ticket + 1) % 2**31
+        criterion = jax.tree.map(lambda *leaves: np.stack(leaves), *settings)
+        self._state = _admit(*self._model, self._state, batch, ticket, criterion, **self._sizes)
+
+    def advance(self, num_layers: int) -> None:
+        """Run layers, and answer the rows that have exited."""
+        self._state = _advance(*self._model, self._state, np.int32(num_layers), **self._sizes)
+        names = ("ticket", "done", "layer", "answers")
+        ticket, done, layer, answers = jax.device_get([getattr(self._state, n) for n in names])
+        now = time.monotonic()
+        for index in np.flatnonzero(done):
+            row = self.rows.pop(int(ticket[index]), None)
+            if row is not None:  # Rows that do not exist, and rows that were answered before.
+                waited, ran = row.admission - row.arrival, now - row.admission
+                row.answer.set_result(Answer(answers[index], int(layer[index]), waited, ran))
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("chunk_tokens", "lengths"), donate_argnums=2
+)
+def _admit(
+    structure: Structure, parameters: Any, rows: ResidentRows, new, ticket, criterion, **sizes: Any
+) -> ResidentRows:
+    model = merge(structure, parameters)
+    return resident_pool.admit(model, rows, new, ticket, criterion, **sizes)
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("chunk_tokens", "lengths"), donate_argnums=2
+)
+def _advance(
+    structure: Structure, parameters: Any, rows: ResidentRows, num_layers, **sizes: Any
+) -> ResidentRows:
+    return resident_pool.advance(merge(structure, parameters), rows, num_layers, **sizes)

@@ -1,0 +1,125 @@
+"""The engine answers every row as `predict` does, in any mix of arrivals, and loses no row."""
+
+import asyncio
+import concurrent.futures
+
+import numpy as np
+import pytest
+
+from helpers import tiny_checkpoint
+from pabee_jax import EarlyExitClassifier, Entropy, InputError, Patience
+from pabee_jax.inference.engine import Engine, EngineConfig, Overloaded
+
+WORDS = ["good", "bad", "film", "plot", "the", "a"]
+TEXTS = [
+    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 9)) for row in range(60)
+]
+SIZES = EngineConfig(max_tokens=96, max_rows=12, new_rows=4)
+
+
+@pytest.fixture(scope="module", params=["albert", "bert"])
+def classifier(request, tmp_path_factory):
+    """A random classifier, with and without layers that share their parameters."""
+    folder = tmp_path_factory.mktemp(request.param) / "encoder"
+    fields = {"num_hidden_layers": 5, "initializer_range": 0.5, "model_type": request.param}
+    if request.param == "albert":
+        fields |= {"embedding_size": 8, "num_hidden_groups": 1, "inner_group_num": 1}
+    tiny_checkpoint(folder, WORDS, **fields)
+    return EarlyExitClassifier.from_pretrained(folder, num_labels=3, criterion=Patience(1))
+
+
+def expected(classifier, texts, criterion):
+    classifier.criterion = criterion
+    predictions = classifier.predict(texts)
+    classifier.criterion = Patience(1)
+    return predictions
+
+
+def check_answers(answers, predictions):
+    assert [answer.exit_layer for answer in answers] == predictions.exit_layers.tolist()
+    for answer, logits in zip(answers, predictions.logits, strict=True):
+        np.testing.assert_allclose(answer.logits, logits, atol=2e-5)
+        assert answer.queue_seconds >= 0 and answer.inference_seconds > 0
+
+
+@pytest.mark.parametrize("layers_per_look", [1, 3])
+def test_many_callers_get_the_answers_of_predict(classifier, layers_per_look):
+    """64 callers with 1 to 5 texts each, with criteria and patience of their own."""
+    criteria = [Patience(1), Patience(2), Entropy(0.95), None]
+    calls = [(TEXTS[row : row + 1 + row % 5], criteria[row % 4]) for row in range(50)]
+    config = EngineConfig(96, 12, 4, layers_per_look)
+
+    async def run():
+        with Engine(classifier, config) as engine:
+            tasks = [engine.predict(texts, criterion) for texts, criterion in calls]
+            return await asyncio.gather(*tasks)
+
+    for (texts, criterion), answers in zip(calls, asyncio.run(run()), strict=True):
+        check_answers(answers, expected(classifier, texts, criterion or Patience(1)))
+
+
+def test_a_queue_that_is_full_refuses_all_rows_of_a_call(classifier):
+    config = EngineConfig(96, 12, 4, max_waiting=8)
+    with Engine(classifier, config) as engine:
+        tokens = classifier.tokenize(TEXTS[:9])
+        with pytest.raises(Overloaded, match="rows wait, and at most 8 may"):
+            engine.submit(tokens)
+        futures = engine.submit(tokens.take(slice(0, 8)))
+        answers = [future.result() for future in futures]
+    check_answers(answers, expected(classifier, TEXTS[:8], Patience(1)))
+
+
+def test_closing_answers_the_rows_that_wait_and_refuses_new_ones(classifier):
+    engine = Engine(classifier, SIZES)
+    futures = engine.submit(classifier.tokenize(TEXTS))
+    engine.close()
+    answers = [future.result(timeout=0) for future in futures]
+    check_answers(answers, expected(classifier, TEXTS, Patience(1)))
+    with pytest.raises(InputError, match="the engine is closed"):
+        engine.submit(classifier.tokenize(TEXTS[:1]))
+
+
+def test_a_row_whose_caller_has_gone_is_dropped(classifier):
+    async def run(engine):
+        gone = [asyncio.create_task(engine.predict(TEXTS[:20])) for _ in range(3)]
+        stays = asyncio.create_task(engine.predict(TEXTS[20:30]))
+        await asyncio.sleep(0.05)
+        for task in gone:
+            task.cancel()
+        return await stays
+
+    with Engine(classifier, SIZES) as engine:
+        engine.warmup()
+        answers = asyncio.run(run(engine))
+        check_answers(answers, expected(classifier, TEXTS[20:30], Patience(1)))
+    assert engine.num_waiting == engine.num_active == 0
+
+
+def test_a_failure_of_the_device_reaches_the_callers_and_the_engine_goes_on(
+    classifier, monkeypatch
+):
+    from pabee_jax.inference import engine as module
+
+    with Engine(classifier, SIZES) as engine:
+        engine.warmup()
+        with monkeypatch.context() as patch:
+
+            def fail(*arguments, **sizes):
+                raise RuntimeError("the device failed")
+
+            patch.setattr(module, "_advance", fail)
+            futures = engine.submit(classifier.tokenize(TEXTS[:3]))
+            concurrent.futures.wait(futures)
+            for future in futures:
+                with pytest.raises(RuntimeError, match="the device failed"):
+                    future.result()
+        (future, *_) = engine.submit(classifier.tokenize(TEXTS[:2]))
+        assert future.result().exit_layer >= 1
+
+
+def test_a_criterion_that_does_not_fit_is_refused(classifier):
+    with Engine(classifier, SIZES) as engine:
+        with pytest.raises(InputError, match="must be an exit criterion"):
+            engine.submit(classifier.tokenize(TEXTS[:1]), criterion="patience")
+        with pytest.raises(InputError, match="the list of texts is empty"):
+            asyncio.run(engine.predict([]))
