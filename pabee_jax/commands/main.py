@@ -1,4 +1,4 @@
-"""`pabee-jax COMMAND ...`: train, evaluate, predict, compare, convert or export."""
+"""`pabee-jax COMMAND ...`: train, evaluate, predict, serve, compare, convert or export."""
 
 import pkgutil
 import sys
@@ -39,6 +39,11 @@ COMMANDS = {
         "write the predictions and exit layers of the rows of files",
         "--checkpoint runs/mrpc --input rows.csv --output predictions.csv",
         "predict_options:PredictOptions",
+    ),
+    "serve": Command(
+        "answer requests over HTTP, each text when it exits",
+        "--checkpoint runs/mrpc --port 8000",
+        "serve_options:ServeOptions",
     ),
     "compare": Command(
         "compare evaluated runs; runs that differ only in their seed are pooled",

@@ -174,6 +174,16 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         tokens = await loop.run_in_executor(self._tokenizers, self.classifier.tokenize, texts)
+        return await self.answers(tokens, criterion)
+
+    async def answers(
+        self, tokens: Dataset, criterion: ExitCriterion | None = None
+    ) -> list[Answer]:
+        """Return the answers of tokenized rows; if it is cancelled, waiting rows are dropped.
+
+        Raises:
+            Overloaded, InputError: as `submit`.
+        """
         futures = self.submit(tokens, criterion)
         try:
             return await asyncio.gather(*map(asyncio.wrap_future, futures))

@@ -1,0 +1,163 @@
+"""The requests and answers of the service: those of text-embeddings-inference, and its own fields.
+
+https://huggingface.github.io/text-embeddings-inference, /predict, /info.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pabee_jax import criteria
+from pabee_jax.criteria import ExitCriterion, Patience
+from pabee_jax.errors import InputError
+from pabee_jax.inference.inputs import Text
+
+Sequence = Annotated[list[str], Field(min_length=1, max_length=2)]
+ErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Unauthorized"]
+
+
+class PredictRequest(BaseModel):
+    """The body of `POST /predict`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Annotated[
+        str | Sequence | Annotated[list[Sequence], Field(min_length=1)],
+        Field(
+            description="A text; a pair of texts, as a list of two; or a batch, as a list of lists "
+            "of one or two texts.",
+            examples=["What is Deep Learning?"],
+        ),
+    ]
+    truncate: bool | None = Field(
+        None,
+        description="Truncate texts that have more tokens than the model takes. false: refuse "
+        "them. null: as the service is set up.",
+    )
+    raw_scores: bool = Field(False, description="Answer with logits instead of probabilities.")
+    patience: int | None = Field(
+        None, description="Exit once this many classifiers in a row agree; 0: never exit early."
+    )
+    criterion: dict[str, Any] | None = Field(
+        None,
+        description="An exit criterion with its fields.",
+        examples=[{"criterion": "max_probability", "threshold": 0.9}],
+    )
+    explain: bool = Field(False, description="Also answer with the prediction of every exit.")
+
+    @property
+    def is_batch(self) -> bool:
+        return isinstance(self.inputs, list) and isinstance(self.inputs[0], list)
+
+    @property
+    def texts(self) -> list[Text]:
+        """The texts and pairs of the request."""
+        if isinstance(self.inputs, str):
+            return [self.inputs]
+        sequences: list[Any] = self.inputs if self.is_batch else [self.inputs]
+        return [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts in sequences]
+
+    @property
+    def exit_criterion(self) -> ExitCriterion | None:
+        """The criterion of the request; None for that of the service.
+
+        Raises:
+            InputError: the criterion is unknown, has a wrong field, or is given twice.
+        """
+        if self.patience is not None and self.criterion is not None:
+            raise InputError("patience and criterion are two exit criteria; give one of them")
+        if self.patience is not None:
+            return Patience(self.patience)
+        return None if self.criterion is None else criteria.from_config(self.criterion)
+
+
+class InferenceParameters(BaseModel):
+    """The parameters of Hugging Face's text classification."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int | None = Field(None, ge=1, description="The number of classes in the answer.")
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+
+    @property
+    def raw_scores(self) -> bool:
+        return self.function_to_apply == "none"
+
+
+class InferenceRequest(BaseModel):
+    """The body of `POST /`, as Hugging Face's inference clients send it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: str | Sequence | Annotated[list[Sequence], Field(min_length=1)]
+    parameters: InferenceParameters = Field(default_factory=InferenceParameters)
+
+
+class Prediction(BaseModel):
+    """The score of one class."""
+
+    score: float
+    label: str
+
+
+class Exit(BaseModel):
+    """What an exit predicts."""
+
+    layer: int
+    logits: list[float]
+    predictions: list[Prediction]
+
+
+class Explanation(BaseModel):
+    """The answer for one text with `explain`."""
+
+    predictions: list[Prediction]
+    exit_layer: int
+    exits: list[Exit]
+
+
+Predictions = list[Prediction] | list[list[Prediction]] | Explanation | list[Explanation]
+
+
+class ErrorResponse(BaseModel):
+    """The body of every error."""
+
+    error: str
+    error_type: ErrorType
+
+
+class ClassifierModel(BaseModel):
+    """The classes of the model."""
+
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class ModelType(BaseModel):
+    """What the model does."""
+
+    classifier: ClassifierModel
+
+
+class Info(BaseModel):
+    """The answer of `GET /info`."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_sha: str | None = None
+    model_dtype: str
+    model_type: ModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None = None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None = None
+    docker_label: str | None = None
+    num_layers: int
+    criterion: dict[str, Any]
+    criteria: list[str]

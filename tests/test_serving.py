@@ -1,0 +1,300 @@
+"""The HTTP service: text-embeddings-inference's contract, the answers of `predict`, and faults."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import tiny_checkpoint
+from pabee_jax import EarlyExitClassifier, MaxProbability, Patience
+
+pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
+pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx")
+
+WORDS = ["good", "bad", "film", "plot", "the", "a"]
+TEXTS = [
+    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 9)) for row in range(60)
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    fields = {"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 1}
+    tiny_checkpoint(folder / "encoder", WORDS, num_hidden_layers=5, initializer_range=0.5, **fields)
+    classifier = EarlyExitClassifier.from_pretrained(
+        folder / "encoder", num_labels=3, criterion=Patience(1)
+    )
+    classifier.save_pretrained(folder / "classifier")
+    return str(folder / "classifier")
+
+
+class Server:
+    """A service in a process of its own."""
+
+    def __init__(self, checkpoint, *arguments):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "pabee_jax.commands.main", "serve"]
+        command += [f"--checkpoint={checkpoint}", f"--port={port}", *arguments]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        self.process = subprocess.Popen(command, env=environment)
+
+    def wait_until_ready(self):
+        while True:
+            assert self.process.poll() is None, "the service has ended"
+            try:
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+
+    def post(self, body, path="/predict", **options):
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    server = Server(checkpoint, "--max_client_batch_size=40").wait_until_ready()
+    yield server
+    assert server.stop() in (0, -signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def classifier(checkpoint):
+    return EarlyExitClassifier.from_pretrained(checkpoint)
+
+
+def check_row(scores, exit_layer, predictions, row):
+    probabilities = predictions.probabilities[row]
+    assert [score["label"] for score in scores] == [
+        predictions.label_names[index] for index in np.argsort(-probabilities, kind="stable")
+    ]
+    np.testing.assert_allclose(
+        [score["score"] for score in scores], sorted(probabilities, reverse=True), atol=1e-5
+    )
+    assert exit_layer == predictions.exit_layers[row]
+
+
+def exit_layers(response):
+    return [int(layer) for layer in response.headers["x-exit-layers"].split(",")]
+
+
+def test_a_text_a_pair_and_a_batch(server, classifier):
+    for inputs, texts in (
+        (TEXTS[3], [TEXTS[3]]),
+        ([TEXTS[3]], [TEXTS[3]]),
+        ([TEXTS[3], TEXTS[4]], [(TEXTS[3], TEXTS[4])]),
+        ([[TEXTS[5]], [TEXTS[6], TEXTS[7]]], [TEXTS[5], (TEXTS[6], TEXTS[7])]),
+    ):
+        response = server.post({"inputs": inputs})
+        assert response.status_code == 200, response.text
+        rows = response.json() if isinstance(inputs[0], list) else [response.json()]
+        predictions = classifier.predict(texts)
+        for row, scores in enumerate(rows):
+            check_row(scores, exit_layers(response)[row], predictions, row)
+        for name in ("total", "tokenization", "queue", "inference"):
+            assert float(response.headers[f"x-{name}-time"]) >= 0
+
+
+def test_64_clients_get_the_answers_of_predict(server, classifier):
+    """Mixed lengths, pairs, and settings of two criteria."""
+    settings = [
+        ({}, Patience(1)),
+        ({"patience": 3}, Patience(3)),
+        ({"criterion": {"criterion": "max_probability", "threshold": 0.4}}, MaxProbability(0.4)),
+        ({"patience": 0}, Patience(0)),
+    ]
+    requests = []
+    for index in range(256):
+        text, other = TEXTS[index % 60], TEXTS[(7 * index) % 60]
+        fields, criterion = settings[index % 4]
+        inputs = [text, other] if index % 3 == 0 else text
+        requests.append(({"inputs": inputs} | fields, criterion))
+    with ThreadPoolExecutor(64) as pool:
+        responses = list(pool.map(lambda request: server.post(request[0]), requests))
+    for (body, criterion), response in zip(requests, responses, strict=True):
+        assert response.status_code == 200, response.text
+        inputs = body["inputs"]
+        classifier.criterion = criterion
+        predictions = classifier.predict([inputs if isinstance(inputs, str) else tuple(inputs)])
+        check_row(response.json(), exit_layers(response)[0], predictions, 0)
+    classifier.criterion = Patience(1)
+
+
+def test_raw_scores_and_explanations(server, classifier):
+    response = server.post({"inputs": TEXTS[8], "raw_scores": True, "explain": True})
+    answer = response.json()
+    logits = classifier.all_exit_logits([TEXTS[8]])[:, 0]
+    assert [exit["layer"] for exit in answer["exits"]] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([exit["logits"] for exit in answer["exits"]], logits, atol=2e-5)
+    of_exit = sorted(logits[answer["exit_layer"] - 1], reverse=True)
+    np.testing.assert_allclose([p["score"] for p in answer["predictions"]], of_exit, atol=2e-5)
+
+
+def test_the_inference_client_of_the_hub(server, classifier):
+    hub = pytest.importorskip("huggingface_hub")
+    answer = hub.InferenceClient(model=server.url).text_classification(TEXTS[9], top_k=2)
+    (prediction,) = classifier.predict([TEXTS[9]])
+    assert len(answer) == 2 and answer[0].label == prediction.label
+    assert answer[0].score == pytest.approx(prediction.probability, abs=1e-5)
+
+
+def test_info_has_the_fields_of_text_embeddings_inference(server):
+    info = httpx.get(f"{server.url}/info").json()
+    required = {"model_id", "model_dtype", "model_type", "max_concurrent_requests", "version"}
+    required |= {"max_input_length", "max_batch_tokens", "max_client_batch_size", "auto_truncate"}
+    assert required | {"tokenization_workers", "criterion", "num_layers"} <= info.keys()
+    labels = info["model_type"]["classifier"]
+    assert labels["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert labels["label2id"] == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert info["criterion"]["criterion"] == "patience" and info["num_layers"] == 5
+
+
+def test_metrics_count_rows_and_layers(server):
+    def value(name):
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    names = ("te_request_count", "te_request_success", "pabee_exit_layer_count")
+    before = [value(name) for name in names]
+    saved = value("pabee_layers_saved")
+    response = server.post({"inputs": [[TEXTS[1]], [TEXTS[2]]]})
+    assert [value(name) for name in names] == [before[0] + 1, before[1] + 1, before[2] + 2]
+    assert value("pabee_layers_saved") == saved + sum(5 - n for n in exit_layers(response))
+    assert value("pabee_rows_in_flight") == value("te_queue_size") == 0
+
+
+LONG = " ".join(["good"] * 100)
+REFUSED = {
+    "no inputs": ({}, 422, "Validation"),
+    "an empty batch": ({"inputs": []}, 422, "Validation"),
+    "three texts": ({"inputs": ["a", "b", "c"]}, 422, "Validation"),
+    "a number": ({"inputs": 3}, 422, "Validation"),
+    "a mixed list": ({"inputs": ["a", ["b"]]}, 422, "Validation"),
+    "an unknown field": ({"inputs": "a", "patence": 1}, 422, "Validation"),
+    "negative patience": ({"inputs": "a", "patience": -1}, 422, "Validation"),
+    "two criteria": (
+        {"inputs": "a", "patience": 1, "criterion": {"criterion": "vote", "votes": 1}},
+        422,
+        "Validation",
+    ),
+    "an unknown criterion": (
+        {"inputs": "a", "criterion": {"criterion": "hunch"}},
+        422,
+        "Validation",
+    ),
+    "another criterion": (
+        {"inputs": "a", "criterion": {"criterion": "vote", "votes": 1}},
+        422,
+        "Validation",
+    ),
+    "too many rows": ({"inputs": [["a"]] * 41}, 413, "Validation"),
+    "too many tokens": ({"inputs": LONG}, 413, "Validation"),
+    "too many tokens, not truncated": ({"inputs": LONG, "truncate": False}, 413, "Validation"),
+    "a megabyte": ({"inputs": "good " * 200_000}, 413, "Validation"),
+    "10,000 rows": ({"inputs": [["a"]] * 10_000}, 413, "Validation"),
+    "three megabytes": ({"inputs": "x" * 3_000_000}, 413, "Validation"),
+    "half a surrogate pair": ('{"inputs": "\\ud800"}', 422, "Tokenizer"),
+    "malformed JSON": ('{"inputs": ', 422, "Validation"),
+    "not UTF-8": (b'{"inputs": "\xff"}', 422, "Validation"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_request_is_refused_and_hurts_no_other(server, name):
+    body, status, error_type = REFUSED[name]
+    if isinstance(body, dict):
+        response = server.post(body)
+    else:
+        headers = {"content-type": "application/json"}
+        response = httpx.post(f"{server.url}/predict", content=body, headers=headers)
+    assert (response.status_code, response.json()["error_type"]) == (status, error_type)
+    assert response.json()["error"]
+    assert server.post({"inputs": TEXTS[0]}).status_code == 200
+
+
+@pytest.mark.parametrize("inputs", ["", "a\0b", [["", ""]], "good\n\nfilm"])
+def test_unusual_texts_are_answered_as_predict_does(server, classifier, inputs):
+    response = server.post({"inputs": inputs})
+    text = tuple(inputs[0]) if isinstance(inputs, list) else inputs
+    scores = response.json()[0] if isinstance(inputs, list) else response.json()
+    check_row(scores, exit_layers(response)[0], classifier.predict([text]), 0)
+
+
+def test_a_long_text_can_be_truncated(server, classifier):
+    response = server.post({"inputs": LONG, "truncate": True})
+    check_row(response.json(), exit_layers(response)[0], classifier.predict([LONG]), 0)
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(server):
+    for _ in range(5):
+        with socket.create_connection(server.url.removeprefix("http://").split(":")) as client:
+            body = json.dumps({"inputs": [[text] for text in TEXTS[:40]]}).encode()
+            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+            client.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    assert server.post({"inputs": TEXTS[0]}).status_code == 200
+    for _ in range(50):
+        text = httpx.get(f"{server.url}/metrics").text
+        if "pabee_rows_in_flight 0.0" in text and "te_queue_size 0.0" in text:
+            return
+        time.sleep(0.1)
+    raise AssertionError("rows of clients that have gone remain")
+
+
+@pytest.mark.slow
+def test_a_key_a_full_queue_and_sigterm_under_load(checkpoint, tmp_path):
+    (tmp_path / "key").write_text("secret\n")
+    arguments = [f"--api_key_file={tmp_path / 'key'}", "--max_waiting=64"]
+    server = Server(checkpoint, *arguments).wait_until_ready()
+    key = {"headers": {"authorization": "Bearer secret"}}
+    assert server.post({"inputs": "good"}).status_code == 401
+    wrong = server.post({"inputs": "good"}, headers={"authorization": "Bearer Secret"})
+    assert (wrong.status_code, wrong.json()["error_type"]) == (401, "Unauthorized")
+    assert server.post({"inputs": "good"}, **key).status_code == 200
+    results, stopping = [], threading.Event()
+
+    def client(index):
+        body = {"inputs": [[TEXTS[(index + row) % 60]] for row in range(30)]}
+        while not stopping.is_set():
+            try:
+                results.append(server.post(body, **key).status_code)
+            except httpx.TransportError as error:
+                # The service no longer accepts connections; an accepted request is answered.
+                assert isinstance(error, httpx.ConnectError | httpx.RemoteProtocolError), error
+                return
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, index) for index in range(8)]
+        time.sleep(3)
+        status = server.stop()
+        stopping.set()
+        for future in clients:
+            future.result()
+    assert status in (0, -signal.SIGTERM)
+    assert results.count(200) > 10 and set(results) <= {200, 429}
+    assert 429 in results, "the queue was never full"
+
+
+def test_the_page_is_one_file_without_external_requests(server):
+    text = httpx.get(server.url).text
+    assert text.startswith("<!doctype html>") and "Early exit" in text
+    assert "http://" not in text and "https://" not in text and "src=" not in text
+    assert Path("pabee_jax/serving/page.html").name == "page.html"
