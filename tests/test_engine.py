@@ -17,7 +17,7 @@ TEXTS = [
 SIZES = EngineConfig(max_tokens=96, max_rows=12, new_rows=4)
 
 
-@pytest.fixture(scope="module", params=["albert", "bert"])
+@pytest.fixture(scope="module", params=["albert", pytest.param("bert", marks=pytest.mark.slow)])
 def classifier(request, tmp_path_factory):
     """A random classifier, with and without layers that share their parameters."""
     folder = tmp_path_factory.mktemp(request.param) / "encoder"

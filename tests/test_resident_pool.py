@@ -15,6 +15,7 @@ from pabee_jax.data.packing import packed
 from pabee_jax.drivers import resident_pool
 from pabee_jax.drivers.full import all_exit_logits
 
+SLOW = pytest.mark.slow
 SIZES = dict(chunk_tokens=32, lengths=(8, 16))
 MAX_ROWS, MAX_TOKENS, NEW_ROWS, NEW_TOKENS = 12, 96, 4, 64
 
@@ -102,7 +103,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if "mean" in name else ()) for name in CASES]
+)
 def test_a_row_exits_as_it_does_alone(name):
     """Rows have different lengths and different patience, and arrive at different times."""
     family, exits, mixed = CASES[name]
@@ -120,7 +123,9 @@ def test_a_row_exits_as_it_does_alone(name):
         np.testing.assert_allclose(answers[row], expected[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", [Entropy, Vote, Window])
+@pytest.mark.parametrize(
+    "kind", [Window, *(pytest.param(kind, marks=SLOW) for kind in (Entropy, Vote))]
+)
 def test_other_criteria_have_a_setting_per_row_too(kind):
     model = tiny_model("albert", labels=3, num_hidden_layers=5)
     dataset = random_rows(9, model.config.vocab_size, seed=1)
