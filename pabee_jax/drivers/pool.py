@@ -316,11 +316,10 @@ class PooledLayers:
             chunk_logits = self._exit_logits(
                 layer,
                 tokens,
-                *(
-                    slices(values, first, size)
-                    for values in (rows.lengths, starts, rows.batch_offsets)
-                ),
-                None if exits is None else slices(exits, first, size),
+                lengths=slices(rows.lengths, first, size),
+                offsets=slices(starts, first, size),
+                batch_offsets=slices(rows.batch_offsets, first, size),
+                exits=None if exits is None else slices(exits, first, size),
             )
             return jax.lax.dynamic_update_slice_in_dim(logits, chunk_logits, first, 0)
 

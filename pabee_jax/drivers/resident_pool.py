@@ -72,7 +72,7 @@ def empty(
     """
     zero_rows = jnp.zeros(max_rows, jnp.int32)
     zero_tokens = jnp.zeros(max_tokens, jnp.int32)
-    batch = RaggedBatch(*[zero_tokens] * 4, zero_rows)
+    batch = _tokenless(zero_tokens, zero_rows)
     layers = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     criteria = jax.tree.map(lambda leaf: jnp.full(max_rows, leaf), criterion)
     answers = jnp.zeros((max_rows, model.config.num_labels), jnp.float32)
@@ -114,18 +114,19 @@ def admit(
     """
     layers = PooledLayers(model, new, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     embedded = layers.embedded()
-    is_new = new.lengths > 0
+    new_lengths, new_mask = jnp.asarray(new.lengths), jnp.asarray(new.attention_mask)
+    is_new = new_lengths > 0
     if layers.reads_first_token:
         # Before an exit, a layer is only started.
-        started = active_rows(new.lengths, embedded.starts, ~is_new)
+        started = active_rows(new_lengths, embedded.starts, ~is_new)
         with full_precision(model.dtype):
             tokens = layers.run_tokens(jnp.int32(0), embedded.tokens, started)
         embedded = PoolState(tokens, embedded.starts)
     answers = jnp.zeros((len(ticket), rows.answers.shape[1]), jnp.float32)
     new_rows = ResidentRows(
         ticket=jnp.where(is_new, ticket, -1),
-        lengths=new.lengths,
-        attention_mask=new.attention_mask,
+        lengths=new_lengths,
+        attention_mask=new_mask,
         pool=embedded,
         layer=jnp.zeros_like(ticket),
         done=~is_new,
@@ -152,7 +153,7 @@ def advance(
         num_layers: the layers to run, at least 1; it may be traced.
         chunk_tokens, lengths: as for `pooled_early_exit`.
     """
-    batch = RaggedBatch(*[rows.attention_mask] * 4, rows.lengths)
+    batch = _tokenless(rows.attention_mask, rows.lengths)
     layers = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
     mixed = shares_all_layers(model)
 
@@ -185,6 +186,12 @@ def advance(
         return step + 1, rows
 
     return jax.lax.while_loop(some_remain, run, (jnp.int32(0), rows))[1]
+
+
+def _tokenless(attention_mask: Array, lengths: Array) -> RaggedBatch:
+    """Return a batch of rows that are embedded already: only masks and lengths are used."""
+    unused = attention_mask
+    return RaggedBatch(unused, attention_mask, unused, unused, lengths)
 
 
 def _with_exits(
@@ -241,9 +248,11 @@ def _merged(old: ResidentRows, new: ResidentRows) -> ResidentRows:
     def rows_of(old_values, new_values):
         return jnp.concatenate([old_values, new_values])[order]
 
-    mask_starts = [jnp.cumsum(rows.lengths) - rows.lengths for rows in (old, new)]
+    old_mask_starts, new_mask_starts = (
+        jnp.cumsum(rows.lengths) - rows.lengths for rows in (old, new)
+    )
     tokens = jax.tree.map(
-        lambda *values: tokens_of(*values, old.pool.starts, new.pool.starts),
+        lambda ours, theirs: tokens_of(ours, theirs, old.pool.starts, new.pool.starts),
         old.pool.tokens,
         new.pool.tokens,
     )
@@ -253,7 +262,9 @@ def _merged(old: ResidentRows, new: ResidentRows) -> ResidentRows:
     }
     return ResidentRows(
         lengths=sorted_lengths,
-        attention_mask=tokens_of(old.attention_mask, new.attention_mask, *mask_starts),
+        attention_mask=tokens_of(
+            old.attention_mask, new.attention_mask, old_mask_starts, new_mask_starts
+        ),
         pool=PoolState(tokens, starts),
         done=sorted_lengths == 0,
         **per_row,

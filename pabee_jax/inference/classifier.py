@@ -207,7 +207,7 @@ class EarlyExitClassifier:
         return Predictions(predictions_of(logits), logits, exit_layers, label_names)
 
     def map_columns(
-        self, batch: Mapping[str, Sequence], text: str = "text", text_pair: str = ""
+        self, batch: Mapping[str, Sequence | np.ndarray], text: str = "text", text_pair: str = ""
     ) -> dict[str, np.ndarray]:
         """Predict a batch of columns, for `datasets.Dataset.map(..., batched=True)` and Ray Data.
 

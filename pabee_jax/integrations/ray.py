@@ -54,9 +54,8 @@ class Predictor:
             InputError: as `EarlyExitClassifier.from_pretrained`.
         """
         self._columns = {"text": text, "text_pair": text_pair}
-        self._classifier = EarlyExitClassifier.from_pretrained(
-            checkpoint, **{"driver": "pool"} | options
-        )
+        options.setdefault("driver", "pool")
+        self._classifier = EarlyExitClassifier.from_pretrained(checkpoint, **options)
         self._classifier.warmup()
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -322,7 +322,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first, *_ = error.errors()
+        first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         return respond(ServiceError("Validation", f"{place}: {first['msg']}"))
 

@@ -30,20 +30,25 @@ class PredictRequest(BaseModel):
         ),
     ]
     truncate: bool | None = Field(
-        None,
+        default=None,
         description="Truncate texts that have more tokens than the model takes. false: refuse "
         "them. null: as the service is set up.",
     )
-    raw_scores: bool = Field(False, description="Answer with logits instead of probabilities.")
+    raw_scores: bool = Field(
+        default=False, description="Answer with logits instead of probabilities."
+    )
     patience: int | None = Field(
-        None, description="Exit once this many classifiers in a row agree; 0: never exit early."
+        default=None,
+        description="Exit once this many classifiers in a row agree; 0: never exit early.",
     )
     criterion: dict[str, Any] | None = Field(
-        None,
+        default=None,
         description="An exit criterion with its fields.",
         examples=[{"criterion": "max_probability", "threshold": 0.9}],
     )
-    explain: bool = Field(False, description="Also answer with the prediction of every exit.")
+    explain: bool = Field(
+        default=False, description="Also answer with the prediction of every exit."
+    )
 
     @property
     def is_batch(self) -> bool:
@@ -76,7 +81,9 @@ class InferenceParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, ge=1, description="The number of classes in the answer.")
+    top_k: int | None = Field(
+        default=None, ge=1, description="The number of classes in the answer."
+    )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
 
     @property
@@ -90,7 +97,7 @@ class InferenceRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     inputs: str | Sequence | Annotated[list[Sequence], Field(min_length=1)]
-    parameters: InferenceParameters = Field(default_factory=InferenceParameters)
+    parameters: InferenceParameters = InferenceParameters()
 
 
 class Prediction(BaseModel):
