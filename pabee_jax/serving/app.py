@@ -84,6 +84,8 @@ class Service:
     Attributes:
         engine: the engine.
         is_ready: whether the programs are compiled.
+        accepted: the requests for predictions that were accepted.
+        answered: those that were answered or refused with a reason.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Service:
         self.engine = engine
         self.limits = limits
         self.is_ready = False
+        self.accepted = self.answered = 0
         self.metrics = Metrics(engine)
         self._model_id = model_id
         own = criteria.name_of(engine.classifier.criterion)
@@ -247,6 +250,10 @@ def make_app(service: Service) -> FastAPI:
         yield
         warmup.cancel()
         await asyncio.get_running_loop().run_in_executor(None, service.engine.close)
+        print(
+            f"stopped: {service.answered} of {service.accepted} accepted requests were answered",
+            flush=True,
+        )
 
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse} for status in (401, 413, 422, 424, 429, 503)
@@ -266,7 +273,13 @@ def make_app(service: Service) -> FastAPI:
         method = "batch" if body.is_batch else "single"
         service.metrics.requests.labels(method=method).inc()
         start = time.monotonic()
-        result, headers = await _unless_disconnected(request, service.predict(body))
+        service.accepted += 1
+        try:
+            result, headers = await _unless_disconnected(request, service.predict(body))
+        except (ServiceError, Overloaded, HTTPException):
+            service.answered += 1
+            raise
+        service.answered += 1
         service.metrics.duration.observe(time.monotonic() - start)
         service.metrics.successes.labels(method=method).inc()
         response.headers.update(headers)
