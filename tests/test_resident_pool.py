@@ -46,11 +46,11 @@ class Pool:
 
     @property
     def active(self):
-        return int((~np.asarray(self.rows.done)).sum())
+        return int((~np.asarray(self.rows.exits.done)).sum())
 
     @property
     def free_tokens(self):
-        active = ~np.asarray(self.rows.done)
+        active = ~np.asarray(self.rows.exits.done)
         return MAX_TOKENS - int(np.asarray(self.rows.lengths)[active].sum())
 
     def take(self, dataset, tickets, settings):
@@ -62,8 +62,10 @@ class Pool:
 
     def run(self, num_layers):
         self.rows = self.advance(self.rows, num_layers)
+        exits = self.rows.exits
         ticket, done, layer, answers = map(
-            np.asarray, (self.rows.ticket, self.rows.done, self.rows.layer, self.rows.answers)
+            np.asarray,
+            (self.rows.ticket, exits.done, exits.exit_layer, exits.logits),
         )
         for index in np.flatnonzero(done & (ticket >= 0)):
             self.exits.setdefault(int(ticket[index]), (int(layer[index]), answers[index]))

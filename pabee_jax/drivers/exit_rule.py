@@ -1,7 +1,7 @@
 """The exit rule: the one place that decides "this row exits at this layer".
 
-`layer_loop.run_layers` (drivers `loop` and `pool`) and `replay` call `apply`, so that the drivers
-and the replay cannot disagree.
+`layer_loop.run_layers` (drivers `loop` and `pool`), the resident pool and `replay` call `apply`, so
+that they cannot disagree.
 """
 
 from typing import Any, NamedTuple
@@ -53,10 +53,12 @@ def apply(
     criterion: ExitCriterion,
     state: ExitState,
     logits: Float[Array, "batch classes"],
-    layer: Layer,
+    layer: Layer | Int[Array, " batch"],
     num_layers: int,
 ) -> ExitState:
     """Return the state after `layer` (from 1, possibly traced), whose exit gave `logits`.
+
+    If rows are at different depths, `layer` has the layer of each row.
 
     A row exits at the first layer at which the criterion says so, and at the last layer in any
     case. A row that has exited keeps its exit layer and its logits.

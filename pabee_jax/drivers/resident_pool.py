@@ -9,13 +9,19 @@ decoders). Otherwise all active rows are at one depth, and rows are admitted to 
 Every row has its own setting of the criterion.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pabee_jax.criteria import ExitCriterion
+from pabee_jax.criteria import ExitCriterion, registered
+from pabee_jax.criteria.base import Criterion
+from pabee_jax.drivers import exit_rule
+from pabee_jax.drivers.exit_rule import ExitState
+from pabee_jax.drivers.layer_loop import zero_logits
 from pabee_jax.drivers.pool import PooledLayers, PoolState
 from pabee_jax.drivers.ragged import RaggedBatch, active_rows, take
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
@@ -29,11 +35,10 @@ class ResidentRows(NamedTuple):
         lengths: the tokens of each row; 0 for rows that do not exist.
         attention_mask: the masks of all rows, one after the other.
         pool: the tokens of the active rows.
-        layer: how many layers have run for each row.
-        done: whether each row has exited or does not exist.
-        criterion: the setting of each row: the leaves have the row axis first.
-        criterion_state: the state of the criterion.
-        answers: the logits with which each row has exited.
+        layer: how many layers have run for each row; they stop when the row exits.
+        criterion: the setting of each row.
+        exits: which rows have exited, where, and with which logits. A row that does not exist
+            counts as having exited.
     """
 
     ticket: Int[Array, " rows"]
@@ -41,10 +46,43 @@ class ResidentRows(NamedTuple):
     attention_mask: Int[Array, " tokens"]
     pool: PoolState
     layer: Int[Array, " rows"]
-    done: Bool[Array, " rows"]
-    criterion: ExitCriterion
-    criterion_state: Any
-    answers: Float[Array, "rows classes"]
+    criterion: "RowSettings"
+    exits: ExitState
+
+
+@registered()
+@dataclasses.dataclass(frozen=True)
+class RowSettings(Criterion):
+    """A criterion with a setting for every row.
+
+    Attributes:
+        settings: the criterion, whose fields are arrays with the row axis first.
+    """
+
+    settings: Any
+
+    def init(self, logits, row):
+        return self._over_rows(lambda setting, *values: setting.init(*values), logits, row)
+
+    def update(self, state, logits, layer):
+        layer = jnp.broadcast_to(layer, logits.shape[:1])
+
+        def update(setting, state, logits, layer):
+            return setting.update(state, logits, layer[0])
+
+        return self._over_rows(update, state, logits, layer)
+
+    def answer(self, state, logits):
+        return self._over_rows(lambda setting, *values: setting.answer(*values), state, logits)
+
+    def _over_rows(self, function: Callable[..., Any], *values: Any) -> Any:
+        """Call the function with the setting and the values of each row, as a batch of one."""
+
+        def of_row(setting, *values):
+            result = function(setting, *jax.tree.map(lambda leaf: leaf[None], values))
+            return jax.tree.map(lambda leaf: leaf[0], result)
+
+        return jax.vmap(of_row)(self.settings, *values)
 
 
 def shares_all_layers(model: EarlyExitModel) -> bool:
@@ -74,18 +112,15 @@ def empty(
     zero_tokens = jnp.zeros(max_tokens, jnp.int32)
     batch = _tokenless(zero_tokens, zero_rows)
     layers = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
-    criteria = jax.tree.map(lambda leaf: jnp.full(max_rows, leaf), criterion)
-    answers = jnp.zeros((max_rows, model.config.num_labels), jnp.float32)
+    settings = RowSettings(jax.tree.map(lambda leaf: jnp.full(max_rows, leaf), criterion))
     return ResidentRows(
         ticket=zero_rows - 1,
         lengths=zero_rows,
         attention_mask=zero_tokens,
         pool=layers.embedded(),
         layer=zero_rows,
-        done=zero_rows == 0,
-        criterion=criteria,
-        criterion_state=_initial_states(criteria, answers, zero_rows),
-        answers=answers,
+        criterion=settings,
+        exits=_no_exits(model, settings, zero_rows, zero_rows == 0),
     )
 
 
@@ -109,7 +144,7 @@ def admit(
         rows: the pool.
         new: the new rows; a row of 0 tokens does not exist.
         ticket: the number of each new row.
-        criterion: the setting of each new row.
+        criterion: the setting of each new row: a criterion whose fields have the row axis first.
         chunk_tokens, lengths: as for `pooled_early_exit`.
     """
     layers = PooledLayers(model, new, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
@@ -122,17 +157,15 @@ def admit(
         with full_precision(model.dtype):
             tokens = layers.run_tokens(jnp.int32(0), embedded.tokens, started)
         embedded = PoolState(tokens, embedded.starts)
-    answers = jnp.zeros((len(ticket), rows.answers.shape[1]), jnp.float32)
+    settings = RowSettings(criterion)
     new_rows = ResidentRows(
         ticket=jnp.where(is_new, ticket, -1),
         lengths=new_lengths,
         attention_mask=new_mask,
         pool=embedded,
         layer=jnp.zeros_like(ticket),
-        done=~is_new,
-        criterion=criterion,
-        criterion_state=_initial_states(criterion, answers, ticket),
-        answers=answers,
+        criterion=settings,
+        exits=_no_exits(model, settings, ticket, ~is_new),
     )
     return _merged(rows, new_rows)
 
@@ -159,31 +192,27 @@ def advance(
 
     def some_remain(carry):
         step, rows = carry
-        return (step < num_layers) & ~jnp.all(rows.done)
+        return (step < num_layers) & ~jnp.all(rows.exits.done)
 
     def run(carry):
         step, rows = carry
+        done, starts, tokens = rows.exits.done, rows.pool.starts, rows.pool.tokens
         # All active rows are at this depth, or all layers have the same parameters.
-        depth = jnp.max(jnp.where(rows.done, 0, rows.layer))
+        depth = jnp.max(jnp.where(done, 0, rows.layer))
+        active = active_rows(rows.lengths, starts, done)
+        exits = rows.layer[active.order] if mixed else None
         with full_precision(model.dtype):
-            if layers.reads_first_token:
-                active = active_rows(rows.lengths, rows.pool.starts, rows.done)
-                exits = rows.layer[active.order] if mixed else None
-                tokens = rows.pool.tokens
+            if layers.reads_first_token:  # The layer has been started.
                 logits = layers.run_exits(depth, tokens, active, active.sources, exits)
                 rows = _with_exits(model, rows, active.in_batch_order(logits))
-                active = active_rows(rows.lengths, rows.pool.starts, rows.done)
-                tokens = layers.run_tokens(depth + 1, rows.pool.tokens, active)
-                pool = PoolState(tokens, active.in_batch_order(active.offsets))
-                rows = rows._replace(pool=pool)
+                active = active_rows(rows.lengths, starts, rows.exits.done)
+                tokens = layers.run_tokens(depth + 1, tokens, active)
             else:
-                active = active_rows(rows.lengths, rows.pool.starts, rows.done)
-                tokens = layers.run_tokens(depth, rows.pool.tokens, active)
-                exits = rows.layer[active.order] if mixed else None
+                tokens = layers.run_tokens(depth, tokens, active)
                 logits = layers.run_exits(depth, tokens, active, active.offsets, exits)
-                pool = PoolState(tokens, active.in_batch_order(active.offsets))
-                rows = _with_exits(model, rows._replace(pool=pool), active.in_batch_order(logits))
-        return step + 1, rows
+                rows = _with_exits(model, rows, active.in_batch_order(logits))
+        pool = PoolState(tokens, active.in_batch_order(active.offsets))
+        return step + 1, rows._replace(pool=pool)
 
     return jax.lax.while_loop(some_remain, run, (jnp.int32(0), rows))[1]
 
@@ -194,41 +223,25 @@ def _tokenless(attention_mask: Array, lengths: Array) -> RaggedBatch:
     return RaggedBatch(unused, attention_mask, unused, unused, lengths)
 
 
+def _no_exits(
+    model: EarlyExitModel, criterion: RowSettings, row: Array, done: Bool[Array, " rows"]
+) -> ExitState:
+    return exit_rule.initial_state(criterion, zero_logits(model, done), row, done)
+
+
 def _with_exits(
     model: EarlyExitModel, rows: ResidentRows, logits: Float[Array, "rows classes"]
 ) -> ResidentRows:
-    """Return the rows after the exit of their current layers, which gave `logits`."""
-
-    def of_row(criterion, state, logits, layer):
-        state = jax.tree.map(lambda leaf: leaf[None], state)
-        state, exits = criterion.update(state, logits[None], layer)
-        answer = criterion.answer(state, logits[None])
-        return jax.tree.map(lambda leaf: leaf[0], (state, exits, answer))
-
-    layer = jnp.where(rows.done, rows.layer, rows.layer + 1)
-    state, wants_exit, answers = jax.vmap(of_row)(
-        rows.criterion, rows.criterion_state, logits, layer
-    )
-    exits_now = ~rows.done & (wants_exit | (layer == model.config.num_hidden_layers))
-    return rows._replace(
-        layer=layer,
-        done=rows.done | exits_now,
-        criterion_state=state,
-        answers=jnp.where(exits_now[:, None], answers, rows.answers),
-    )
-
-
-def _initial_states(criteria: ExitCriterion, zero_logits: Array, row: Array) -> Any:
-    def of_row(criterion, zero_logits, row):
-        state = criterion.init(zero_logits[None], row[None])
-        return jax.tree.map(lambda leaf: leaf[0], state)
-
-    return jax.vmap(of_row)(criteria, zero_logits, row)
+    """Return the rows after the exits of their current layers, which gave `logits`."""
+    layer = jnp.where(rows.exits.done, rows.layer, rows.layer + 1)
+    num_layers = model.config.num_hidden_layers
+    exits = exit_rule.apply(rows.criterion, rows.exits, logits, layer, num_layers)
+    return rows._replace(layer=layer, exits=exits)
 
 
 def _merged(old: ResidentRows, new: ResidentRows) -> ResidentRows:
     """Return the active rows of both, the longest first, in arrays of the sizes of `old`."""
-    row_lengths = jnp.concatenate([jnp.where(old.done, 0, old.lengths), new.lengths])
+    row_lengths = jnp.concatenate([jnp.where(old.exits.done, 0, old.lengths), new.lengths])
     order = jnp.argsort(-row_lengths, stable=True)[: len(old.lengths)]
     sorted_lengths = row_lengths[order]
     ends = jnp.cumsum(sorted_lengths)
@@ -258,14 +271,15 @@ def _merged(old: ResidentRows, new: ResidentRows) -> ResidentRows:
     )
     per_row = {
         name: jax.tree.map(rows_of, getattr(old, name), getattr(new, name))
-        for name in ("ticket", "layer", "criterion", "criterion_state", "answers")
+        for name in ("ticket", "layer", "criterion", "exits")
     }
+    exits = per_row.pop("exits")._replace(done=sorted_lengths == 0)
     return ResidentRows(
         lengths=sorted_lengths,
         attention_mask=tokens_of(
             old.attention_mask, new.attention_mask, old_mask_starts, new_mask_starts
         ),
         pool=PoolState(tokens, starts),
-        done=sorted_lengths == 0,
+        exits=exits,
         **per_row,
     )

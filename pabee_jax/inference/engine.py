@@ -29,9 +29,6 @@ from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.inputs import Text
 from pabee_jax.models.parameters import Structure, merge
 
-# Rows have at least so many tokens: tokenizers add special tokens to every text.
-_FEWEST_TOKENS = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -91,6 +88,11 @@ class Engine:
 
     Rows with settings of one class of criteria share a pool; a new class compiles its programs at
     its first row.
+
+    Attributes:
+        classifier: the model, the tokenizer and the default criterion.
+        config: the sizes.
+        tokenizers: the threads that tokenize texts.
     """
 
     def __init__(self, classifier: EarlyExitClassifier, config: EngineConfig | None = None):
@@ -109,8 +111,9 @@ class Engine:
         self._changed = threading.Condition()
         self._is_closing = False
         self._pools: dict[type, _Pool] = {}
-        threads = concurrent.futures.ThreadPoolExecutor(config.tokenizer_threads, "tokenizer")
-        self._tokenizers = threads
+        self.tokenizers = concurrent.futures.ThreadPoolExecutor(
+            config.tokenizer_threads, "tokenizer"
+        )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -128,7 +131,7 @@ class Engine:
     @property
     def num_active(self) -> int:
         """The rows in the pools."""
-        return sum(len(pool.rows) for pool in self._pools.values())
+        return sum(len(pool.rows) for pool in list(self._pools.values()))
 
     def submit(
         self, tokens: Dataset, criterion: ExitCriterion | None = None
@@ -173,7 +176,7 @@ class Engine:
             Overloaded, InputError: as `submit`, and as `EarlyExitClassifier.predict`.
         """
         loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(self._tokenizers, self.classifier.tokenize, texts)
+        tokens = await loop.run_in_executor(self.tokenizers, self.classifier.tokenize, texts)
         return await self.answers(tokens, criterion)
 
     async def answers(
@@ -184,13 +187,8 @@ class Engine:
         Raises:
             Overloaded, InputError: as `submit`.
         """
-        futures = self.submit(tokens, criterion)
-        try:
-            return await asyncio.gather(*map(asyncio.wrap_future, futures))
-        except asyncio.CancelledError:
-            for future in futures:
-                future.cancel()
-            raise
+        # Cancelling the result of `gather` cancels the futures of the rows.
+        return await asyncio.gather(*map(asyncio.wrap_future, self.submit(tokens, criterion)))
 
     def warmup(self, criterion: ExitCriterion | None = None) -> None:
         """Compile the programs for this class of criteria; absent, that of the classifier."""
@@ -205,7 +203,7 @@ class Engine:
             self._is_closing = True
             self._changed.notify()
         self._thread.join()
-        self._tokenizers.shutdown()
+        self.tokenizers.shutdown()
 
     def _run(self) -> None:
         while self._has_work():
@@ -229,33 +227,34 @@ class Engine:
 
     def _admit(self) -> None:
         """Move waiting rows to their pools, in the order of their arrival, while they fit."""
-        new: dict[_Pool, list[_Waiting]] = {}
         with self._changed:
             while self._waiting:
                 row = self._waiting[0]
-                if row.answer.cancelled():
-                    self._waiting.popleft()
-                    continue
-                pool = self._pool_of(type(row.criterion), row.criterion)
-                if not pool.has_room(row, new.get(pool, [])):
+                pool = self._pool_of(row.criterion)
+                if not pool.has_room(row):
                     break
-                if not row.answer.set_running_or_notify_cancel():
-                    self._waiting.popleft()
-                    continue
-                new.setdefault(pool, []).append(self._waiting.popleft())
-        for pool, rows in new.items():
-            pool.admit(rows)
+                self._waiting.popleft()
+                if row.answer.set_running_or_notify_cancel():
+                    pool.take(row)
+        for pool in self._pools.values():
+            pool.admit()
 
-    def _pool_of(self, kind: type, criterion: ExitCriterion) -> "_Pool":
+    def _pool_of(self, criterion: ExitCriterion) -> "_Pool":
+        kind = type(criterion)
         if kind not in self._pools:
             self._pools[kind] = _Pool(self.classifier, self.config, self._lengths, criterion)
         return self._pools[kind]
 
     def _fail(self, error: Exception) -> None:
+        """Give the error to every row, also to those that wait: the next try may fail as well."""
+        with self._changed:
+            rows = [row for row in self._waiting if row.answer.set_running_or_notify_cancel()]
+            self._waiting.clear()
         for pool in self._pools.values():
-            for row in pool.rows.values():
-                row.answer.set_exception(error)
+            rows += pool.rows.values()
         self._pools = {}
+        for row in rows:
+            row.answer.set_exception(error)
 
 
 class _Pool:
@@ -273,10 +272,11 @@ class _Pool:
         criterion: ExitCriterion,
     ):
         self.rows: dict[int, _Waiting] = {}
+        self._new: list[int] = []  # The tickets of the rows that are not on the device yet.
         self._config = config
         self._next_ticket = 0
         self._model = classifier.structure_and_parameters
-        # A chunk holds every row; a small pool is one chunk.
+        # A chunk holds every row.
         self._sizes = {"chunk_tokens": max(lengths[-1], config.max_tokens // 2), "lengths": lengths}
         model = merge(*self._model)
         self._takes_rows_any_time = resident_pool.shares_all_layers(model)
@@ -284,46 +284,55 @@ class _Pool:
         # The programs donate the state, so no two of its arrays may be one buffer.
         self._state = jax.tree.map(jnp.copy, resident_pool.empty(model, criterion, **sizes))
 
-    def has_room(self, row: _Waiting, new: Sequence[_Waiting]) -> bool:
-        """Return whether the pool takes this row beside its active rows and the rows `new`."""
-        if self.rows and not self._takes_rows_any_time:
+    def has_room(self, row: _Waiting) -> bool:
+        """Return whether the pool takes one more row."""
+        config, is_on_device = self._config, len(self.rows) > len(self._new)
+        if (is_on_device and not self._takes_rows_any_time) or len(self._new) == config.new_rows:
             return False
-        if len(new) == self._config.new_rows:
-            return False
-        rows = [*self.rows.values(), *new, row]
+        rows = [*self.rows.values(), row]
         tokens = sum(int(other.tokens.lengths[0]) for other in rows)
-        return len(rows) <= self._config.max_rows and tokens <= self._config.max_tokens
+        return len(rows) <= config.max_rows and tokens <= config.max_tokens
 
-    def admit(self, rows: Sequence[_Waiting]) -> None:
-        """Add rows to the pool."""
-        config, now = self._config, time.monotonic()
+    def take(self, row: _Waiting) -> None:
+        """Add a row, which `admit` sends to the device."""
+        row.admission = time.monotonic()
+        self.rows[self._next_ticket] = row
+        self._new.append(self._next_ticket)
+        self._next_ticket = (self._next_ticket + 1) % 2**31
+
+    def admit(self) -> None:
+        """Send the rows that were taken to the device."""
+        if not self._new:
+            return
+        config, rows = self._config, [self.rows[ticket] for ticket in self._new]
         width = max(row.tokens.input_ids.shape[1] for row in rows)
         dataset = functools.reduce(
             Dataset.concatenated, (row.tokens.resized(width) for row in rows)
         )
         batch, places = packed(dataset, 1, config.new_rows, config.max_tokens)
         ticket = np.full(config.new_rows, -1, np.int32)
+        ticket[places] = self._new
         settings = [rows[0].criterion] * config.new_rows
         for row, place in zip(rows, places, strict=True):
-            ticket[place] = self._next_ticket
             settings[place] = row.criterion
-            row.admission = now
-            self.rows[self._next_ticket] = row
-            self._next_ticket = (self._next_ticket + 1) % 2**31
+        self._new = []
         criterion = jax.tree.map(lambda *leaves: np.stack(leaves), *settings)
         self._state = _admit(*self._model, self._state, batch, ticket, criterion, **self._sizes)
 
     def advance(self, num_layers: int) -> None:
         """Run layers, and answer the rows that have exited."""
         self._state = _advance(*self._model, self._state, np.int32(num_layers), **self._sizes)
-        names = ("ticket", "done", "layer", "answers")
-        ticket, done, layer, answers = jax.device_get([getattr(self._state, n) for n in names])
+        exits = self._state.exits
+        ticket, done, exit_layer, logits = jax.device_get(
+            (self._state.ticket, exits.done, exits.exit_layer, exits.logits)
+        )
         now = time.monotonic()
         for index in np.flatnonzero(done):
             row = self.rows.pop(int(ticket[index]), None)
             if row is not None:  # Rows that do not exist, and rows that were answered before.
                 waited, ran = row.admission - row.arrival, now - row.admission
-                row.answer.set_result(Answer(answers[index], int(layer[index]), waited, ran))
+                answer = Answer(logits[index], int(exit_layer[index]), waited, ran)
+                row.answer.set_result(answer)
 
 
 @functools.partial(
