@@ -24,18 +24,16 @@ import numpy as np
 import safetensors.numpy
 
 from benchmarks import command_line
+from benchmarks.evidence.runs import dev_logits
 from benchmarks.measure import environment, time_in_turns
 from benchmarks.models import random_model
 from benchmarks.recipes import METRICS, RECIPES, config_of
 from benchmarks.training_step import make_jax_step, random_batch
-from pabee_jax import EarlyExitClassifier, InputError, Patience, criteria, replay
+from pabee_jax import InputError, Patience, criteria, replay
 from pabee_jax.analysis import metrics
-from pabee_jax.analysis.rows import Rows
 from pabee_jax.criteria import ExitCriterion, MaxProbability
 from pabee_jax.data import glue
-from pabee_jax.data.load import load_task
 from pabee_jax.io.atomic import write_atomically
-from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.run import train
 from pabee_jax.training.strategy import phase_of
 
@@ -45,17 +43,6 @@ _TOLERANCE = 0.05
 _SST2_ROWS = 10_000
 # The settings that all runs in the directory of the logits share.
 _SETTINGS_FILE = "settings.json"
-
-
-def dev_logits(config: TrainConfig, workdir: Path) -> dict[str, np.ndarray]:
-    """Train one run; return every exit's logits on dev, and the labels."""
-    train(config, workdir, overwrite=True)
-    classifier = EarlyExitClassifier.from_pretrained(str(workdir), driver="full")
-    rows = Rows.of(load_task(config).read("dev"), classifier.tokenize)
-    assert rows.dataset.labels is not None  # Training refuses a dev set without labels.
-    # safetensors writes the memory of an array and ignores its strides.
-    logits = np.ascontiguousarray(classifier.all_exit_logits(rows.dataset))
-    return {"logits": logits, "labels": rows.dataset.labels}
 
 
 class DevEvaluation:
@@ -235,7 +222,8 @@ def train_missing(options, folder: Path) -> None:
         print(f"\n{recipe}, {task}, seed {seed}", flush=True)
         workdir = options.output / "run"
         data_dir = options.output / "data" if task == "sst2" else options.data_dir
-        arrays = dev_logits(config_of(recipe, task, seed, data_dir, options), workdir)
+        train(config_of(recipe, task, seed, data_dir, options), workdir, overwrite=True)
+        arrays = dev_logits(workdir)
         write_atomically(
             folder / _file_name(recipe, task, seed),
             lambda path, arrays=arrays: path.write_bytes(safetensors.numpy.save(arrays)),

@@ -278,6 +278,8 @@ def test_the_evidence_chooses_the_slowest_setting_that_is_fast_enough(task, clas
         assert low <= point["difference"] <= high
     layers = [point["layer speed-up"] for point in record["points"].values()]
     assert layers == sorted(layers)
+    if task == "sst2":  # A threshold can be as slow as the speed-up allows.
+        assert all(n < 1.15 * s for n, s in zip(layers, points.SPEEDUPS, strict=True))
 
 
 def test_the_evidence_shows_no_row_with_a_setting_that_was_chosen_on_it():

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,4 +305,3 @@ def test_the_page_is_one_file_without_external_requests(server):
     text = httpx.get(server.url).text
     assert text.startswith("<!doctype html>") and "Early exit" in text
     assert "http://" not in text and "https://" not in text and "src=" not in text
-    assert Path("pabee_jax/serving/page.html").name == "page.html"

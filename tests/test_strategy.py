@@ -1,5 +1,6 @@
 """Training strategies: the parameters that a step changes, and the parameters that it does not."""
 
+import dataclasses
 import functools
 
 import jax
@@ -26,6 +27,7 @@ from pabee_jax.training.effects import refuse_settings_without_effect
 from pabee_jax.training.loss import row_distances
 from pabee_jax.training.start import prior_bias
 from pabee_jax.training.step import initial_state, make_eval_step, make_train_step
+from pabee_jax.training.steps import refuse_short_run
 from pabee_jax.training.strategy import Phase, exit_weights, phase_of
 
 EXITS, STEPS = 3, 10
@@ -388,6 +390,27 @@ def test_invalid_settings_and_settings_without_effect_are_refused(name):
     with pytest.raises(InputError, match=message):
         check(TrainConfig(**fields))
         refuse_settings_without_effect(TrainConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "second", "message"),
+    [
+        (4, 0, "config.warmup_steps is 4, but its phase has 4 steps"),
+        (3, 6, "config.second_phase.warmup_steps is 6, but its phase has 6 steps"),
+    ],
+)
+def test_a_warmup_as_long_as_its_phase_is_refused(warmup, second, message):
+    config = config_of(
+        strategy="last_first",
+        last_exit_share=0.4,
+        warmup_steps=warmup,
+        second_phase=SecondPhaseConfig(1e-3, second),
+        max_steps=10,
+    )
+    with pytest.raises(InputError, match=message):
+        refuse_short_run(config, 320)
+    config = dataclasses.replace(config, warmup_steps=3, second_phase=SecondPhaseConfig(1e-3, 5))
+    refuse_short_run(config, 320)
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.01, 1), (0.99, 3), (0.5, 2)])

@@ -27,7 +27,7 @@ from benchmarks.recipes import RECIPES
 from pabee_jax import InputError
 from pabee_jax.io.atomic import write_atomically
 
-_DEFAULT_RECIPES = ["ordinary", "fast_exits"]
+_DEFAULT_RECIPES = ["ordinary", "fast_exits+uniform+distill"]
 
 
 def main(options) -> None:

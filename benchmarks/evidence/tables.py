@@ -8,6 +8,8 @@ from benchmarks import command_line
 from benchmarks.evidence.points import METRICS, SPEEDUPS
 from benchmarks.recipes import RECIPES
 
+_DRIVERS = ("pool", "loop")
+
 
 def headline(content: dict[str, Any]) -> str:
     """Return one line per recipe and task: medians over the seeds, in percent."""
@@ -32,9 +34,6 @@ def headline(content: dict[str, Any]) -> str:
                 line += [_measured(content, records, speedup, driver) for driver in _DRIVERS]
             lines.append(line)
     return command_line.table(header, lines)
-
-
-_DRIVERS = ("pool", "loop")
 
 
 def _point_cells(points: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 
-from pabee_jax import criteria
+from pabee_jax.commands.criterion_options import given_criterion
 from pabee_jax.commands.options import option
-from pabee_jax.criteria import ExitCriterion, Patience
+from pabee_jax.criteria import ExitCriterion
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_driver, check_size
 
@@ -56,10 +56,6 @@ class PredictOptions:
                 raise InputError(f"--{name} is missing: {meaning}")
         check_driver(self.driver)
         check_size("--batch_size", self.batch_size)
-        if self.criterion is not None and self.patience is not None:
-            raise InputError("--patience and --criterion are two exit criteria; give one of them")
-        if self.regression_threshold is not None and self.patience is None:
-            raise InputError("--regression_threshold has no effect without --patience")
         if self.text == self.text_pair:
             raise InputError(f"--text and --text_pair name the same column {self.text!r}")
         for name in self.kept_columns:
@@ -70,11 +66,7 @@ class PredictOptions:
     @functools.cached_property
     def exit_criterion(self) -> ExitCriterion | None:
         """The given criterion; None for the criterion of the checkpoint."""
-        if self.criterion is not None:
-            return criteria.parse(self.criterion)
-        if self.patience is not None:
-            return Patience(self.patience, self.regression_threshold or 0.0)
-        return None
+        return given_criterion(self.criterion, self.patience, self.regression_threshold)
 
     @functools.cached_property
     def kept_columns(self) -> tuple[str, ...]:

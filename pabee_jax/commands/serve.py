@@ -32,7 +32,8 @@ def serve(options: ServeOptions) -> None:
     try:
         import uvicorn
 
-        from pabee_jax.serving.app import Limits, Service, make_app
+        from pabee_jax.serving.app import make_app
+        from pabee_jax.serving.service import Limits, Service
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'pabee_jax[serve]'") from None
     limits = Limits(

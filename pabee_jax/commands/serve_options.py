@@ -4,8 +4,9 @@ import dataclasses
 import functools
 
 from pabee_jax import criteria
+from pabee_jax.commands.criterion_options import given_criterion
 from pabee_jax.commands.options import option
-from pabee_jax.criteria import ExitCriterion, Patience
+from pabee_jax.criteria import ExitCriterion
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_size
 
@@ -53,10 +54,6 @@ class ServeOptions:
             raise InputError(f"--port is {self.port}; it must be from 0 to 65535")
         for name in ("max_waiting", "max_client_batch_size", "max_body_bytes", "layers_per_look"):
             check_size(f"--{name}", getattr(self, name))
-        if self.criterion is not None and self.patience is not None:
-            raise InputError("--patience and --criterion are two exit criteria; give one of them")
-        if self.regression_threshold is not None and self.patience is None:
-            raise InputError("--regression_threshold has no effect without --patience")
         for name in self.allowed_criteria:
             criteria.criterion_class(name)
         _ = self.exit_criterion
@@ -64,11 +61,7 @@ class ServeOptions:
     @functools.cached_property
     def exit_criterion(self) -> ExitCriterion | None:
         """The given criterion; None for the criterion of the checkpoint."""
-        if self.criterion is not None:
-            return criteria.parse(self.criterion)
-        if self.patience is not None:
-            return Patience(self.patience, self.regression_threshold or 0.0)
-        return None
+        return given_criterion(self.criterion, self.patience, self.regression_threshold)
 
     @functools.cached_property
     def allowed_criteria(self) -> tuple[str, ...]:

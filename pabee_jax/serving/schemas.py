@@ -84,7 +84,7 @@ class InferenceParameters(BaseModel):
     top_k: int | None = Field(
         default=None, ge=1, description="The number of classes in the answer."
     )
-    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+    function_to_apply: Literal["softmax", "none"] | None = None
 
     @property
     def raw_scores(self) -> bool:

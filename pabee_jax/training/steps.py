@@ -6,7 +6,7 @@ from pabee_jax.data.batching import steps_per_epoch
 from pabee_jax.errors import InputError
 from pabee_jax.training.config import LARGEST_INTEGER, TrainConfig
 from pabee_jax.training.effects import refuse_long_warmup
-from pabee_jax.training.strategy import trains_early_exits
+from pabee_jax.training.strategy import first_phase_steps, trains_early_exits
 
 
 def total_steps(config: TrainConfig, num_rows: int) -> int:
@@ -29,6 +29,8 @@ def refuse_short_run(config: TrainConfig, num_rows: int) -> None:
     steps = total_steps(config, num_rows)
     if config.warmup_steps:
         refuse_long_warmup(config, steps)
+    if config.second_phase.learning_rate:
+        _refuse_long_warmup_of_a_phase(config, steps)
     if config.strategy not in ("joint", "attach") and steps < 2:
         raise InputError(
             f"config.strategy is {config.strategy!r}, which needs at least 2 steps, but the run "
@@ -46,6 +48,19 @@ def refuse_short_run(config: TrainConfig, num_rows: int) -> None:
             f"config.order is 'length_grouped', but the {num_rows} training rows make fewer than "
             f"two batches of {config.batch_size} rows"
         )
+
+
+def _refuse_long_warmup_of_a_phase(config: TrainConfig, steps: int) -> None:
+    first_steps = first_phase_steps(config, steps)
+    for name, warmup_steps, phase_steps in (
+        ("warmup_steps", config.warmup_steps, first_steps),
+        ("second_phase.warmup_steps", config.second_phase.warmup_steps, steps - first_steps),
+    ):
+        if warmup_steps >= phase_steps:
+            raise InputError(
+                f"config.{name} is {warmup_steps}, but its phase has {phase_steps} steps, so that "
+                "the learning rate never reaches its peak; it must be below the number of steps"
+            )
 
 
 def _evaluates_twice(config: TrainConfig, steps: int, every: int) -> bool:
