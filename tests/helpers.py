@@ -11,12 +11,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from pabee_jax.checkpoints.names import to_tensors
-from pabee_jax.criteria import as_arrays
+from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.data.batching import MODEL_INPUTS
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.ragged import RaggedBatch
 from pabee_jax.drivers.shapes import sequence_lengths
+from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.dispatch import padded_job, ragged_job
 from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.config import ModelConfig
@@ -90,6 +91,32 @@ def tiny_checkpoint(directory: Path, words: list[str], **overrides) -> Path:
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+# The words of `tiny_classifier`.
+FILM_WORDS = ["good", "bad", "film", "plot", "the", "a"]
+
+
+def film_texts(count: int) -> list[str]:
+    """Return texts of 1 to 9 of the words of `tiny_classifier`."""
+    return [
+        " ".join(FILM_WORDS[(3 * row + place) % 6] for place in range(1 + row % 9))
+        for row in range(count)
+    ]
+
+
+def tiny_classifier(folder: Path, num_labels: int, **overrides) -> str:
+    """Save a random classifier whose rows exit at several layers; return its directory.
+
+    Its encoder is in `folder` / "encoder", and its criterion is patience 1.
+    """
+    fields = {"num_hidden_layers": 5, "initializer_range": 0.5} | overrides
+    tiny_checkpoint(folder / "encoder", FILM_WORDS, **fields)
+    classifier = EarlyExitClassifier.from_pretrained(
+        folder / "encoder", num_labels=num_labels, criterion=Patience(1)
+    )
+    classifier.save_pretrained(folder / "classifier")
+    return str(folder / "classifier")
 
 
 def run_on(mesh, model, batch, criterion, chunk_rows=None, **driver):

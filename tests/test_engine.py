@@ -6,26 +6,21 @@ import concurrent.futures
 import numpy as np
 import pytest
 
-from helpers import tiny_checkpoint
+from helpers import film_texts, tiny_classifier
 from pabee_jax import EarlyExitClassifier, Entropy, InputError, Patience
 from pabee_jax.inference.engine import Engine, EngineConfig, Overloaded
 
-WORDS = ["good", "bad", "film", "plot", "the", "a"]
-TEXTS = [
-    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 9)) for row in range(60)
-]
+TEXTS = film_texts(60)
 SIZES = EngineConfig(max_tokens=96, max_rows=12, new_rows=4)
 
 
 @pytest.fixture(scope="module", params=["albert", pytest.param("bert", marks=pytest.mark.slow)])
 def classifier(request, tmp_path_factory):
     """A random classifier, with and without layers that share their parameters."""
-    folder = tmp_path_factory.mktemp(request.param) / "encoder"
-    fields = {"num_hidden_layers": 5, "initializer_range": 0.5, "model_type": request.param}
-    if request.param == "albert":
-        fields |= {"embedding_size": 8, "num_hidden_groups": 1, "inner_group_num": 1}
-    tiny_checkpoint(folder, WORDS, **fields)
-    return EarlyExitClassifier.from_pretrained(folder, num_labels=3, criterion=Patience(1))
+    fields = {"embedding_size": 8, "num_hidden_groups": 1} if request.param == "albert" else {}
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = tiny_classifier(folder, 3, model_type=request.param, **fields)
+    return EarlyExitClassifier.from_pretrained(checkpoint)
 
 
 def expected(classifier, texts, criterion):

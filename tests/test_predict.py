@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,29 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import tiny_checkpoint
+from helpers import film_texts, tiny_classifier
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.commands.predict import predict
 from pabee_jax.commands.predict_options import PredictOptions
 from pabee_jax.data import row_files
 from pabee_jax.inference import file_job
 
-WORDS = ["good", "bad", "film", "plot", "the", "a"]
-TEXTS = [
-    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 7)) for row in range(50)
-]
+TEXTS = film_texts(50)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A random classifier of two classes, whose rows exit at different layers."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(folder / "encoder", WORDS, num_hidden_layers=4, initializer_range=0.5)
-    classifier = EarlyExitClassifier.from_pretrained(
-        folder / "encoder", num_labels=2, criterion=Patience(1)
-    )
-    classifier.save_pretrained(folder / "classifier")
-    return str(folder / "classifier")
+    return tiny_classifier(tmp_path_factory.mktemp("checkpoint"), 2)
 
 
 @pytest.fixture
@@ -143,7 +134,7 @@ BAD_ROWS = {
     ".tsv": ("id\ttext\n0\tgood\n1\n2\t\xff\n4\tbad\n", {3: "1 cells where", 4: "not UTF-8"}),
     ".jsonl": (
         '{"text": "good"}\n{"text": 5}\nnothing\n{"text": null}\n[1]\n{"text": "\\ud800"}\n'
-        '{"other": ""}\n{"text": "bad"}\n',
+        '{"other": ""}\n{"text": "a", "text": "b"}\n{"text": "bad"}\n',
         {
             2: "it must be a string",
             3: "malformed JSON",
@@ -151,6 +142,7 @@ BAD_ROWS = {
             5: "not a JSON object",
             6: "incomplete Unicode",
             7: "missing or null",
+            8: "occurs twice",
         },
     ),
 }
@@ -176,6 +168,35 @@ def test_a_file_of_bad_rows_alone_gives_an_output_without_rows(checkpoint, tmp_p
     (tmp_path / "rows.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
     run(checkpoint, tmp_path / "out.csv", tmp_path / "rows.jsonl")
     assert (tmp_path / "out.csv").read_text() == "label,score_LABEL_0,score_LABEL_1,exit_layer\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_file_with_a_header_alone_gives_an_output_without_rows(checkpoint, tmp_path, suffix):
+    (tmp_path / "rows.csv").write_text("id,text\n")
+    run(checkpoint, tmp_path / f"out{suffix}", tmp_path / "rows.csv", keep="id")
+    assert read_any(tmp_path / f"out{suffix}") == []
+
+
+def test_a_checkpoint_that_was_trained_again_does_not_continue_the_job(
+    checkpoint, tmp_path, blocks_of_8, monkeypatch
+):
+    """The path is the same, but the classifiers are not."""
+    shutil.copytree(checkpoint, tmp_path / "model")
+    source, output = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv"
+
+    def stop(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_job, "_join", stop)
+        with pytest.raises(Killed):
+            run(str(tmp_path / "model"), output, source)
+    again = EarlyExitClassifier.from_pretrained(
+        Path(checkpoint).parent / "encoder", num_labels=2, seed=1, criterion=Patience(1)
+    )
+    again.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="holds the parts of another job"):
+        run(str(tmp_path / "model"), output, source)
 
 
 def test_a_text_with_a_tab_is_a_bad_row_of_a_tsv_output(checkpoint, tmp_path):

@@ -9,23 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import tiny_checkpoint
+from helpers import film_texts, tiny_classifier
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.integrations.ray import Predictor
 
-WORDS = ["good", "bad", "film", "plot", "the", "a"]
-TEXTS = [
-    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 7)) for row in range(100)
-]
+TEXTS = film_texts(100)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_checkpoint(folder / "encoder", WORDS, num_hidden_layers=4, initializer_range=0.5)
-    classifier = EarlyExitClassifier.from_pretrained(folder / "encoder", num_labels=2)
-    classifier.save_pretrained(folder / "classifier")
-    return str(folder / "classifier")
+    return tiny_classifier(tmp_path_factory.mktemp("checkpoint"), 2)
 
 
 def test_the_actor_adds_the_columns_of_the_predictions(checkpoint):

@@ -14,29 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from helpers import tiny_checkpoint
+from helpers import film_texts, tiny_classifier
 from pabee_jax import EarlyExitClassifier, MaxProbability, Patience
 
 pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
-WORDS = ["good", "bad", "film", "plot", "the", "a"]
-TEXTS = [
-    " ".join(WORDS[(3 * row + place) % 6] for place in range(1 + row % 9)) for row in range(60)
-]
+TEXTS = film_texts(60)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
     fields = {"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 1}
-    tiny_checkpoint(folder / "encoder", WORDS, num_hidden_layers=5, initializer_range=0.5, **fields)
-    classifier = EarlyExitClassifier.from_pretrained(
-        folder / "encoder", num_labels=3, criterion=Patience(1)
-    )
-    classifier.save_pretrained(folder / "classifier")
-    return str(folder / "classifier")
+    return tiny_classifier(tmp_path_factory.mktemp("checkpoint"), 3, **fields)
 
 
 class Server:

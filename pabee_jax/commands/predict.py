@@ -1,9 +1,7 @@
 """`predict`: the predictions and exit layers of the rows of files."""
 
-import dataclasses
 from collections.abc import Sequence
 
-from pabee_jax import criteria
 from pabee_jax.commands import command_line
 from pabee_jax.commands.options import read_flags
 from pabee_jax.commands.predict_options import PredictOptions
@@ -32,13 +30,13 @@ def predict(options: PredictOptions) -> None:
         InputError: a checkpoint or a file that cannot be used, or an output that exists.
     """
     job = FileJob(
+        checkpoint=options.checkpoint,
         inputs=[row_files.open_file(name) for name in options.input],
         output=storage.path_of(options.output),
         text=options.text,
         text_pair=options.text_pair,
         keep=options.kept_columns,
         batch_size=options.batch_size,
-        settings={},
     )
     classifier = EarlyExitClassifier.from_pretrained(
         options.checkpoint,
@@ -48,13 +46,6 @@ def predict(options: PredictOptions) -> None:
         mesh=sharding.make_mesh(),
         compilation_cache=options.compilation_cache,
     )
-    settings = {
-        "checkpoint": options.checkpoint,
-        "criterion": criteria.to_config(classifier.criterion),
-        "dtype": options.dtype,
-        "driver": options.driver,
-    }
-    job = dataclasses.replace(job, settings=settings)
     summary = file_job.run(job, classifier, overwrite=options.overwrite)
     print(f"wrote {job.output}: {summary.rows} rows", end="")
     if summary.rows:

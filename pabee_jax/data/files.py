@@ -51,15 +51,9 @@ class Table:
         """Return a column of strings; a string may be empty, but not null or of another type."""
         texts: list[str] = []
         for row, value in enumerate(self.cells[column]):
-            if not isinstance(value, str):
-                problem = (
-                    "missing or null" if value is None else f"{shown(value)}; it must be a string"
-                )
-                raise self.error(row, f"the text in column {column!r} is {problem}")
-            if not is_unicode(value):
-                message = f"the text in column {column!r} holds an incomplete Unicode escape"
-                raise self.error(row, message)
-            texts.append(value)
+            if problem := text_problem(column, value):
+                raise self.error(row, problem)
+            texts.append(str(value))
         return texts
 
     def labels(self, column: str) -> list[str]:
@@ -104,6 +98,17 @@ class Table:
                 raise self.error(row, message)
             scores.append(score)
         return np.asarray(scores, np.float32)
+
+
+def text_problem(column: str, value: object) -> str:
+    """Return why the value of a column is no text; empty if it is."""
+    if value is None:
+        return f"the text in column {column!r} is missing or null"
+    if not isinstance(value, str):
+        return f"the text in column {column!r} is {shown(value)}; it must be a string"
+    if not is_unicode(value):
+        return f"the text in column {column!r} holds an incomplete Unicode escape"
+    return ""
 
 
 def read_text(path: Path) -> str:
@@ -174,7 +179,7 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
     records: list[dict[str, object]] = []
     for line, text in enumerate(read_text(path).rstrip().split("\n"), 1):
         try:
-            record = json.loads(text, object_pairs_hook=_object)
+            record = json.loads(text, object_pairs_hook=json_object)
         except (ValueError, RecursionError) as error:
             # `msg` omits the line number of the json module, which is always 1.
             reason = getattr(error, "msg", error)
@@ -187,7 +192,7 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Table:
     return Table(path, columns, cells, range(1, len(records) + 1))
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return a JSON object; the json module would drop all but the last of equal names."""
     record = dict(pairs)
     if len(record) < len(pairs):

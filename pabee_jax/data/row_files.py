@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from pabee_jax.errors import InputError, first_line_of, is_unicode, shown
+from pabee_jax.data.files import json_object
+from pabee_jax.errors import InputError, first_line_of, is_unicode
 from pabee_jax.io import storage
 
 _PARQUET_BATCH = 1024
@@ -177,7 +178,7 @@ def _json_row(path: epath.Path, line: int, text: str, bytes_read: int) -> Row:
         problem = "not UTF-8 text"
     else:
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=json_object)
         except (ValueError, RecursionError) as error:
             problem = f"malformed JSON: {getattr(error, 'msg', error)}"
     if not problem and not isinstance(record, dict):
@@ -216,15 +217,3 @@ def _parquet(path: epath.Path, size: int) -> RowFile:
             raise unreadable(error) from None
 
     return RowFile(path, _unique(path, columns), size, rows)
-
-
-def text_of(row: Row, column: str) -> tuple[str, str]:
-    """Return the text in a column, and why it cannot be used ("" if it can)."""
-    value = row.cells.get(column)
-    if value is None:
-        return "", f"the text in column {column!r} is missing or null"
-    if not isinstance(value, str):
-        return "", f"the text in column {column!r} is {shown(value)}; it must be a string"
-    if not is_unicode(value):
-        return "", f"the text in column {column!r} holds an incomplete Unicode escape"
-    return value, ""

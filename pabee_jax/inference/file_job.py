@@ -13,17 +13,23 @@ continue. At the end, the blocks are joined.
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from etils import epath
+from flax import nnx
 from tqdm import tqdm
 
-from pabee_jax.data import row_files, table_files
+from pabee_jax import criteria
+from pabee_jax.data import table_files
 from pabee_jax.data.batching import prefetched
+from pabee_jax.data.files import text_problem
 from pabee_jax.data.row_files import Row, RowFile
 from pabee_jax.errors import InputError
 from pabee_jax.inference.classifier import EarlyExitClassifier
@@ -42,23 +48,25 @@ class FileJob:
     """The predictions of the rows of files.
 
     Attributes:
+        checkpoint: the checkpoint as the user gave it.
         inputs: the files; their rows are read in this order.
         output: the file to write: .csv, .tsv, .jsonl or .parquet.
         text: the column of the texts.
         text_pair: the column of the second texts of pairs; empty for single texts.
         keep: columns of the input that are copied to the output.
         batch_size: the most rows that run together; None for the driver's default.
-        settings: the other settings that change the predictions, as JSON values; a job with other
-            settings does not continue this job.
+
+    Raises:
+        InputError: a file lacks a column, or the output has another extension.
     """
 
+    checkpoint: str
     inputs: Sequence[RowFile]
     output: epath.Path
     text: str
     text_pair: str
     keep: Sequence[str]
     batch_size: int | None
-    settings: dict[str, Any]
 
     def __post_init__(self):
         table_files.check_extension(self.output)
@@ -79,13 +87,24 @@ class FileJob:
         """The file of the rows that could not be used; it exists only if there are any."""
         return self.output.with_name(f"{self.output.name}.errors.jsonl")
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the predictions depend on, as JSON values."""
-        files = [[str(file.path), file.size] for file in self.inputs]
-        fields = {"text": self.text, "text_pair": self.text_pair, "keep": list(self.keep)}
-        fields |= {"rows_per_block": ROWS_PER_BLOCK, "batch_size": self.batch_size}
-        return {"inputs": files, **fields, **self.settings}
+    def description(self, classifier: EarlyExitClassifier) -> dict[str, Any]:
+        """Return what the output depends on, as JSON values."""
+        classifiers = jax.tree.leaves(nnx.to_pure_dict(nnx.state(classifier.model.classifiers)))
+        digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in classifiers))
+        return {
+            "checkpoint": self.checkpoint,
+            # Another training of the same encoder at the same place has other classifiers.
+            "classifiers": digest.hexdigest()[:16],
+            "criterion": criteria.to_config(classifier.criterion),
+            "dtype": str(classifier.model.dtype),
+            "driver": classifier.driver,
+            "batch_size": self.batch_size,
+            "inputs": [[str(file.path), file.size] for file in self.inputs],
+            "text": self.text,
+            "text_pair": self.text_pair,
+            "keep": list(self.keep),
+            "rows_per_block": ROWS_PER_BLOCK,
+        }
 
     def files_of(self, block: int) -> tuple[epath.Path, epath.Path, epath.Path]:
         """Return the files of a block: its predictions, its errors and its summary."""
@@ -116,9 +135,10 @@ def run(job: FileJob, classifier: EarlyExitClassifier, *, overwrite: bool = Fals
             process runs the job, or a file cannot be read or written.
     """
     columns = output_columns(classifier, job.keep)
-    _refuse_existing(job, overwrite)
+    description = job.description(classifier)
+    _refuse_existing(job, description, overwrite)
     with lock.locked(job.folder, f"--output {job.output}", "writes"):
-        _prepare(job, overwrite)
+        _prepare(job, description)
         summaries = _finished(job)
         with _bar(job) as bar, contextlib.closing(prefetched(_rest(job, len(summaries)))) as blocks:
             rows_before = sum(summary.rows for summary in summaries)
@@ -127,6 +147,8 @@ def run(job: FileJob, classifier: EarlyExitClassifier, *, overwrite: bool = Fals
                 bar.update(_bytes_read(job, block[-1]) - bar.n)
                 rows_now = sum(summary.rows for summary in summaries) - rows_before
                 bar.set_postfix_str(_speed(bar, rows_now), refresh=False)
+        if not summaries:  # The files have headers only.
+            summaries.append(_predict_block(job, 0, [], classifier, columns))
         _join(job, len(summaries), columns)
     job.folder.rmtree()
     return Summary(*map(sum, zip(*summaries, strict=True)))
@@ -145,16 +167,16 @@ def output_columns(classifier: EarlyExitClassifier, keep: Sequence[str]) -> list
     return [*keep, *own]
 
 
-def _refuse_existing(job: FileJob, overwrite: bool) -> None:
+def _refuse_existing(job: FileJob, description: dict[str, Any], overwrite: bool) -> None:
     """Raise InputError for an output that another command wrote, or for the parts of another job.
 
     A job that was killed while it joined its parts has both, and joins them again.
     """
     if overwrite:
         return
-    description = job.folder / _JOB_FILE
-    if description.exists():
-        if json.loads(description.read_text()) != job.description:
+    stored = _stored_description(job)
+    if stored is not None:
+        if stored != description:
             raise InputError(
                 f"{job.folder} holds the parts of another job, with other inputs, another "
                 "checkpoint or other options; give another --output, or discard the parts with "
@@ -164,17 +186,20 @@ def _refuse_existing(job: FileJob, overwrite: bool) -> None:
         raise InputError(f"--output {job.output} exists; replace it with --overwrite")
 
 
-def _prepare(job: FileJob, overwrite: bool) -> None:
+def _stored_description(job: FileJob) -> dict[str, Any] | None:
+    """Return the description of the job whose parts are in the folder; None without parts."""
+    path = job.folder / _JOB_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _prepare(job: FileJob, description: dict[str, Any]) -> None:
     """Write the description of the job, and remove the files of another job."""
-    description = job.folder / _JOB_FILE
-    if overwrite and not (
-        description.exists() and json.loads(description.read_text()) == job.description
-    ):
+    if _stored_description(job) != description:
         for path in job.folder.iterdir():
             if path.name != lock.LOCK_FILE:
                 path.unlink()
-    text = json.dumps(job.description, indent=1)
-    write_atomically(description, lambda path: path.write_text(text))
+    text = json.dumps(description, indent=1)
+    write_atomically(job.folder / _JOB_FILE, lambda path: path.write_text(text))
 
 
 def _finished(job: FileJob) -> list[Summary]:
@@ -234,11 +259,10 @@ def _text_of(job: FileJob, row: Row) -> tuple[Text, str]:
     """Return the text or the pair of a row, and why it cannot be used ("" if it can)."""
     if row.problem:
         return "", row.problem
-    text, problem = row_files.text_of(row, job.text)
-    if problem or not job.text_pair:
-        return text, problem
-    pair, problem = row_files.text_of(row, job.text_pair)
-    return (text, pair), problem
+    columns = [job.text, job.text_pair] if job.text_pair else [job.text]
+    texts: list[Any] = [row.cells.get(column) for column in columns]
+    problems = filter(None, map(text_problem, columns, texts))
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1]), next(problems, "")
 
 
 def _records(predictions: Predictions) -> list[dict[str, Any]]:
