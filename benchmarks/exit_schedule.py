@@ -1,17 +1,23 @@
-"""A criterion under which every row exits at a given layer."""
+"""Criteria under which every row exits at a given layer.
+
+As for every other criterion, whether a row exits depends on its logits (here: they are numbers), so
+that XLA cannot run a layer before the exits that precede it.
+"""
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from pabee_jax import FixedLayer
 from pabee_jax.criteria import Criterion, registered
 
 
 @registered()
 @dataclasses.dataclass(frozen=True)
 class ExitSchedule(Criterion):
-    """Row b of the call exits at `exit_layers[b]`; its logits have no effect.
+    """Row b of the call exits at `exit_layers[b]`.
 
     Attributes:
         exit_layers: (rows,) int32, from 1.
@@ -26,8 +32,21 @@ class ExitSchedule(Criterion):
         return self.exit_layers[row]
 
     def update(self, state, logits, layer):
-        del logits
-        return state, layer >= state
+        return state, (layer >= state) & _are_numbers(logits)
+
+
+@registered()
+@dataclasses.dataclass(frozen=True)
+class ScheduledExit(FixedLayer):
+    """All rows exit at `layer`."""
+
+    def update(self, state, logits, layer):
+        state, exits = super().update(state, logits, layer)
+        return state, exits & _are_numbers(logits)
+
+
+def _are_numbers(logits):
+    return ~jnp.any(jnp.isnan(logits), axis=-1)
 
 
 def binomial_exit_layers(rows: int, mean: float, num_layers: int, seed: int = 0) -> np.ndarray:

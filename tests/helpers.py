@@ -15,8 +15,7 @@ from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.data.batching import MODEL_INPUTS
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
-from pabee_jax.drivers.ragged import RaggedBatch
-from pabee_jax.drivers.shapes import sequence_lengths
+from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.dispatch import padded_job, ragged_job
 from pabee_jax.inference.programs import run_loop, run_pool
@@ -135,7 +134,7 @@ def run_on(mesh, model, batch, criterion, chunk_rows=None, **driver):
     else:
         longest = int(tokens.lengths.max())
         job = ragged_job(row, tokens, rows // devices + 2, int(tokens.lengths.sum()), mesh, None)
-        driver |= dict(chunk_tokens=chunk_rows * longest, lengths=sequence_lengths(longest))
+        driver["sizes"] = ChunkSizes.of(chunk_rows * longest, longest)
         run = functools.partial(run_pool, **driver)
     batch = sharding.shard_batch(job.batch | {"row": job.row_of_place}, mesh)
     row = batch.pop("row")

@@ -117,7 +117,7 @@ def test_auto_uses_the_loop_for_few_rows_and_the_pool_for_many(classifier, monke
     record("run_loop")
     record("run_pool")
     auto = with_driver(classifier, "auto")
-    loop_rows = planning.loop_rows(auto._mesh)
+    loop_rows = planning.loop_rows(auto.mesh)
     auto.predict(["good"] * loop_rows)
     auto.predict(["good"] * (loop_rows + 1))
     assert programs == ["run_loop", "run_pool"]
@@ -207,8 +207,7 @@ def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch)
             RaggedBatch(tokens, tokens, tokens, tokens, rows),
             as_arrays(Patience(1)),
             rows,
-            chunk_tokens=plan.chunk_tokens,
-            lengths=sequence_lengths(length),
+            sizes=plan.sizes,
         )
         analysis = program.compile().memory_analysis()
         used_bytes = analysis.temp_size_in_bytes + 4 * tokens.nbytes + 2 * rows.nbytes

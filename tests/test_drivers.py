@@ -17,6 +17,7 @@ from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.layer_loop import Control
+from pabee_jax.drivers.ragged import ChunkSizes, run_while_more_than
 from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.transformer import TransformerLayer
 
@@ -185,7 +186,8 @@ def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     run_on(sharding.make_mesh(1), model, batch, ExitSchedule(exit_layers), chunk_rows)
     jax.effects_barrier()
     lengths = batch["attention_mask"].sum(axis=1)
-    chunk, exits = chunk_rows * lengths.max(), max(1, chunk_rows * lengths.max() // 32)
+    chunk = chunk_rows * lengths.max()
+    exits = ChunkSizes.of(int(chunk), int(lengths.max())).exit_rows
     windows = [
         tokens_of_chunks(np.sort(lengths[exit_layers >= layer])[::-1], chunk)
         for layer in range(1, layers + 1)
@@ -197,7 +199,7 @@ def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     }
     for method, counts in tokens.items():
         # The calls for `exits` rows finish first tokens.
-        assert sum(count for count in counts if count != exits) == expected[method], method
+        assert sum(count for count in counts if count not in exits) == expected[method], method
     assert (exit_layers * lengths).sum() <= sum(windows) < (layers * lengths).sum()
 
 
@@ -302,3 +304,14 @@ def test_padding_rows_exit_before_the_first_layer():
     padded_layers, padded_logits = early_exit(model, padded_batch, as_arrays(Patience(1)))
     np.testing.assert_array_equal(padded_layers, [*exit_layers, 0, 0, 0, 0])
     np.testing.assert_allclose(padded_logits[:4], logits, atol=2e-5)
+
+
+def test_sizes_of_chunks():
+    """The last tokens run in the smallest chunk that holds them, the others in few chunks."""
+    sizes = ChunkSizes.of(512, 128, smallest=32)
+    assert sizes.tokens == (512, 128, 64, 32) and sizes.exit_rows == [16, 4, 2, 1]
+    assert run_while_more_than(sizes.tokens) == [384, 64, 32, 0]
+    assert [shape.lengths[-1] for shape in sizes.shapes] == [128, 128, 64, 32]
+    assert ChunkSizes.of(1024, 512).tokens == (1024, 512)
+    assert ChunkSizes.of(512, 512).tokens == (512,)
+    assert ChunkSizes.of(512, 512, smallest=256).tokens == (512, 256)

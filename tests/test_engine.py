@@ -11,7 +11,7 @@ from pabee_jax import EarlyExitClassifier, Entropy, InputError, Patience
 from pabee_jax.inference.engine import Engine, EngineConfig, Overloaded
 
 TEXTS = film_texts(60)
-SIZES = EngineConfig(max_tokens=96, max_rows=12, new_rows=4)
+SIZES = EngineConfig(max_tokens=96, max_rows=12)
 
 
 @pytest.fixture(scope="module", params=["albert", pytest.param("bert", marks=pytest.mark.slow)])
@@ -42,7 +42,7 @@ def test_many_callers_get_the_answers_of_predict(classifier, layers_per_look):
     """64 callers with 1 to 5 texts each, with criteria and patience of their own."""
     criteria = [Patience(1), Patience(2), Entropy(0.95), None]
     calls = [(TEXTS[row : row + 1 + row % 5], criteria[row % 4]) for row in range(50)]
-    config = EngineConfig(96, 12, 4, layers_per_look)
+    config = EngineConfig(96, 12, layers_per_look)
 
     async def run():
         with Engine(classifier, config) as engine:
@@ -54,7 +54,7 @@ def test_many_callers_get_the_answers_of_predict(classifier, layers_per_look):
 
 
 def test_a_queue_that_is_full_refuses_all_rows_of_a_call(classifier):
-    config = EngineConfig(96, 12, 4, max_waiting=8)
+    config = EngineConfig(96, 12, max_waiting=8)
     with Engine(classifier, config) as engine:
         tokens = classifier.tokenize(TEXTS[:9])
         with pytest.raises(Overloaded, match="rows wait, and at most 8 may"):
@@ -118,3 +118,14 @@ def test_a_criterion_that_does_not_fit_is_refused(classifier):
             engine.submit(classifier.tokenize(TEXTS[:1]), criterion="patience")
         with pytest.raises(InputError, match="the list of texts is empty"):
             asyncio.run(engine.predict([]))
+
+
+def test_no_program_is_compiled_after_the_warmup(classifier):
+    from pabee_jax.inference import engine as module
+
+    with Engine(classifier, SIZES) as engine:
+        engine.warmup()
+        compiled = module._admit._cache_size(), module._advance._cache_size()
+        for rows in (1, 2, 12, 30):
+            concurrent.futures.wait(engine.submit(classifier.tokenize(TEXTS[:rows])))
+        assert (module._admit._cache_size(), module._advance._cache_size()) == compiled

@@ -1,5 +1,6 @@
 """The Ray integration, on a real cluster of this machine."""
 
+import concurrent.futures
 import os
 import signal
 import threading
@@ -109,3 +110,46 @@ def test_the_job_completes_when_an_actor_is_killed(ray, checkpoint):
     thread.join()
     assert was_killed, "the job ended before an actor was killed"
     assert sorted(row["id"] for row in rows) == list(range(20_000))
+
+
+@pytest.mark.slow
+def test_two_replicas_of_ray_serve_answer_as_predict(ray, checkpoint, capsys):
+    pytest.importorskip("fastapi")
+    httpx = pytest.importorskip("httpx")
+    from ray import serve
+
+    from pabee_jax.integrations.ray_serve import application
+
+    replicas = application(
+        checkpoint,
+        deployment={"num_replicas": 2, "max_ongoing_requests": 64},
+        criterion=Patience(1),
+    )
+    serve.run(replicas)
+    url, rows = "http://127.0.0.1:8000", 2_000
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").status_code == 200
+
+        def answer(row):
+            text = TEXTS[row % len(TEXTS)]
+            response = client.post("/predict", json={"inputs": text, "raw_scores": True})
+            assert response.status_code == 200, response.text
+            scores = {entry["label"]: entry["score"] for entry in response.json()}
+            return scores, int(response.headers["x-exit-layers"])
+
+        with concurrent.futures.ThreadPoolExecutor(16) as threads:
+            start = time.monotonic()
+            answers = list(threads.map(answer, range(rows)))
+            seconds = time.monotonic() - start
+        assert client.post("/predict", json={"inputs": 3}).status_code == 422
+    with capsys.disabled():
+        print(f"\n{rows} requests of 16 clients in {seconds:.1f} s, two replicas of Ray Serve")
+    classifier = EarlyExitClassifier.from_pretrained(checkpoint, criterion=Patience(1))
+    expected = classifier.predict(TEXTS)
+    names = classifier.pretrained.label_names
+    for row, (scores, exit_layer) in enumerate(answers):
+        index = row % len(TEXTS)
+        assert exit_layer == expected.exit_layers[index]
+        for label, logit in zip(names, expected.logits[index], strict=True):
+            assert abs(scores[label] - logit) < 1e-5
+    serve.shutdown()

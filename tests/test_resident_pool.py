@@ -14,9 +14,10 @@ from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.packing import packed
 from pabee_jax.drivers import resident_pool
 from pabee_jax.drivers.full import all_exit_logits
+from pabee_jax.drivers.ragged import ChunkSizes
 
 SLOW = pytest.mark.slow
-SIZES = dict(chunk_tokens=32, lengths=(8, 16))
+SIZES = dict(sizes=ChunkSizes.of(32, 16, smallest=8, block_factor=2))
 MAX_ROWS, MAX_TOKENS, NEW_ROWS, NEW_TOKENS = 12, 96, 4, 64
 
 

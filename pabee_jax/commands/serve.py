@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pabee_jax.commands import command_line
 from pabee_jax.commands.options import read_flags
 from pabee_jax.commands.serve_options import ServeOptions
-from pabee_jax.criteria import check_task, criterion_class
 from pabee_jax.errors import InputError
-from pabee_jax.inference.classifier import EarlyExitClassifier
-from pabee_jax.inference.engine import Engine, EngineConfig
+from pabee_jax.inference.engine import EngineConfig
 from pabee_jax.io import storage
 
 
@@ -42,22 +40,18 @@ def serve(options: ServeOptions) -> None:
         auto_truncate=options.auto_truncate,
         api_key=_key(options.api_key_file),
     )
-    classifier = EarlyExitClassifier.from_pretrained(
+    service = Service.open(
         options.checkpoint,
+        limits=limits,
+        config=EngineConfig(
+            layers_per_look=options.layers_per_look, max_waiting=options.max_waiting
+        ),
+        allowed_criteria=options.allowed_criteria,
         criterion=options.exit_criterion,
         dtype=options.dtype,
         compilation_cache=options.compilation_cache,
     )
-    is_regression = classifier.config.is_regression
-    default = ("patience",) if is_regression else ("patience", "max_probability")
-    allowed = options.allowed_criteria or default
-    for name in allowed:
-        check_task(criterion_class(name), is_regression)
-    engine = Engine(
-        classifier,
-        EngineConfig(layers_per_look=options.layers_per_look, max_waiting=options.max_waiting),
-    )
-    app = make_app(Service(engine, options.checkpoint, limits, allowed))
+    app = make_app(service)
     print(f"{options.checkpoint}: http://{options.host}:{options.port}", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 

@@ -31,11 +31,12 @@ from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.layer_loop import CONTROL, Control, Layer, on_group, run_layers, zero_logits
 from pabee_jax.drivers.ragged import (
     ActiveRows,
-    ChunkShape,
+    ChunkSizes,
     RaggedBatch,
     active_rows,
     from_bits,
     over_rows,
+    run_while_more_than,
     slices,
     take,
     to_bits,
@@ -43,11 +44,6 @@ from pabee_jax.drivers.ragged import (
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
 from pabee_jax.models.side_inputs import SideInputs
 from pabee_jax.models.transformer import TokenHeads, Tokens, attention
-
-# The tokens that do not fill a whole chunk run in chunks of `chunk_tokens // _REMAINDER_DIVISOR`.
-_REMAINDER_DIVISOR = 4
-# The rows whose exits are computed together: `chunk_tokens // _EXIT_DIVISOR`.
-_EXIT_DIVISOR = 32
 
 
 class PoolState(NamedTuple):
@@ -70,8 +66,7 @@ def pooled_early_exit(
     criterion: ExitCriterion,
     row: Int[Array, " rows"] | None = None,
     *,
-    chunk_tokens: int,
-    lengths: tuple[int, ...],
+    sizes: ChunkSizes,
     control: Control = CONTROL,
 ) -> Exits:
     """Return the same as `early_exit`, computing each row only up to its exit layer.
@@ -84,25 +79,23 @@ def pooled_early_exit(
         batch: the rows.
         criterion: decides which rows exit.
         row: each row's index in the call, for the criterion; absent, its index in the batch.
-        chunk_tokens: tokens that run together; at least the length of the longest row.
-        lengths: the sequence lengths to which attention pads the rows of a chunk, in ascending
-            order; no row is longer than the last.
+        sizes: the sizes of chunks.
         control: how the test "has every row exited?" is compiled.
     """
-    pool = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
     done = batch.lengths == 0
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
 
 def pooled_all_exit_logits(
-    model: EarlyExitModel, batch: RaggedBatch, *, chunk_tokens: int, lengths: tuple[int, ...]
+    model: EarlyExitModel, batch: RaggedBatch, *, sizes: ChunkSizes
 ) -> Float[Array, "exits rows classes"]:
     """Return the same as `all_exit_logits`, without padding; zeros for a row without tokens.
 
     Args:
-        model, batch, chunk_tokens, lengths: as for `pooled_early_exit`.
+        model, batch, sizes: as for `pooled_early_exit`.
     """
-    pool = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
     layers, done = jnp.arange(model.config.num_hidden_layers), batch.lengths == 0
     return jax.lax.scan(
         lambda state, layer: pool.run_layer(layer, state, done), pool.embedded(), layers
@@ -113,14 +106,12 @@ def pooled_all_exit_logits(
 class PooledLayers:
     """The layers of a model over a ragged batch.
 
-    `chunk_tokens` and `lengths` are those of `pooled_early_exit`. `side` is for rows of up to
-    `lengths[-1]` tokens.
+    `side` is for rows of up to `sizes.lengths[-1]` tokens.
     """
 
     model: EarlyExitModel
     batch: RaggedBatch
-    chunk_tokens: int
-    lengths: tuple[int, ...]
+    sizes: ChunkSizes
     side: SideInputs
 
     @property
@@ -128,17 +119,10 @@ class PooledLayers:
         """Whether exits read the first token, so that a layer is only started before an exit."""
         return self.model.config.exit_pooling == "cls"
 
-    @property
-    def chunk_shapes(self) -> list[ChunkShape]:
-        """The shape of whole chunks, and the shape of the chunks for the remaining tokens."""
-        remainder = max(self.chunk_tokens // _REMAINDER_DIVISOR, self.lengths[-1])
-        sizes = sorted({self.chunk_tokens, min(remainder, self.chunk_tokens)}, reverse=True)
-        return [ChunkShape(size, self.lengths) for size in sizes]
-
     def embedded(self) -> PoolState:
         """Return the state before the first layer."""
         batch, config = self.batch, self.model.config
-        num_tokens, chunk = jnp.sum(batch.lengths), self.chunk_tokens
+        num_tokens, chunk = jnp.sum(batch.lengths), self.sizes.tokens[0]
         size = len(batch.input_ids) + chunk  # A chunk's window may extend beyond the last token.
 
         def zeros(*shape: int) -> Array:
@@ -178,11 +162,9 @@ class PooledLayers:
 
     def run_tokens(self, layer: Layer, tokens: Any, rows: ActiveRows) -> Any:
         """Run the first part of a layer, chunk by chunk; return the tokens of the active rows."""
-        shapes = self.chunk_shapes
         first = jnp.zeros_like(rows.num_rows)
-        for shape in shapes:
-            # Fewer tokens than this are cheaper in the chunks of the next shape.
-            rest = shape.tokens - shapes[-1].tokens
+        rests = run_while_more_than(self.sizes.tokens)
+        for shape, rest in zip(self.sizes.shapes, rests, strict=True):
 
             def some_remain(carry, rest=rest):
                 first, _ = carry
@@ -308,25 +290,31 @@ class PooledLayers:
             starts: where each row starts in `tokens`.
             exits: the exit of each row, from 0; absent, the exit of `layer`.
         """
-        num_rows = len(self.batch.lengths)
-        size = min(max(1, self.chunk_tokens // _EXIT_DIVISOR), num_rows)
-
-        def run(index, logits):
-            first = index * size
-            chunk_logits = self._exit_logits(
-                layer,
-                tokens,
-                lengths=slices(rows.lengths, first, size),
-                offsets=slices(starts, first, size),
-                batch_offsets=slices(rows.batch_offsets, first, size),
-                exits=None if exits is None else slices(exits, first, size),
-            )
-            return jax.lax.dynamic_update_slice_in_dim(logits, chunk_logits, first, 0)
-
+        num_rows, sizes = len(self.batch.lengths), self.sizes.exit_rows
         # The last chunk may have rows beyond the last row.
-        logits = zero_logits(self.model, jnp.pad(self.batch.lengths, (0, size)))
-        num_chunks = (rows.num_rows + size - 1) // size
-        return jax.lax.fori_loop(0, num_chunks, run, logits)[:num_rows]
+        logits = zero_logits(self.model, jnp.pad(self.batch.lengths, (0, sizes[0])))
+        carry = jnp.zeros_like(rows.num_rows), logits
+        for size, rest in zip(sizes, run_while_more_than(sizes), strict=True):
+
+            def some_remain(carry, rest=rest):
+                return rows.num_rows - carry[0] > rest
+
+            def run(carry, size=size):
+                first, logits = carry
+                chunk_logits = self._exit_logits(
+                    layer,
+                    tokens,
+                    lengths=slices(rows.lengths, first, size),
+                    offsets=slices(starts, first, size),
+                    batch_offsets=slices(rows.batch_offsets, first, size),
+                    exits=None if exits is None else slices(exits, first, size),
+                )
+                logits = jax.lax.dynamic_update_slice_in_dim(logits, chunk_logits, first, 0)
+                return first + size, logits
+
+            carry = jax.lax.while_loop(some_remain, run, carry)
+        _, logits = carry
+        return logits[:num_rows]
 
     def _exit_logits(self, layer, tokens, lengths, offsets, batch_offsets, exits):
         """Return the logits of some rows.
@@ -346,7 +334,7 @@ class PooledLayers:
 
         if not self.reads_first_token:
             features = over_rows(
-                self.lengths,
+                self.sizes.lengths,
                 lengths,
                 offsets,
                 lambda index, is_token: model.exit_features(
@@ -359,7 +347,7 @@ class PooledLayers:
         side = self.side.of_layer(layer)
         query = self._query(layer, hidden, jnp.zeros_like(offsets))
         context = over_rows(
-            self.lengths,
+            self.sizes.lengths,
             lengths,
             offsets,
             lambda index, is_token: attention(

@@ -23,7 +23,7 @@ from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.exit_rule import ExitState
 from pabee_jax.drivers.layer_loop import zero_logits
 from pabee_jax.drivers.pool import PooledLayers, PoolState
-from pabee_jax.drivers.ragged import RaggedBatch, active_rows, take
+from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch, active_rows, take
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
 
 
@@ -96,8 +96,7 @@ def empty(
     *,
     max_rows: int,
     max_tokens: int,
-    chunk_tokens: int,
-    lengths: tuple[int, ...],
+    sizes: ChunkSizes,
 ) -> ResidentRows:
     """Return a pool without rows.
 
@@ -106,12 +105,12 @@ def empty(
         criterion: any setting of the criterion whose settings the rows will have.
         max_rows: the most rows.
         max_tokens: the most tokens of all rows.
-        chunk_tokens, lengths: as for `pooled_early_exit`.
+        sizes: the sizes of chunks.
     """
     zero_rows = jnp.zeros(max_rows, jnp.int32)
     zero_tokens = jnp.zeros(max_tokens, jnp.int32)
     batch = _tokenless(zero_tokens, zero_rows)
-    layers = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    layers = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
     settings = RowSettings(jax.tree.map(lambda leaf: jnp.full(max_rows, leaf), criterion))
     return ResidentRows(
         ticket=zero_rows - 1,
@@ -131,8 +130,7 @@ def admit(
     ticket: Int[Array, " new"],
     criterion: ExitCriterion,
     *,
-    chunk_tokens: int,
-    lengths: tuple[int, ...],
+    sizes: ChunkSizes,
 ) -> ResidentRows:
     """Return the pool with new rows, without the rows that have exited.
 
@@ -145,9 +143,9 @@ def admit(
         new: the new rows; a row of 0 tokens does not exist.
         ticket: the number of each new row.
         criterion: the setting of each new row: a criterion whose fields have the row axis first.
-        chunk_tokens, lengths: as for `pooled_early_exit`.
+        sizes: the sizes of chunks.
     """
-    layers = PooledLayers(model, new, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    layers = PooledLayers(model, new, sizes, model.side_inputs(sizes.lengths[-1]))
     embedded = layers.embedded()
     new_lengths, new_mask = jnp.asarray(new.lengths), jnp.asarray(new.attention_mask)
     is_new = new_lengths > 0
@@ -175,8 +173,7 @@ def advance(
     rows: ResidentRows,
     num_layers: Int[Array, ""] | int,
     *,
-    chunk_tokens: int,
-    lengths: tuple[int, ...],
+    sizes: ChunkSizes,
 ) -> ResidentRows:
     """Return the pool after `num_layers` more layers, or when every row has exited.
 
@@ -184,10 +181,10 @@ def advance(
         model: the model.
         rows: the pool.
         num_layers: the layers to run, at least 1; it may be traced.
-        chunk_tokens, lengths: as for `pooled_early_exit`.
+        sizes: the sizes of chunks.
     """
     batch = _tokenless(rows.attention_mask, rows.lengths)
-    layers = PooledLayers(model, batch, chunk_tokens, lengths, model.side_inputs(lengths[-1]))
+    layers = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
     mixed = shares_all_layers(model)
 
     def some_remain(carry):

@@ -21,7 +21,6 @@ from pabee_jax.data.tokenization import Tokenizer
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.ragged import RaggedBatch
 from pabee_jax.drivers.replay import replay
-from pabee_jax.drivers.shapes import sequence_lengths
 from pabee_jax.errors import InputError, shown
 from pabee_jax.inference import compilation_cache as persistent_cache
 from pabee_jax.inference import planning
@@ -49,6 +48,7 @@ class EarlyExitClassifier:
             In "full", as in "pool", many rows run without padding.
         criterion: decides when a row exits. Setting another criterion of the same class does not
             recompile.
+        mesh: the devices over which the rows are sharded.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class EarlyExitClassifier:
         self.pretrained = pretrained
         self.driver = driver
         self.criterion = criterion or pretrained.criterion or Patience(0)
-        self._mesh = mesh or sharding.first_device()
+        self.mesh = mesh or sharding.first_device()
         self._chunk_tokens = chunk_tokens
         self._plans: dict[int, tuple[planning.PoolPlan, planning.PoolPlan]] = {}
         self._structure, parameters = split(in_compute_dtype(pretrained.model))
-        self._parameters = sharding.replicate(parameters, self._mesh)
+        self._parameters = sharding.replicate(parameters, self.mesh)
         if pretrained.model.dtype != np.float32:
             # `save_pretrained` needs the float32 parameters, but the device does not.
             model = on_host(pretrained.model)
@@ -201,7 +201,7 @@ class EarlyExitClassifier:
             exit_layers = np.empty(source.num_rows, np.int32)
             logits = np.empty((source.num_rows, self.config.num_labels), np.float32)
             jobs = self._jobs(self.driver, source, batch_size)
-            for rows, (batch_exit_layers, batch_logits) in run_jobs(jobs, self._mesh):
+            for rows, (batch_exit_layers, batch_logits) in run_jobs(jobs, self.mesh):
                 exit_layers[rows], logits[rows] = batch_exit_layers, batch_logits
         label_names = self.pretrained.label_names
         return Predictions(predictions_of(logits), logits, exit_layers, label_names)
@@ -244,7 +244,7 @@ class EarlyExitClassifier:
             (source.num_rows, config.num_hidden_layers, config.num_labels), np.float32
         )
         jobs = self._jobs("full", source, batch_size)
-        for rows, batch_logits in run_jobs(jobs, self._mesh):
+        for rows, batch_logits in run_jobs(jobs, self.mesh):
             exit_logits[rows] = batch_logits
         return exit_logits.swapaxes(0, 1)
 
@@ -287,10 +287,10 @@ class EarlyExitClassifier:
             planning.check_lengths(lengths, limit)
         plans = () if self.driver == "loop" else self._pool_plans(limit)
         jobs = every_job(
-            self.driver, self._programs(self.driver), self._mesh, limit, plans, batch_size, lengths
+            self.driver, self._programs(self.driver), self.mesh, limit, plans, batch_size, lengths
         )
         for job in tqdm(jobs, "compiling", unit="program", disable=None):
-            collections.deque(run_jobs([job], self._mesh), maxlen=0)
+            collections.deque(run_jobs([job], self.mesh), maxlen=0)
 
     def save_pretrained(self, directory: str | Path, *, for_pytorch: bool = False) -> None:
         """Save the checkpoint together with the current criterion.
@@ -330,7 +330,7 @@ class EarlyExitClassifier:
         if longest not in self._plans:
             self._plans[longest] = planning.pool_plans(
                 self.config,
-                self._mesh,
+                self.mesh,
                 longest,
                 bytes_per_value=self.pretrained.model.dtype.itemsize,
                 chunk_tokens=self._chunk_tokens,
@@ -341,27 +341,23 @@ class EarlyExitClassifier:
         programs = self._programs(driver)
         if driver == "loop":
             size = rows_of_loop(batch_size)
-            return padded_jobs(programs, self._mesh, source.blocks, source.limit, size)
+            return padded_jobs(programs, self.mesh, source.blocks, source.limit, size)
         plans, pads_few_rows = self._pool_plans(source.limit), driver != "pool"
-        return pool_jobs(programs, self._mesh, source, plans, batch_size, pads_few_rows)
+        return pool_jobs(programs, self.mesh, source, plans, batch_size, pads_few_rows)
 
     def _programs(self, driver: str) -> Programs:
-        model = (self._structure, self._mesh, self._parameters)
-
-        def sizes(plan: planning.PoolPlan) -> dict[str, Any]:
-            return dict(chunk_tokens=plan.chunk_tokens, lengths=sequence_lengths(plan.longest))
-
+        model = (self._structure, self.mesh, self._parameters)
         if driver == "full":
             return Programs(
                 padded=lambda batch, row: run_full(*model, batch),
                 ragged=lambda plan, batch, row: run_full_pool(
-                    *model, RaggedBatch(**batch), **sizes(plan)
+                    *model, RaggedBatch(**batch), sizes=plan.sizes
                 ),
             )
         criterion = as_arrays(self.criterion)
         return Programs(
             padded=lambda batch, row: run_loop(*model, batch, criterion, row),
             ragged=lambda plan, batch, row: run_pool(
-                *model, RaggedBatch(**batch), criterion, row, **sizes(plan)
+                *model, RaggedBatch(**batch), criterion, row, sizes=plan.sizes
             ),
         )

@@ -15,18 +15,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pabee_jax.criteria import ExitCriterion, as_arrays, check
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.packing import packed
 from pabee_jax.drivers import resident_pool
+from pabee_jax.drivers.ragged import ChunkSizes
 from pabee_jax.drivers.resident_pool import ResidentRows
-from pabee_jax.drivers.shapes import sequence_lengths
 from pabee_jax.errors import InputError
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.inputs import Text
+from pabee_jax.inference.planning import TOKENS_PER_ROW, backend
 from pabee_jax.models.parameters import Structure, merge
 
 
@@ -35,18 +35,17 @@ class EngineConfig:
     """The sizes of an engine.
 
     Attributes:
-        max_tokens: the tokens of the pool. A row of any length must fit twice.
-        max_rows: the rows of the pool.
-        new_rows: the most rows that are admitted at once.
+        max_tokens: the tokens of the pool; absent, a default for the device. At least twice the
+            tokens of the longest row.
+        max_rows: the rows of the pool; absent, one per 16 tokens.
         layers_per_look: how many layers run between two looks at the pool. Fewer layers answer
             rows earlier, and more layers need fewer calls.
         max_waiting: the most rows that wait.
         tokenizer_threads: threads that tokenize texts.
     """
 
-    max_tokens: int = 1024
-    max_rows: int = 64
-    new_rows: int = 32
+    max_tokens: int | None = None
+    max_rows: int | None = None
     layers_per_look: int = 1
     max_waiting: int = 1024
     tokenizer_threads: int = 2
@@ -77,6 +76,7 @@ class _Waiting:
     """A row that has not been answered."""
 
     tokens: Dataset
+    num_tokens: int
     criterion: ExitCriterion
     answer: concurrent.futures.Future
     arrival: float
@@ -91,7 +91,8 @@ class Engine:
 
     Attributes:
         classifier: the model, the tokenizer and the default criterion.
-        config: the sizes.
+        config: the given sizes.
+        max_tokens, max_rows: the tokens and the rows of a pool.
         tokenizers: the threads that tokenize texts.
     """
 
@@ -102,11 +103,14 @@ class Engine:
             classifier: the model, the tokenizer and the default criterion.
             config: the sizes.
         """
-        config = config or EngineConfig()
-        longest = classifier.pretrained.max_length
         self.classifier = classifier
-        self.config = dataclasses.replace(config, max_tokens=max(config.max_tokens, 2 * longest))
-        self._lengths = sequence_lengths(longest)
+        self.config = config = config or EngineConfig()
+        defaults, longest = backend(classifier.mesh), classifier.pretrained.max_length
+        self.max_tokens = max(config.max_tokens or defaults.engine_tokens, 2 * longest)
+        self.max_rows = config.max_rows or self.max_tokens // TOKENS_PER_ROW
+        chunk_tokens = max(self.max_tokens // 2, longest)
+        smallest = min(defaults.smallest_chunk, chunk_tokens)
+        self._sizes = ChunkSizes.of(chunk_tokens, longest, smallest, block_factor=2)
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -146,15 +150,16 @@ class Engine:
         """
         criterion = self.classifier.criterion if criterion is None else criterion
         check(criterion, self.classifier.config.is_regression)
-        now = time.monotonic()
+        now, setting = time.monotonic(), as_arrays(criterion)
         rows = [
             _Waiting(
                 tokens.take(slice(row, row + 1)),
-                as_arrays(criterion),
+                int(num_tokens),
+                setting,
                 concurrent.futures.Future(),
                 now,
             )
-            for row in range(len(tokens))
+            for row, num_tokens in enumerate(tokens.lengths)
         ]
         with self._changed:
             if self._is_closing:
@@ -242,7 +247,8 @@ class Engine:
     def _pool_of(self, criterion: ExitCriterion) -> "_Pool":
         kind = type(criterion)
         if kind not in self._pools:
-            self._pools[kind] = _Pool(self.classifier, self.config, self._lengths, criterion)
+            model = self.classifier.structure_and_parameters
+            self._pools[kind] = _Pool(model, criterion, self.max_rows, self.max_tokens, self._sizes)
         return self._pools[kind]
 
     def _fail(self, error: Exception) -> None:
@@ -266,36 +272,35 @@ class _Pool:
 
     def __init__(
         self,
-        classifier: EarlyExitClassifier,
-        config: EngineConfig,
-        lengths: tuple[int, ...],
+        model: tuple[Structure, Any],
         criterion: ExitCriterion,
+        max_rows: int,
+        max_tokens: int,
+        sizes: ChunkSizes,
     ):
         self.rows: dict[int, _Waiting] = {}
         self._new: list[int] = []  # The tickets of the rows that are not on the device yet.
-        self._config = config
+        self._num_tokens = 0  # Of `rows`.
         self._next_ticket = 0
-        self._model = classifier.structure_and_parameters
-        # A chunk holds every row.
-        self._sizes = {"chunk_tokens": max(lengths[-1], config.max_tokens // 2), "lengths": lengths}
-        model = merge(*self._model)
-        self._takes_rows_any_time = resident_pool.shares_all_layers(model)
-        sizes = {"max_rows": config.max_rows, "max_tokens": config.max_tokens, **self._sizes}
-        # The programs donate the state, so no two of its arrays may be one buffer.
-        self._state = jax.tree.map(jnp.copy, resident_pool.empty(model, criterion, **sizes))
+        self._model = model
+        self._takes_rows_any_time = resident_pool.shares_all_layers(merge(*model))
+        self._max_rows, self._max_tokens, self._sizes = max_rows, max_tokens, sizes
+        self._state = _empty(
+            *model, criterion, max_rows=max_rows, max_tokens=max_tokens, sizes=sizes
+        )
 
     def has_room(self, row: _Waiting) -> bool:
         """Return whether the pool takes one more row."""
-        config, is_on_device = self._config, len(self.rows) > len(self._new)
-        if (is_on_device and not self._takes_rows_any_time) or len(self._new) == config.new_rows:
+        is_on_device = len(self.rows) > len(self._new)
+        if is_on_device and not self._takes_rows_any_time:
             return False
-        rows = [*self.rows.values(), row]
-        tokens = sum(int(other.tokens.lengths[0]) for other in rows)
-        return len(rows) <= config.max_rows and tokens <= config.max_tokens
+        fits = self._num_tokens + row.num_tokens <= self._max_tokens
+        return fits and len(self.rows) < self._max_rows
 
     def take(self, row: _Waiting) -> None:
         """Add a row, which `admit` sends to the device."""
         row.admission = time.monotonic()
+        self._num_tokens += row.num_tokens
         self.rows[self._next_ticket] = row
         self._new.append(self._next_ticket)
         self._next_ticket = (self._next_ticket + 1) % 2**31
@@ -304,24 +309,24 @@ class _Pool:
         """Send the rows that were taken to the device."""
         if not self._new:
             return
-        config, rows = self._config, [self.rows[ticket] for ticket in self._new]
+        rows = [self.rows[ticket] for ticket in self._new]
         width = max(row.tokens.input_ids.shape[1] for row in rows)
         dataset = functools.reduce(
             Dataset.concatenated, (row.tokens.resized(width) for row in rows)
         )
-        batch, places = packed(dataset, 1, config.new_rows, config.max_tokens)
-        ticket = np.full(config.new_rows, -1, np.int32)
+        batch, places = packed(dataset, 1, self._max_rows, self._max_tokens)
+        ticket = np.full(self._max_rows, -1, np.int32)
         ticket[places] = self._new
-        settings = [rows[0].criterion] * config.new_rows
+        settings = [rows[0].criterion] * self._max_rows
         for row, place in zip(rows, places, strict=True):
             settings[place] = row.criterion
         self._new = []
         criterion = jax.tree.map(lambda *leaves: np.stack(leaves), *settings)
-        self._state = _admit(*self._model, self._state, batch, ticket, criterion, **self._sizes)
+        self._state = _admit(*self._model, self._state, batch, ticket, criterion, sizes=self._sizes)
 
     def advance(self, num_layers: int) -> None:
         """Run layers, and answer the rows that have exited."""
-        self._state = _advance(*self._model, self._state, np.int32(num_layers), **self._sizes)
+        self._state = _advance(*self._model, self._state, np.int32(num_layers), sizes=self._sizes)
         exits = self._state.exits
         ticket, done, exit_layer, logits = jax.device_get(
             (self._state.ticket, exits.done, exits.exit_layer, exits.logits)
@@ -330,25 +335,27 @@ class _Pool:
         for index in np.flatnonzero(done):
             row = self.rows.pop(int(ticket[index]), None)
             if row is not None:  # Rows that do not exist, and rows that were answered before.
+                self._num_tokens -= row.num_tokens
                 waited, ran = row.admission - row.arrival, now - row.admission
                 answer = Answer(logits[index], int(exit_layer[index]), waited, ran)
                 row.answer.set_result(answer)
 
 
-@functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("chunk_tokens", "lengths"), donate_argnums=2
-)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_rows", "max_tokens", "sizes"))
+def _empty(structure: Structure, parameters: Any, criterion, **sizes: Any) -> ResidentRows:
+    return resident_pool.empty(merge(structure, parameters), criterion, **sizes)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="sizes", donate_argnums=2)
 def _admit(
-    structure: Structure, parameters: Any, rows: ResidentRows, new, ticket, criterion, **sizes: Any
+    structure: Structure, parameters: Any, rows: ResidentRows, new, ticket, criterion, *, sizes
 ) -> ResidentRows:
     model = merge(structure, parameters)
-    return resident_pool.admit(model, rows, new, ticket, criterion, **sizes)
+    return resident_pool.admit(model, rows, new, ticket, criterion, sizes=sizes)
 
 
-@functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("chunk_tokens", "lengths"), donate_argnums=2
-)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="sizes", donate_argnums=2)
 def _advance(
-    structure: Structure, parameters: Any, rows: ResidentRows, num_layers, **sizes: Any
+    structure: Structure, parameters: Any, rows: ResidentRows, num_layers, *, sizes
 ) -> ResidentRows:
-    return resident_pool.advance(merge(structure, parameters), rows, num_layers, **sizes)
+    return resident_pool.advance(merge(structure, parameters), rows, num_layers, sizes=sizes)

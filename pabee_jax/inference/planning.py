@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax.distributed.sharding import DATA
+from pabee_jax.drivers.ragged import ChunkSizes
 from pabee_jax.errors import InputError, shown
 from pabee_jax.io import host_memory
 from pabee_jax.models.config import ModelConfig
@@ -25,22 +26,34 @@ class Backend:
         pool_tokens: tokens of a pool per device, if the memory suffices.
         loop_rows: largest number of rows per device for which driver `auto` uses `loop`, and `full`
             pads rows; above it, `auto` uses `pool`, and `full` runs without padding.
+        engine_tokens: tokens of the pool of an engine (`inference.engine`).
+        smallest_chunk: tokens of the smallest chunk of an engine.
     """
 
     chunk_tokens: int
     pool_tokens: int
     loop_rows: int
+    engine_tokens: int
+    smallest_chunk: int
 
 
-_CPU = Backend(chunk_tokens=1024, pool_tokens=16_384, loop_rows=2)
+_CPU = Backend(
+    chunk_tokens=1024, pool_tokens=16_384, loop_rows=2, engine_tokens=1024, smallest_chunk=32
+)
 # Not measured. A GPU needs larger matrix products to be fully used, and every dynamic loop costs a
 # synchronization with the host.
-ACCELERATOR = Backend(chunk_tokens=16_384, pool_tokens=524_288, loop_rows=8)
+ACCELERATOR = Backend(
+    chunk_tokens=16_384,
+    pool_tokens=524_288,
+    loop_rows=8,
+    engine_tokens=16_384,
+    smallest_chunk=256,
+)
 # Few rows run in a second, smaller pool: clearing the memory of a whole pool takes longer than
 # running a few rows (89 ms for 512 rows of 64 tokens, BERT-base, CPU).
 _SMALL_POOL_DIVISOR = 8
 # A pool has one row per this many of its tokens: the texts of SST-2 have 25 tokens on average.
-_TOKENS_PER_ROW = 16
+TOKENS_PER_ROW = 16
 # A pool takes at most this share of the free memory.
 _MEMORY_SHARE = 0.25
 
@@ -64,6 +77,11 @@ class PoolPlan:
     chunk_tokens: int
     longest: int
     bytes_per_device: int
+
+    @property
+    def sizes(self) -> ChunkSizes:
+        """The sizes of chunks."""
+        return ChunkSizes.of(self.chunk_tokens, self.longest)
 
     @property
     def rows(self) -> int:
@@ -153,7 +171,7 @@ def pool_plans(
 
     def plan(tokens: int) -> PoolPlan:
         tokens = max(tokens, fewest_tokens)
-        rows = max(1, tokens // _TOKENS_PER_ROW)
+        rows = max(1, tokens // TOKENS_PER_ROW)
         pool_bytes = _pool_bytes(config, rows, tokens, chunk, longest, bytes_per_value)
         return PoolPlan(devices, rows, tokens, chunk, longest, pool_bytes)
 

@@ -17,7 +17,7 @@ from pabee_jax.distributed.sharding import DATA
 from pabee_jax.drivers import full, loop, pool
 from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.layer_loop import CONTROL, Control
-from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch
 from pabee_jax.models.parameters import Structure, merge
 
 Parameters = Mapping[str, Any]
@@ -34,23 +34,20 @@ def run_full(structure: Structure, mesh: Mesh, parameters: Parameters, batch):
     return _over_devices(on_each_device, mesh, _REPLICATED, _SHARDED)(parameters, batch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("chunk_tokens", "lengths"))
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="sizes")
 def run_full_pool(
     structure: Structure,
     mesh: Mesh,
     parameters: Parameters,
     batch: RaggedBatch,
     *,
-    chunk_tokens: int,
-    lengths: tuple[int, ...],
+    sizes: ChunkSizes,
 ):
     """Return the logits of every exit, (rows, exits, classes), for rows without padding."""
 
     def on_each_device(parameters, batch):
         model = merge(structure, parameters)
-        return pool.pooled_all_exit_logits(
-            model, batch, chunk_tokens=chunk_tokens, lengths=lengths
-        ).swapaxes(0, 1)
+        return pool.pooled_all_exit_logits(model, batch, sizes=sizes).swapaxes(0, 1)
 
     return _over_devices(on_each_device, mesh, _REPLICATED, _SHARDED)(parameters, batch)
 
@@ -76,9 +73,7 @@ def run_loop(
     return _over_devices(on_each_device, mesh, *specs)(parameters, batch, criterion, row)
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 1), static_argnames=("chunk_tokens", "lengths", "control")
-)
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("sizes", "control"))
 def run_pool(
     structure: Structure,
     mesh: Mesh,
@@ -87,8 +82,7 @@ def run_pool(
     criterion: ExitCriterion,
     row,
     *,
-    chunk_tokens: int,
-    lengths: tuple[int, ...],
+    sizes: ChunkSizes,
     control: Control = CONTROL,
 ) -> Exits:
     """Run driver `pool` on each device; `batch` has the rows of each device, as `packed`."""
@@ -99,8 +93,7 @@ def run_pool(
             batch,
             criterion,
             row,
-            chunk_tokens=chunk_tokens,
-            lengths=lengths,
+            sizes=sizes,
             control=control,
         )
 

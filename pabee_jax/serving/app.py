@@ -30,14 +30,21 @@ from pabee_jax.serving.service import STATUS, Service, ServiceError
 
 
 def make_app(service: Service) -> FastAPI:
-    """Return the ASGI application. It warms up in the background, and drains when it stops."""
+    """Return the ASGI application.
+
+    A service that is not ready warms up in the background. When the application stops, it answers
+    the requests that it has accepted.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warmup = asyncio.create_task(service.warmup())
-        warmup.add_done_callback(_end_if_failed)
+        warmup = None
+        if not service.is_ready:
+            warmup = asyncio.create_task(asyncio.to_thread(service.warmup))
+            warmup.add_done_callback(_end_if_failed)
         yield
-        warmup.cancel()
+        if warmup:
+            warmup.cancel()
         await asyncio.get_running_loop().run_in_executor(None, service.engine.close)
         print(
             f"stopped: {service.answered} of {service.accepted} accepted requests were answered",

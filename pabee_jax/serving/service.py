@@ -15,7 +15,8 @@ from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.tokenization import encode
 from pabee_jax.errors import InputError
-from pabee_jax.inference.engine import Answer, Engine
+from pabee_jax.inference.classifier import EarlyExitClassifier
+from pabee_jax.inference.engine import Answer, Engine, EngineConfig
 from pabee_jax.inference.inputs import Text, checked_texts
 from pabee_jax.serving.metrics import Metrics
 from pabee_jax.serving.schemas import (
@@ -92,11 +93,43 @@ class Service:
         own = criteria.name_of(engine.classifier.criterion)
         self._allowed_criteria = list(dict.fromkeys([own, *allowed_criteria]))
 
-    async def warmup(self) -> None:
-        """Compile the programs of every allowed criterion."""
-        loop = asyncio.get_running_loop()
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str,
+        *,
+        limits: Limits | None = None,
+        config: EngineConfig | None = None,
+        allowed_criteria: Sequence[str] = (),
+        **options: Any,
+    ) -> "Service":
+        """Load a checkpoint and start its engine.
+
+        Args:
+            checkpoint: a checkpoint directory (local or on a cloud) or a Hugging Face hub id.
+            limits: what the service accepts.
+            config: the sizes of the engine.
+            allowed_criteria: the criteria that requests may give; absent, patience and, for
+                classes, max_probability.
+            options: further arguments of `EarlyExitClassifier.from_pretrained`, such as
+                `criterion`.
+
+        Raises:
+            InputError: a criterion that does not exist or does not fit the model, or as
+                `EarlyExitClassifier.from_pretrained`.
+        """
+        classifier = EarlyExitClassifier.from_pretrained(checkpoint, **options)
+        is_regression = classifier.config.is_regression
+        default = ("patience",) if is_regression else ("patience", "max_probability")
+        allowed = allowed_criteria or default
+        for name in allowed:
+            criteria.check_task(criteria.criterion_class(name), is_regression)
+        return cls(Engine(classifier, config), str(checkpoint), limits or Limits(), allowed)
+
+    def warmup(self) -> None:
+        """Compile the programs of every allowed criterion; then the service is ready."""
         for setting in [self.engine.classifier.criterion, *self._examples()]:
-            await loop.run_in_executor(None, self.engine.warmup, setting)
+            self.engine.warmup(setting)
         self.is_ready = True
 
     def _examples(self) -> Iterator[ExitCriterion]:
@@ -151,8 +184,8 @@ class Service:
             ),
             max_concurrent_requests=config.max_waiting,
             max_input_length=classifier.pretrained.max_length,
-            max_batch_tokens=config.max_tokens,
-            max_batch_requests=config.max_rows,
+            max_batch_tokens=self.engine.max_tokens,
+            max_batch_requests=self.engine.max_rows,
             max_client_batch_size=self.limits.max_client_batch_size,
             auto_truncate=self.limits.auto_truncate,
             tokenization_workers=config.tokenizer_threads,
