@@ -53,6 +53,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
         "intermediate_size": 1536,
     },
+    "mini": {
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        **_BASE,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
     # For tests of the benchmarks.
     "tiny": {
         "model_type": "albert",
