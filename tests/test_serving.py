@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
+from service_process import Server  # noqa: E402
+
 TEXTS = film_texts(60)
 
 
@@ -28,37 +32,6 @@ TEXTS = film_texts(60)
 def checkpoint(tmp_path_factory):
     fields = {"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 1}
     return tiny_classifier(tmp_path_factory.mktemp("checkpoint"), 3, **fields)
-
-
-class Server:
-    """A service in a process of its own."""
-
-    def __init__(self, checkpoint, *arguments, stdout=None):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "pabee_jax.commands.main", "serve"]
-        command += [f"--checkpoint={checkpoint}", f"--port={port}", *arguments]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-        self.process = subprocess.Popen(command, env=environment, stdout=stdout)
-
-    def wait_until_ready(self):
-        while True:
-            assert self.process.poll() is None, "the service has ended"
-            try:
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-
-    def post(self, body, path="/predict", **options):
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +269,73 @@ def test_the_page_is_one_file_without_external_requests(server):
     text = httpx.get(server.url).text
     assert text.startswith("<!doctype html>") and "Early exit" in text
     assert "http://" not in text and "https://" not in text and "src=" not in text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_curl_lines_of_the_documentation(server, classifier):
+    page = (Path(__file__).parents[1] / "docs/serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    commands = re.findall(r"^curl (?:.*\\\n)*.*$", "\n".join(blocks), re.MULTILINE)
+    answers = []
+    for command in commands:
+        command = command.replace("localhost:8000", server.url)
+        done = subprocess.run(
+            f"{command} --silent --fail-with-body", shell=True, capture_output=True, text=True
+        )
+        assert done.returncode == 0, command + done.stdout + done.stderr
+        answers.append(done.stdout)
+    single, pair, batch, explained = map(json.loads, answers[:4])
+    predictions = classifier.predict(["a text", ("a text", "and its pair")])
+    layers = predictions.exit_layers.tolist()
+    check_row(single, layers[0], predictions, 0)
+    check_row(pair, layers[1], predictions, 1)
+    for row, scores in enumerate(batch):
+        check_row(scores, layers[row], predictions, row)
+    assert len(explained["exits"]) == classifier.num_layers
+    health, info, metrics = answers[4:]
+    assert health == "" and json.loads(info)["num_layers"] == classifier.num_layers
+    assert "te_request_count" in metrics
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing_unhandled(server):
+    """Requests that the OpenAPI description allows, and requests that it does not allow.
+
+    It may refuse requests that the description allows: a patience beside a criterion, for example.
+    """
+    pytest.importorskip("schemathesis")
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
+    command += ["--max-examples=200", "--seed=1", "--exclude-checks=positive_data_acceptance"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_the_memory_does_not_grow_over_many_requests(checkpoint, capsys):
+    requests, threads = 100_000, 8
+    server = Server(checkpoint, "--auto_truncate").wait_until_ready()
+
+    def resident_mb():
+        pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def send(count):
+        with httpx.Client(timeout=60) as client:
+            for row in range(count):
+                body = {"inputs": TEXTS[row % 60], "explain": row % 100 == 0}
+                assert client.post(f"{server.url}/predict", json=body).status_code == 200
+                if row % 1000 == 0:  # Errors must not keep memory either.
+                    client.post(f"{server.url}/predict", json={"inputs": "good " * 50_000})
+
+    sizes = []
+    for _ in range(10):
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(send, [requests // 10 // threads] * threads))
+        sizes.append(resident_mb())
+    server.stop()
+    with capsys.disabled():
+        print(f"\nresident MB after each of ten times {requests // 10} requests: {sizes}")
+    # The first requests fill the buffers of the allocator and of JAX.
+    assert sizes[-1] - sizes[2] < 0.03 * sizes[2]

@@ -143,6 +143,8 @@ def run(job: FileJob, classifier: EarlyExitClassifier, *, overwrite: bool = Fals
         with _bar(job) as bar, contextlib.closing(prefetched(_rest(job, len(summaries)))) as blocks:
             rows_before = sum(summary.rows for summary in summaries)
             for block in blocks:
+                if not bar.n:  # The speed counts only what this process reads.
+                    bar.initial = bar.n = _bytes_read(job, block[0])
                 summaries.append(_predict_block(job, len(summaries), block, classifier, columns))
                 bar.update(_bytes_read(job, block[-1]) - bar.n)
                 rows_now = sum(summary.rows for summary in summaries) - rows_before

@@ -7,13 +7,14 @@ import importlib.resources
 import signal
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from pabee_jax import __version__
 from pabee_jax.inference.engine import Overloaded
@@ -26,7 +27,7 @@ from pabee_jax.serving.schemas import (
     Predictions,
     PredictRequest,
 )
-from pabee_jax.serving.service import STATUS, Service, ServiceError
+from pabee_jax.serving.service import STATUS, TOO_LARGE, Service, ServiceError
 
 
 def make_app(service: Service) -> FastAPI:
@@ -97,7 +98,7 @@ def make_app(service: Service) -> FastAPI:
     async def playground() -> HTMLResponse:
         return _page()
 
-    @app.get("/health", responses={200: {"description": "The service is ready"}})
+    @app.get("/health", response_class=Response)
     async def health() -> Response:
         if not service.is_ready:
             raise ServiceError("Unhealthy", "the service is compiling its programs")
@@ -124,9 +125,9 @@ def _end_if_failed(warmup: asyncio.Task) -> None:
 def _add_errors(app: FastAPI, service: Service) -> None:
     """Give every error the same body, and refuse bodies that are too large before reading them."""
 
-    def respond(error: ServiceError) -> JSONResponse:
+    def respond(error: ServiceError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         service.metrics.failures.labels(err=error.body.error_type).inc()
-        return JSONResponse(error.body.model_dump(), error.status)
+        return JSONResponse(error.body.model_dump(), error.status, headers)
 
     @app.exception_handler(ServiceError)
     async def on_service_error(_: Request, error: ServiceError) -> JSONResponse:
@@ -143,16 +144,27 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         return respond(ServiceError("Validation", f"{place}: {first['msg']}"))
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         # FastAPI answers a body that it cannot decode with status 400.
         status = STATUS["Validation"] if error.status_code == 400 else error.status_code
-        return respond(ServiceError("Validation", str(error.detail), status))
+        headers = dict(error.headers or {})
+        if "Allow" in headers:  # Starlette lists the methods of one route.
+            headers["Allow"] = ", ".join(_methods(app, request.url.path))
+        return respond(ServiceError("Validation", str(error.detail), status), headers)
 
     @app.exception_handler(Exception)
     async def on_failure(_: Request, error: Exception) -> JSONResponse:
         return respond(ServiceError("Backend", f"{type(error).__name__}: {error}"))
 
-    app.add_middleware(BodyLimit, limit=service.limits.max_body_bytes)
+    limit = service.limits.max_body_bytes
+    too_large = ServiceError("Validation", f"the request has more than {limit} bytes", TOO_LARGE)
+    app.add_middleware(BodyLimit, limit=limit, refusal=lambda: respond(too_large))
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """Return the methods of a path."""
+    routes = [route for route in app.routes if isinstance(route, Route) and route.path == path]
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 def _page() -> HTMLResponse:

@@ -4,23 +4,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi import Request, Response
 from starlette.exceptions import HTTPException
-
-from pabee_jax.serving.schemas import ErrorResponse
-from pabee_jax.serving.service import TOO_LARGE
 
 _CLIENT_CLOSED_REQUEST = 499
 Result = TypeVar("Result")
 
 
 class BodyLimit:
-    """Refuses requests whose body is too large, also if they do not say how large it is."""
+    """Refuses requests whose body is too large, also if they do not say how large it is.
 
-    def __init__(self, app: Any, limit: int):
+    Args:
+        limit: the most bytes of a body.
+        refusal: returns the answer to such a request.
+    """
+
+    def __init__(self, app: Any, limit: int, refusal: Callable[[], Response]):
         self._app = app
         self._limit = limit
+        self._refusal = refusal
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -29,7 +31,7 @@ class BodyLimit:
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._limit:
-            await self._refuse(scope, receive, send)
+            await self._refusal()(scope, receive, send)
             return
         size = 0
         too_large = False
@@ -49,12 +51,7 @@ class BodyLimit:
 
         await self._app(scope, limited, send_unless_refused)
         if too_large:
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
-        message = f"the request has more than {self._limit} bytes"
-        body = ErrorResponse(error=message, error_type="Validation")
-        await JSONResponse(body.model_dump(), TOO_LARGE)(scope, receive, send)
+            await self._refusal()(scope, receive, send)
 
 
 async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:

@@ -5,7 +5,7 @@ https://huggingface.github.io/text-embeddings-inference, /predict, /info.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from pabee_jax import criteria
 from pabee_jax.criteria import ExitCriterion, Patience
@@ -29,16 +29,17 @@ class PredictRequest(BaseModel):
             examples=["What is Deep Learning?"],
         ),
     ]
-    truncate: bool | None = Field(
+    truncate: StrictBool | None = Field(
         default=None,
         description="Truncate texts that have more tokens than the model takes. false: refuse "
         "them. null: as the service is set up.",
     )
-    raw_scores: bool = Field(
+    raw_scores: StrictBool = Field(
         default=False, description="Answer with logits instead of probabilities."
     )
-    patience: int | None = Field(
+    patience: StrictInt | None = Field(
         default=None,
+        ge=0,
         description="Exit once this many classifiers in a row agree; 0: never exit early.",
     )
     criterion: dict[str, Any] | None = Field(
@@ -46,7 +47,7 @@ class PredictRequest(BaseModel):
         description="An exit criterion with its fields.",
         examples=[{"criterion": "max_probability", "threshold": 0.9}],
     )
-    explain: bool = Field(
+    explain: StrictBool = Field(
         default=False, description="Also answer with the prediction of every exit."
     )
 
@@ -81,7 +82,7 @@ class InferenceParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(
+    top_k: StrictInt | None = Field(
         default=None, ge=1, description="The number of classes in the answer."
     )
     function_to_apply: Literal["softmax", "none"] | None = None
