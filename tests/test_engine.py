@@ -8,6 +8,7 @@ import pytest
 
 from helpers import film_texts, tiny_classifier
 from pabee_jax import EarlyExitClassifier, Entropy, InputError, Patience
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.inference.engine import Engine, EngineConfig, Overloaded
 
 TEXTS = film_texts(60)
@@ -129,3 +130,12 @@ def test_no_program_is_compiled_after_the_warmup(classifier):
         for rows in (1, 2, 12, 30):
             concurrent.futures.wait(engine.submit(classifier.tokenize(TEXTS[:rows])))
         assert (module._admit._cache_size(), module._advance._cache_size()) == compiled
+
+
+def test_a_row_that_would_never_fit_is_refused(classifier):
+    ids = np.ones((1, 5000), np.int32)
+    tokens = Dataset(ids, ids.astype(np.int8), np.zeros_like(ids, np.int8))
+    with Engine(classifier, SIZES) as engine:
+        with pytest.raises(InputError, match="a row has 5000 tokens, and at most 32 are allowed"):
+            engine.submit(tokens)
+        assert engine.submit(classifier.tokenize(TEXTS[:1]))[0].result().exit_layer >= 1

@@ -208,6 +208,19 @@ def test_a_long_text_can_be_truncated(server, classifier):
     check_row(response.json(), exit_layers(response)[0], classifier.predict([LONG]), 0)
 
 
+def test_texts_that_are_tokenized_at_the_same_time_are_truncated_each_as_it_asks(server):
+    """A tokenizer keeps the truncation of its last call, also for calls of other threads."""
+
+    def send(row):
+        truncate = row % 2 == 0
+        body = {"inputs": "good " * 3000, "truncate": truncate}
+        return truncate, server.post(body).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        for truncate, status in threads.map(send, range(400)):
+            assert status == (200 if truncate else 413)
+
+
 def test_a_client_that_goes_away_leaves_nothing_behind(server):
     for _ in range(5):
         with socket.create_connection(server.url.removeprefix("http://").split(":")) as client:

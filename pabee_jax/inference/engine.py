@@ -146,10 +146,14 @@ class Engine:
 
         Raises:
             Overloaded: too many rows wait.
-            InputError: the criterion does not fit the model, or the engine is closed.
+            InputError: the criterion does not fit the model, a row has more tokens than the model
+                takes, or the engine is closed.
         """
         criterion = self.classifier.criterion if criterion is None else criterion
         check(criterion, self.classifier.config.is_regression)
+        longest, limit = int(tokens.lengths.max()), self.classifier.pretrained.max_length
+        if longest > limit:  # It would wait forever, and the rows after it.
+            raise InputError(f"a row has {longest} tokens, and at most {limit} are allowed")
         now, setting = time.monotonic(), as_arrays(criterion)
         rows = [
             _Waiting(

@@ -1,6 +1,7 @@
 """Answers requests with an engine: limits, tokenization, criteria, scores and explanations."""
 
 import asyncio
+import copy
 import dataclasses
 import itertools
 import time
@@ -89,6 +90,9 @@ class Service:
         self.is_ready = False
         self.accepted = self.answered = 0
         self.metrics = Metrics(engine)
+        # A tokenizer keeps the truncation of its last call, also for calls of other threads. So
+        # the classifier's own tokenizer always truncates, and this copy never does.
+        self._untruncated = copy.deepcopy(engine.classifier.pretrained.tokenizer)
         self._model_id = model_id
         own = criteria.name_of(engine.classifier.criterion)
         self._allowed_criteria = list(dict.fromkeys([own, *allowed_criteria]))
@@ -214,7 +218,7 @@ class Service:
         """Return the tokens; a text that is too long is truncated or refused."""
         pretrained = self.engine.classifier.pretrained
         try:
-            tokens = encode(pretrained.tokenizer, *checked_texts(texts), _NO_LIMIT)
+            tokens = encode(self._untruncated, *checked_texts(texts), _NO_LIMIT)
             longest, limit = int(tokens.lengths.max()), pretrained.max_length
             if longest <= limit:
                 return tokens
