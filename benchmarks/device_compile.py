@@ -39,7 +39,8 @@ from benchmarks.gpu_targets import GPU_TARGETS
 from benchmarks.models import SHAPES
 from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.distributed import sharding
-from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch
+from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.inference import planning
 from pabee_jax.inference.programs import run_loop, run_pool

@@ -15,7 +15,8 @@ from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.data.batching import MODEL_INPUTS
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
-from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch
+from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.dispatch import padded_job, ragged_job
 from pabee_jax.inference.programs import run_loop, run_pool

@@ -17,7 +17,8 @@ from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.layer_loop import Control
-from pabee_jax.drivers.ragged import ChunkSizes, run_while_more_than
+from pabee_jax.drivers.ragged import chunk_shapes
+from pabee_jax.drivers.shapes import ChunkSizes, run_while_more_than
 from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.transformer import TransformerLayer
 
@@ -311,7 +312,7 @@ def test_sizes_of_chunks():
     sizes = ChunkSizes.of(512, 128, smallest=32)
     assert sizes.tokens == (512, 128, 64, 32) and sizes.exit_rows == [16, 4, 2, 1]
     assert run_while_more_than(sizes.tokens) == [384, 64, 32, 0]
-    assert [shape.lengths[-1] for shape in sizes.shapes] == [128, 128, 64, 32]
+    assert [shape.lengths[-1] for shape in chunk_shapes(sizes)] == [128, 128, 64, 32]
     assert ChunkSizes.of(1024, 512).tokens == (1024, 512)
     assert ChunkSizes.of(512, 512).tokens == (512,)
     assert ChunkSizes.of(512, 512, smallest=256).tokens == (512, 256)

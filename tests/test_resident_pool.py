@@ -14,7 +14,7 @@ from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.packing import packed
 from pabee_jax.drivers import resident_pool
 from pabee_jax.drivers.full import all_exit_logits
-from pabee_jax.drivers.ragged import ChunkSizes
+from pabee_jax.drivers.shapes import ChunkSizes
 
 SLOW = pytest.mark.slow
 SIZES = dict(sizes=ChunkSizes.of(32, 16, smallest=8, block_factor=2))

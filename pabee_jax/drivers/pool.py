@@ -31,16 +31,16 @@ from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.layer_loop import CONTROL, Control, Layer, on_group, run_layers, zero_logits
 from pabee_jax.drivers.ragged import (
     ActiveRows,
-    ChunkSizes,
     RaggedBatch,
     active_rows,
+    chunk_shapes,
     from_bits,
     over_rows,
-    run_while_more_than,
     slices,
     take,
     to_bits,
 )
+from pabee_jax.drivers.shapes import ChunkSizes, run_while_more_than
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
 from pabee_jax.models.side_inputs import SideInputs
 from pabee_jax.models.transformer import TokenHeads, Tokens, attention
@@ -164,7 +164,7 @@ class PooledLayers:
         """Run the first part of a layer, chunk by chunk; return the tokens of the active rows."""
         first = jnp.zeros_like(rows.num_rows)
         rests = run_while_more_than(self.sizes.tokens)
-        for shape, rest in zip(self.sizes.shapes, rests, strict=True):
+        for shape, rest in zip(chunk_shapes(self.sizes), rests, strict=True):
 
             def some_remain(carry, rest=rest):
                 first, _ = carry

@@ -23,7 +23,8 @@ from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.exit_rule import ExitState
 from pabee_jax.drivers.layer_loop import zero_logits
 from pabee_jax.drivers.pool import PooledLayers, PoolState
-from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch, active_rows, take
+from pabee_jax.drivers.ragged import RaggedBatch, active_rows, take
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
 
 

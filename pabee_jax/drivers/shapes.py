@@ -1,5 +1,13 @@
 """Sizes that compiled programs share."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# The exits of one row per this many tokens of a chunk are computed together.
+_TOKENS_PER_EXIT = 32
+# The tokens that do not fill a chunk run in chunks of `chunk_tokens // _REMAINDER_DIVISOR`.
+_REMAINDER_DIVISOR = 4
+
 
 def next_power_of_two(rows: int) -> int:
     """Return the smallest power of two that is at least `rows`."""
@@ -21,3 +29,66 @@ def sequence_lengths(max_length: int, multiple: int = 8) -> tuple[int, ...]:
     while lengths[-1] < max_length:
         lengths.append(lengths[-1] * 5 // 4 // multiple * multiple)
     return (*(length for length in lengths if length < max_length), max_length)
+
+
+class ChunkSizes(NamedTuple):
+    """The static sizes of a program that runs rows in chunks.
+
+    Attributes:
+        tokens: the tokens of a chunk: of full chunks, of the chunks for the tokens that do not
+            fill one (neither is shorter than the longest row), and of smaller chunks for the last
+            tokens. In descending order.
+        lengths: the length classes, in ascending order: the lengths to which attention pads the
+            rows of a chunk. No row is longer than the last.
+        block_factor: how many times the tokens of a chunk its padded block may have. With few rows,
+            of mixed lengths, 1 leaves a part of the chunks empty.
+    """
+
+    tokens: tuple[int, ...]
+    lengths: tuple[int, ...]
+    block_factor: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        chunk_tokens: int,
+        longest: int,
+        smallest: int | None = None,
+        block_factor: int = 1,
+    ) -> "ChunkSizes":
+        """Return the sizes for rows of up to `longest` tokens.
+
+        Args:
+            chunk_tokens: the tokens of a full chunk; at least `longest`.
+            longest: the most tokens of a row.
+            smallest: the tokens of the smallest chunk, at least 8. A chunk costs its window whether
+                or not tokens fill it; each further size adds a copy of the layers to the program.
+                Absent, the last tokens have no smaller chunks.
+            block_factor: see `ChunkSizes`.
+        """
+        tokens = [chunk_tokens]
+        remainder = max(chunk_tokens // _REMAINDER_DIVISOR, longest)
+        if remainder < chunk_tokens:
+            tokens.append(remainder)
+        while smallest is not None and tokens[-1] // 2 >= smallest:
+            tokens.append(tokens[-1] // 2)
+        return cls(tuple(tokens), sequence_lengths(longest), block_factor)
+
+    @property
+    def exit_rows(self) -> list[int]:
+        """The rows whose exits are computed together, in descending order."""
+        return sorted({max(1, size // _TOKENS_PER_EXIT) for size in self.tokens}, reverse=True)
+
+
+def run_while_more_than(sizes: Sequence[int]) -> list[int]:
+    """Return how much must remain for each size, so that a chunk of this size runs.
+
+    Chunks of the first size run while more remains than chunks of the second size should take. What
+    then remains runs in chunks of the second size, and in the end in the smallest that holds it.
+
+    Args:
+        sizes: the sizes of chunks, in descending order.
+    """
+    if len(sizes) == 1:
+        return [0]
+    return [sizes[0] - sizes[1], *sizes[2:], 0]

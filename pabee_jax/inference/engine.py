@@ -21,8 +21,8 @@ from pabee_jax.criteria import ExitCriterion, as_arrays, check
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.packing import packed
 from pabee_jax.drivers import resident_pool
-from pabee_jax.drivers.ragged import ChunkSizes
 from pabee_jax.drivers.resident_pool import ResidentRows
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.errors import InputError
 from pabee_jax.inference.classifier import EarlyExitClassifier
 from pabee_jax.inference.inputs import Text

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax.distributed.sharding import DATA
-from pabee_jax.drivers.ragged import ChunkSizes
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.errors import InputError, shown
 from pabee_jax.io import host_memory
 from pabee_jax.models.config import ModelConfig

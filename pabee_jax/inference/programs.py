@@ -17,7 +17,8 @@ from pabee_jax.distributed.sharding import DATA
 from pabee_jax.drivers import full, loop, pool
 from pabee_jax.drivers.exit_rule import Exits
 from pabee_jax.drivers.layer_loop import CONTROL, Control
-from pabee_jax.drivers.ragged import ChunkSizes, RaggedBatch
+from pabee_jax.drivers.ragged import RaggedBatch
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.models.parameters import Structure, merge
 
 Parameters = Mapping[str, Any]
