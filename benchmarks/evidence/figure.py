@@ -96,7 +96,7 @@ def draw_task(axis, run: Run, logits, labels, speed, label: str) -> None:
             name, (speedup, difference), place, textcoords="offset points", fontsize=7, zorder=6
         )
     axis.axhline(0, linestyle="--", color="#888888", zorder=0)
-    axis.set(xlim=(1, _FASTEST), ylim=(_LOWEST, 2), xlabel=label)
+    axis.set(xlim=(1, _FASTEST), ylim=(_LOWEST, 3), xlabel=label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="lower left")
 
