@@ -1,19 +1,15 @@
 """A picture of the service's playground in headless Chromium.
 
-pip install playwright  # and a Chromium of the system
-python -m benchmarks.playground --checkpoint runs/sst2 --text "a text"
+    python -m benchmarks.playground --checkpoint runs/sst2 --text "a text"
+
+Needs the extra `dev` and a Chromium of the system.
 """
 
 import argparse
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 from benchmarks import command_line
+from benchmarks.service_process import Server
 
 
 def take_picture(url: str, options) -> None:
@@ -34,28 +30,11 @@ def take_picture(url: str, options) -> None:
 
 
 def main(options) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pabee_jax.commands.main", "serve"]
-    server = subprocess.Popen([*command, f"--checkpoint={options.checkpoint}", f"--port={port}"])
-    url = f"http://127.0.0.1:{port}"
+    server = Server(options.checkpoint).wait_until_ready()
     try:
-        while not _is_ready(url):
-            if server.poll() is not None:
-                raise SystemExit("the service has ended")
-            time.sleep(0.5)
-        take_picture(url, options)
+        take_picture(server.url, options)
     finally:
-        server.terminate()
-        server.wait()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(f"{url}/health").status == 200
-    except (urllib.error.URLError, ConnectionError):
-        return False
+        server.stop()
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.predict_file
 
-A file of random texts is predicted four times with a model of random weights:
+Random texts and a model of random weights, in four steps:
 
 1. `EarlyExitClassifier.predict` on the first rows, in memory: the rows per second of the driver.
 2. `pabee-jax predict` on the whole file, whose resident memory is sampled. Its rows per second are
@@ -13,7 +13,6 @@ A file of random texts is predicted four times with a model of random weights:
 
 import argparse
 import filecmp
-import functools
 import json
 import os
 import subprocess
@@ -29,6 +28,7 @@ from benchmarks import command_line
 from benchmarks.models import SHAPES, random_model
 from pabee_jax import EarlyExitClassifier, Patience
 from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.inference.file_job import ROWS_PER_BLOCK
 
 _MAX_LENGTH = 128
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -118,7 +118,7 @@ def undisturbed(folder: Path, rows: int) -> dict:
             samples.append(job.resident_mb())
     job.finish()
     first, last = min(ends), max(ends)
-    rows_between = min(rows, last * _rows_per_block()) - first * _rows_per_block()
+    rows_between = min(rows, last * ROWS_PER_BLOCK) - first * ROWS_PER_BLOCK
     quarters = np.array_split(samples, 4)
     return {
         "rows/s": rows_between / (ends[last] - ends[first]),
@@ -127,16 +127,9 @@ def undisturbed(folder: Path, rows: int) -> dict:
     }
 
 
-@functools.cache
-def _rows_per_block() -> int:
-    from pabee_jax.inference.file_job import ROWS_PER_BLOCK
-
-    return ROWS_PER_BLOCK
-
-
 def killed(folder: Path, rows: int, kills: int) -> bool:
     """Run the job with `kills` kills; return whether its output has the same bytes."""
-    output, blocks = folder / "killed.tsv", -(-rows // _rows_per_block())
+    output, blocks = folder / "killed.tsv", -(-rows // ROWS_PER_BLOCK)
     for kill in range(kills):
         job = Job(folder, output)
         while job.is_running and job.blocks < (kill + 1) * blocks // (kills + 1):

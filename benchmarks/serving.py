@@ -49,7 +49,6 @@ _MEAN_LENGTH, _LENGTH_SPREAD = 24, 0.5
 _MAX_ROWS = 64  # Of a batch, and of the engine's pool.
 _OFFLINE_ROWS = 512
 _WAYS = ("full", "pools", "engine")
-Answers = list[concurrent.futures.Future]
 Submit = Callable[[int], concurrent.futures.Future]
 
 

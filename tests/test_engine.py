@@ -138,4 +138,5 @@ def test_a_row_that_would_never_fit_is_refused(classifier):
     with Engine(classifier, SIZES) as engine:
         with pytest.raises(InputError, match="a row has 5000 tokens, and at most 32 are allowed"):
             engine.submit(tokens)
+        assert engine.submit(tokens.take(slice(0, 0))) == []
         assert engine.submit(classifier.tokenize(TEXTS[:1]))[0].result().exit_layer >= 1

@@ -11,7 +11,7 @@ from pabee_jax import EarlyExitClassifier, MaxProbability, Patience
 
 pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-from service_process import Server  # noqa: E402
+from benchmarks.service_process import Server  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [

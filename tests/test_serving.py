@@ -23,7 +23,7 @@ pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
-from service_process import Server  # noqa: E402
+from benchmarks.service_process import Server  # noqa: E402
 
 TEXTS = film_texts(60)
 
@@ -311,7 +311,7 @@ def test_the_curl_lines_of_the_documentation(server, classifier):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_nothing_unhandled(server):
+def test_schemathesis_finds_nothing_unhandled(server, tmp_path):
     """Requests that the OpenAPI description allows, and requests that it does not allow.
 
     It may refuse requests that the description allows: a patience beside a criterion, for example.
@@ -319,7 +319,7 @@ def test_schemathesis_finds_nothing_unhandled(server):
     pytest.importorskip("schemathesis")
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
     command += ["--max-examples=200", "--seed=1", "--exclude-checks=positive_data_acceptance"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert httpx.get(f"{server.url}/health").status_code == 200
 

@@ -109,8 +109,7 @@ class Engine:
         self.max_tokens = max(config.max_tokens or defaults.engine_tokens, 2 * longest)
         self.max_rows = config.max_rows or self.max_tokens // TOKENS_PER_ROW
         chunk_tokens = max(self.max_tokens // 2, longest)
-        smallest = min(defaults.smallest_chunk, chunk_tokens)
-        self._sizes = ChunkSizes.of(chunk_tokens, longest, smallest, block_factor=2)
+        self._sizes = ChunkSizes.of(chunk_tokens, longest, defaults.smallest_chunk, block_factor=2)
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -151,7 +150,7 @@ class Engine:
         """
         criterion = self.classifier.criterion if criterion is None else criterion
         check(criterion, self.classifier.config.is_regression)
-        longest, limit = int(tokens.lengths.max()), self.classifier.pretrained.max_length
+        longest, limit = int(tokens.lengths.max(initial=0)), self.classifier.pretrained.max_length
         if longest > limit:  # It would wait forever, and the rows after it.
             raise InputError(f"a row has {longest} tokens, and at most {limit} are allowed")
         now, setting = time.monotonic(), as_arrays(criterion)
