@@ -47,8 +47,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     | {"strategy": "last_first", "last_exit_share": 0.33, "second_phase.learning_rate": 1e-4},
     "pabee_published": {"learning_rate": 2e-5, "warmup_steps": 0, "order": "shuffled"},
 }
-# The recipes of the preset glue:TASK,recommended, for classes and for scores.
-RECOMMENDED = {"classes": "mean+per_exit", "scores": "mean+per_exit+distill"}
+# The recipe of the preset glue:TASK,recommended.
+RECOMMENDED = "fast_exits+uniform+distill"
 # For every task, the metric that the tables show.
 METRICS = {"mrpc": "accuracy", "stsb": "pearson", "sst2": "accuracy"}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pabee_jax import criteria as criteria
     from pabee_jax.criteria import (
+        Consistency,
         Divergence,
         Energy,
         Ensemble,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Consistency",
     "Divergence",
     "EarlyExitClassifier",
     "Energy",

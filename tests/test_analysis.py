@@ -97,6 +97,7 @@ def test_every_fitting_criterion_has_a_curve_from_slow_to_fast():
     assert names == {
         *("patience", "fixed_layer", "vote", "entropy", "max_probability", "margin"),
         *("patient_confidence", "divergence", "energy", "ensemble", "window"),
+        "consistency",
     }
     for curve in all_curves:
         assert (np.diff(curve.mean_exit_layers) <= 1e-6).all(), curve.name

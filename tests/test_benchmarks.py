@@ -18,11 +18,12 @@ from jax.sharding import PartitionSpec
 from benchmarks import command_line, demo, device_compile
 from benchmarks.evidence import points, tables
 from benchmarks.evidence.runs import Run
+from benchmarks.recipes import RECOMMENDED
 from benchmarks.training_exits import DevEvaluation
 from helpers import tiny_checkpoint
 from pabee_jax.analysis.selection import halves
 from pabee_jax.commands.config_file import load_config
-from pabee_jax.criteria import MaxProbability, from_config
+from pabee_jax.criteria import Consistency, MaxProbability, from_config
 from pabee_jax.data.load import load_task
 from pabee_jax.distributed import sharding
 
@@ -292,17 +293,30 @@ def test_the_evidence_shows_no_row_with_a_setting_that_was_chosen_on_it():
     assert before[1] != after[1], "the setting of the second half does not depend on the first"
 
 
+def test_the_headline_shows_ordinary_fine_tuning_beside_the_preset():
+    logits, labels = evidence_logits()
+    better = logits + 9 * np.eye(2, dtype=np.float32)[labels]
+    records = [
+        points.record_of(Run("ordinary", "sst2", 0), better, labels),
+        points.record_of(Run(RECOMMENDED, "sst2", 0), logits, labels),
+        points.record_of(Run(RECOMMENDED, "cola", 0), logits, labels),
+    ]
+    *_, sst2, cola = tables.headline({"records": records}).splitlines()
+    full_depth = f"{100 * (logits[-1].argmax(axis=1) == labels).mean():.1f}"
+    assert [cell.strip() for cell in sst2.split("|")][3:5] == ["100.0 (1)", f"{full_depth} (1)"]
+    assert [cell.strip() for cell in cola.split("|")][3] == ""
+
+
 def test_the_tables_of_the_evidence_have_a_line_per_recipe_and_the_measured_speedup():
     logits, labels = evidence_logits()
     record = points.record_of(Run("ordinary", "sst2", 3), logits, labels)
     seconds = {"full depth": 6.0}
-    for speedup in points.SPEEDUPS:
-        seconds |= {f"{speedup:g}, half 1": 2.0, f"{speedup:g}, half 2": 4.0}
+    seconds |= {f"{speedup:g}": 3.0 for speedup in points.SPEEDUPS}
     times = {"recipe": "ordinary", "task": "sst2", "seed": 3, "pool": seconds, "loop": seconds}
     content = {"records": [record], "times": {"": times}}
-    *_, line = tables.headline(content).splitlines()
-    assert line.count("2.00x") == 2 * len(points.SPEEDUPS)
+    *_, line = tables.of_recipes(content).splitlines()
+    assert line.count("2.00x pool, 2.00x loop") == len(points.SPEEDUPS)
     accuracy = float((logits[-1].argmax(axis=1) == labels).mean())
-    assert f"{100 * accuracy:.1f}" in [cell.strip() for cell in line.split("|")]
+    assert f"{100 * accuracy:.1f} (1)" in [cell.strip() for cell in line.split("|")]
     settings = record["points"]["2"]["settings"]
-    assert all(isinstance(from_config(values), MaxProbability) for values in settings)
+    assert all(isinstance(from_config(values), Consistency) for values in settings)

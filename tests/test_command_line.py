@@ -197,7 +197,7 @@ def test_the_papers_recipe(task):
     recommended = load_config(f"{GLUE}:{task},recommended")
     check(recommended)
     # The preset is the recipe that docs/training-exits.md has measured.
-    recipe = RECIPES[RECOMMENDED["scores" if task == "stsb" else "classes"]]
+    recipe = RECIPES[RECOMMENDED]
     ours, theirs = (
         traverse_util.flatten_dict(dataclasses.asdict(each), sep=".")
         for each in (recommended, paper)

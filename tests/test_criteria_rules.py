@@ -1,6 +1,7 @@
 """Every criterion against its paper's rule in plain Python, one row at a time."""
 
 import itertools
+import json
 import math
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from pabee_jax import InputError, replay
 from pabee_jax.criteria import (
     CRITERIA,
+    Consistency,
     Divergence,
     Energy,
     Ensemble,
@@ -25,7 +27,9 @@ from pabee_jax.criteria import (
     Window,
     check,
     from_config,
+    parse,
     to_config,
+    warn,
 )
 from pabee_jax.drivers.replay import replay_many
 
@@ -151,6 +155,22 @@ def ensemble(threshold):
     return rule
 
 
+def consistency(coefficients):
+    """The logistic function of the predicted class, the margin and the earlier exits' margins."""
+
+    def margin(values, label):
+        return values[label] - max(value for i, value in enumerate(values) if i != label)
+
+    def measure(history):
+        weights, label = coefficients[len(history) - 1], argmax(history[-1])
+        earlier = [margin(values, label) for values in history[:-1]]
+        score = weights[label] + weights[-2] * margin(history[-1], label)
+        score += weights[-1] * (sum(earlier) / len(earlier) if earlier else 0.0)
+        return 1 / (1 + math.exp(-score))
+
+    return measure
+
+
 def energy(temperature):
     def measure(history):
         return -temperature * math.log(sum(math.exp(z / temperature) for z in history[-1]))
@@ -221,6 +241,79 @@ def test_replay_equals_the_rule_in_plain_python(criterion, rule, classes):
     exit_layers, answers = map(np.asarray, replay(criterion, logits))
     np.testing.assert_array_equal(exit_layers[clear], expected_layers[clear])
     np.testing.assert_allclose(answers[clear], expected_answers[clear], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8, 0.97, 1.0])
+def test_consistency_equals_the_rule_in_plain_python(classes, threshold):
+    coefficients = np.random.default_rng(3).normal(size=(EXITS, classes + 2)).round(2).tolist()
+    logits = random_logits(classes)
+    rule = above(consistency(coefficients), threshold)
+    expected_layers, expected_answers, distances = Reference(rule)(logits)
+    clear = distances > CLOSE
+    assert clear.mean() > 0.98
+    exit_layers, answers = map(np.asarray, replay(Consistency(threshold, coefficients), logits))
+    np.testing.assert_array_equal(exit_layers[clear], expected_layers[clear])
+    np.testing.assert_allclose(answers[clear], expected_answers[clear], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_consistency_is_fitted_to_the_share_of_rows_that_have_the_final_prediction(classes):
+    """The maximum of the likelihood: an exit's probabilities add up to its consistent rows."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, 500)
+    logits = random.normal(size=(EXITS, 500, classes)).astype(np.float32)
+    logits += np.arange(EXITS)[:, None, None] * np.eye(classes, dtype=np.float32)[labels]
+    table = Consistency.fit(logits).coefficients.tolist()
+    measure = consistency(table)
+    last = logits[-1].argmax(axis=1)
+    for layer in range(1, EXITS):
+        probabilities = [measure(logits[:layer, row].tolist()) for row in range(500)]
+        consistent = (logits[layer - 1].argmax(axis=1) == last).sum()
+        assert sum(probabilities) == pytest.approx(consistent, abs=1)
+    # Every row has the final prediction at the last exit: Laplace's rule, 501 to 1.
+    assert table[-1][:classes] == pytest.approx([math.log(501)] * classes)
+    # No exit is before the first one.
+    assert table[0][-2] != 0 and table[0][-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_consistency_reads_no_labels_and_no_rows_but_those_it_is_fitted_to():
+    logits = random_logits(2)
+    assert Consistency.fit(logits) == Consistency.fit(logits.copy())
+    assert Consistency.fit(logits) != Consistency.fit(logits[:, :100])
+    stronger = Consistency.fit(logits, regularization=100.0)
+    assert abs(stronger.coefficients[0, -2]) < abs(Consistency.fit(logits).coefficients[0, -2])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Consistency(1.5, [[0.0] * 4]), "threshold must be a number from 0 to 1"),
+        (lambda: Consistency(0.5, [[0.0], [0.0, 1.0]]), "coefficients is .* for every exit"),
+        (lambda: Consistency(0.5, "many"), "coefficients is 'many'"),
+        (lambda: Consistency(0.5, [[math.nan] * 4]), "coefficients is"),
+        (lambda: Consistency.fit(random_logits(1)), "is for classification"),
+        (lambda: Consistency.fit(np.zeros((3, 4))), "must be exits, rows, classes"),
+        (
+            lambda: replay(Consistency(0.5, [[0.0] * 5] * EXITS), random_logits(2)),
+            "a model with 2 classes needs 4 per exit",
+        ),
+        (
+            lambda: warn(Consistency(0.5, [[0.0] * 4] * 3), EXITS, False),
+            "fitted to 3 exits; the model has 6",
+        ),
+        (lambda: parse("consistency:threshold=0.9"), "is fitted to recorded logits"),
+    ],
+)
+def test_a_consistency_that_fits_no_model_is_refused(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+def test_consistency_is_restored_from_config_json():
+    criterion = Consistency.fit(random_logits(3), threshold=0.7)
+    restored = from_config(json.loads(json.dumps(to_config(criterion))))
+    assert restored == criterion and hash(restored) == hash(criterion)
 
 
 def test_votes_among_many_classes_need_memory_in_proportion_to_the_classes():
@@ -340,7 +433,8 @@ def test_check_refuses_criteria_that_need_labels_or_do_not_fit_the_task():
 
 
 def test_every_criterion_can_be_saved_in_config_json_and_restored():
-    tested = {type(criterion) for criterion, _ in CASES} | {Patience}
+    # The test of Patience is in test_criteria.py, and Consistency has tests of its own above.
+    tested = {type(criterion) for criterion, _ in CASES} | {Patience, Consistency}
     assert tested == set(CRITERIA.values()), "add the new criterion and its rule to CASES"
     for criterion, _ in CASES:
         assert from_config(to_config(criterion)) == criterion

@@ -1,4 +1,7 @@
-"""The picture of docs/results.md: quality against measured speed, beside published results."""
+"""The pictures of the evidence: quality against measured speed, beside published results.
+
+The headline shows the recommended recipe on every task; the other picture shows every criterion.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,6 +17,7 @@ from matplotlib import pyplot as plt
 from benchmarks.evidence.points import METRICS, SPEEDUPS
 from benchmarks.evidence.runs import Run
 from benchmarks.evidence.tables import measured_speedup
+from benchmarks.recipes import RECOMMENDED
 from pabee_jax.analysis import metrics
 from pabee_jax.analysis.curves import Curve, curves, grouped, is_patience
 from pabee_jax.reports.line_styles import legend_entry, line_styles
@@ -48,44 +52,136 @@ _PLACES = {
     ("sst2", "GPFEE"): (-8, -13),
     ("sst2", "COSEE"): (3, 8),
 }
-# The criteria in the picture; one curve per family of settings would be unreadable.
+# The criteria in the headline; one curve per family of settings would be unreadable.
 _CRITERIA = {
-    "classes": ("patience", "max_probability", "energy", "ensemble", "vote", "fixed_layer"),
+    "classes": ("patience", "consistency", "max_probability", "fixed_layer"),
     "scores": ("patience", "fixed_layer"),
+}
+# The curves of the other picture, with their labels; with two classes, highest probability, entropy
+# and margin order the rows in the same way.
+_EVERY_CRITERION = {
+    "patience": "patience",
+    "consistency": "consistency",
+    "max_probability": "max_probability, entropy, margin",
+    "energy": "energy",
+    "patient_confidence, patience 2": "patient_confidence, patience 2",
+    "ensemble": "ensemble",
+    "divergence, patience 3": "divergence, patience 3",
+    "vote": "vote",
+    "fixed_layer": "fixed_layer",
 }
 _FASTEST, _LOWEST = 4.5, -12.0
 _LEGEND_WIDTH = 34
+_TITLES = {"mrpc": "MRPC, F1", "stsb": "STS-B, Pearson", "sst2": "SST-2, accuracy"}
+_TITLES |= {"cola": "CoLA, Matthews"}
+_COLUMNS = 2
 
 
 def draw(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]], content: dict[str, Any]) -> None:
-    """Write one panel per task, for the last recipe of the table that has a run of the task."""
-    shown = {run.task: run for run in runs if run.seed == min(other.seed for other in runs)}
+    """Write one panel per task, for the recommended recipe and the lowest seed that has a run."""
+    shown = _lowest_seeds(runs)
+    if not shown:
+        return
+    lines = -(-len(shown) // _COLUMNS)
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.2 * len(shown), 4.6), squeeze=False, layout="constrained"
+        lines, _COLUMNS, figsize=(7.6, 3.5 * lines), squeeze=False, layout="constrained"
     )
-    for axis, (task, run) in zip(axes[0], shown.items(), strict=True):
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, (task, run) in zip(axes.flat, shown.items(), strict=False):
         arrays = runs[run]
         speed, label = speed_of(run, content)
         draw_task(axis, run, arrays["logits"], arrays["labels"], speed, label)
-        axis.set_title(f"{task}, {run.recipe}", fontsize=9)
-    axes[0, 0].set_ylabel("points above full depth")
-    figure.savefig(path, dpi=110)
+        _draw_chosen(axis, _record_of(run, content), speed)
+        axis.set_title(f"{_TITLES[task]}, {len(arrays['labels'])} dev rows", fontsize=10)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("points above full depth")
+    _shared_legend(figure, axes, columns=4)
+    figure.savefig(path, dpi=140)
     plt.close(figure)
+
+
+def draw_criteria(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]]) -> None:
+    """Write one panel per classification, with the curves of every criterion."""
+    shown = {
+        task: run for task, run in _lowest_seeds(runs).items() if runs[run]["logits"].shape[2] > 1
+    }
+    if not shown:
+        return
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(3.3 * len(shown), 4.6), squeeze=False, layout="constrained"
+    )
+    for axis, (task, run) in zip(axes[0], shown.items(), strict=True):
+        arrays = runs[run]
+        score = _scorer(task, arrays["labels"])
+        by_name = {curve.name: curve for curve in curves(arrays["logits"], score)}
+        styles = line_styles([name == "patience" for name in _EVERY_CRITERION])
+        for (name, label), style in zip(_EVERY_CRITERION.items(), styles, strict=True):
+            layers, scores = by_name[name].line
+            style |= {"markevery": max(1, len(layers) // 8)}
+            axis.plot(layers, 100 * scores, label=label, **style)
+        full_depth = 100 * score(arrays["logits"][-1])
+        axis.axhline(full_depth, linestyle="--", color="#888888", zorder=0, label="full depth")
+        exits = len(arrays["logits"])
+        axis.set(xlabel=f"mean exit layer (of {exits})", xticks=range(0, exits + 1, 2))
+        axis.set(title=f"{_TITLES[task]} (%)", ylim=(full_depth + _LOWEST, full_depth + 2))
+        axis.grid(alpha=0.3)
+    _shared_legend(figure, axes, columns=3)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _shared_legend(figure, axes, columns: int) -> None:
+    """Draw one legend below the panels, with every label once."""
+    entries = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries, fontsize=8, ncols=columns, loc="outside lower center")
+
+
+def _lowest_seeds(runs: Mapping[Run, Any]) -> dict[str, Run]:
+    """Return the run of the recommended recipe with the lowest seed, by task."""
+    ordered = sorted((run for run in runs if run.recipe == RECOMMENDED), key=lambda run: -run.seed)
+    lowest = {run.task: run for run in ordered}
+    return {task: lowest[task] for task in METRICS if task in lowest}
+
+
+def _scorer(task: str, labels: np.ndarray) -> Callable[[np.ndarray], float]:
+    return lambda answers: metrics.compute([METRICS[task]], answers, labels)[METRICS[task]]
+
+
+def _draw_chosen(axis, record: dict[str, Any], speed: Callable[[float], float]) -> None:
+    """Mark the settings that were chosen on other rows, with their 95% intervals."""
+    for index, point in enumerate(record["points"].values()):
+        x = speed(len(record["exits"]) / point["layer speed-up"])
+        difference, (low, high) = 100 * point["difference"], 100 * np.array(point["interval"])
+        axis.errorbar(
+            x,
+            difference,
+            [[difference - low], [high - difference]],
+            fmt="o",
+            color="black",
+            markerfacecolor="white",
+            markersize=7,
+            capsize=3,
+            zorder=7,
+            label=None if index else "chosen on other rows, 95%",
+        )
 
 
 def draw_task(axis, run: Run, logits, labels, speed, label: str) -> None:
     """Draw the curves of a task, and the published results."""
-    metric = METRICS[run.task]
-
-    def score(answers):
-        return metrics.compute([metric], answers, labels)[metric]
-
+    score = _scorer(run.task, labels)
     names = _CRITERIA["scores" if logits.shape[2] == 1 else "classes"]
     groups: list[list[Curve]] = grouped(curves(logits, score, names))
     styles = line_styles([is_patience(group[0]) for group in groups])
     for group, style in zip(groups, styles, strict=True):
         layers, scores = group[0].line
-        entry = legend_entry([curve.name for curve in group], _LEGEND_WIDTH)
+        # "patience, patience 2" has a curve of its own, over all thresholds.
+        names = [curve.name.replace("patience, patience", "scores, patience") for curve in group]
+        entry = legend_entry(names, _LEGEND_WIDTH)
         differences = 100 * (scores - group[0].ends[1])
         style |= {"markevery": max(1, len(layers) // 8)}
         axis.plot([speed(value) for value in layers], differences, label=entry, **style)
@@ -98,7 +194,10 @@ def draw_task(axis, run: Run, logits, labels, speed, label: str) -> None:
     axis.axhline(0, linestyle="--", color="#888888", zorder=0)
     axis.set(xlim=(1, _FASTEST), ylim=(_LOWEST, 3), xlabel=label)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="lower left")
+
+
+def _record_of(run: Run, content: dict[str, Any]) -> dict[str, Any]:
+    return next(r for r in content["records"] if Run(r["recipe"], r["task"], r["seed"]) == run)
 
 
 def _inverse_of(share: Callable[[float], float], layer: float) -> float:
@@ -111,10 +210,10 @@ def speed_of(run: Run, content: dict[str, Any]) -> tuple[Callable[[float], float
     If the run was timed, the time is interpolated between the timed settings; otherwise the
     speed-up is that of the layers.
     """
-    record = next(r for r in content["records"] if Run(r["recipe"], r["task"], r["seed"]) == run)
+    record = _record_of(run, content)
     num_layers = len(record["exits"])
     for times in content.get("times", {}).values():
-        if Run(times["recipe"], times["task"], times["seed"]) == run:
+        if "pool" in times and Run(times["recipe"], times["task"], times["seed"]) == run:
             layers = [num_layers / record["points"][f"{s:g}"]["layer speed-up"] for s in SPEEDUPS]
             shares = [1 / measured_speedup(times["pool"], s) for s in SPEEDUPS]
             share = np.polynomial.Polynomial.fit([num_layers, *layers], [1, *shares], 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence.runs import Run
-from pabee_jax import FixedLayer, MaxProbability, Patience, criteria, replay
+from pabee_jax import Consistency, FixedLayer, Patience, criteria, replay
 from pabee_jax.analysis import metrics
 from pabee_jax.analysis.comparison import resampled_metric
 from pabee_jax.analysis.exits import right_at
@@ -20,9 +20,9 @@ from pabee_jax.drivers.replay import replay_many
 SPEEDUPS = (1.5, 2.0, 3.0)
 # For every task, the metric of the table: the one that the literature on early exit reports.
 METRICS = {"mrpc": "f1", "stsb": "pearson", "sst2": "accuracy", "cola": "matthews"}
-# A setting must save this factor more than its speed-up asks for, because the pool needs up to 5%
-# more time than in proportion to the layers (docs/performance.md).
-_OVERHEAD = 1.05
+# A setting must save this factor more than its speed-up asks for, because the pool needs up to 8%
+# more time than in proportion to the layers.
+_OVERHEAD = 1.08
 _THRESHOLDS = 200
 _RESAMPLES = 1000
 # For scores, an exit is correct within this distance of the label.
@@ -60,11 +60,11 @@ def point_at(speedup: float, logits: np.ndarray, labels: np.ndarray, metric: str
 def chosen(speedup: float, logits: np.ndarray, labels: np.ndarray, metric: str) -> ExitCriterion:
     """Return the setting for a speed-up of the layers.
 
-    It is the slowest threshold on the highest probability that reaches the speed-up. For scores it
-    is, of a fixed layer and the slowest settings of patience 1, 2 and 3, the one with the best
-    metric.
+    It is the slowest threshold of `Consistency`, fitted to the same rows, that reaches the
+    speed-up. For scores it is, of a fixed layer and the slowest settings of patience 1, 2 and 3,
+    the one with the best metric.
     """
-    kinds = [Patience, FixedLayer] if logits.shape[2] == 1 else [MaxProbability]
+    kinds = [Patience, FixedLayer] if logits.shape[2] == 1 else [Consistency]
     families = [kind.families(logits, _THRESHOLDS).values() for kind in kinds]
     candidates = []
     for settings in itertools.chain(*families):

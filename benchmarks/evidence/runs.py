@@ -36,10 +36,10 @@ class Schedule:
 
 
 SCHEDULES = {
-    "mrpc": Schedule("MRPC", 3),
-    "stsb": Schedule("STS-B", 2),
-    "sst2": Schedule("SST-2", 1, first_rows=20_000),
-    "cola": Schedule("CoLA", 2),
+    "mrpc": Schedule("MRPC", 5),
+    "stsb": Schedule("STS-B", 4),
+    "sst2": Schedule("SST-2", 2, first_rows=20_000),
+    "cola": Schedule("CoLA", 4),
 }
 # The settings of every run, unless its recipe has others.
 _SHARED: dict[str, Any] = {
@@ -49,7 +49,6 @@ _SHARED: dict[str, Any] = {
     "warmup_steps": 40,
     "order": "length_grouped",
     "dtype": "bfloat16",
-    "save_every": 100,
 }
 _SETTINGS_FILE = "settings.json"
 
@@ -87,6 +86,7 @@ class Run:
         fields = _SHARED | RECIPES[self.recipe]
         fields |= {"task": self.task, "seed": self.seed, "num_epochs": float(schedule.epochs)}
         fields |= {"model": options.model, "data_dir": str(data_dir)}
+        fields |= {"save_every": options.save_every}
         return run_directory.from_dict(TrainConfig, traverse_util.unflatten_dict(fields, sep="."))
 
 

@@ -1,62 +1,93 @@
 """The tables of docs/results.md, from the content of evidence.json."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from benchmarks import command_line
 from benchmarks.evidence.points import METRICS, SPEEDUPS
-from benchmarks.recipes import RECIPES
+from benchmarks.evidence.runs import Run
+from benchmarks.recipes import RECIPES, RECOMMENDED
+from pabee_jax.analysis import metrics
+from pabee_jax.analysis.curves import SAVINGS, curves
 
-_DRIVERS = ("pool", "loop")
+DRIVERS = ("pool", "loop")
 
 
 def headline(content: dict[str, Any]) -> str:
-    """Return one line per recipe and task: medians over the seeds, in percent."""
-    header = ["task", "recipe", "seeds", "full depth"]
-    for speedup in SPEEDUPS:
-        header += [f"{speedup:g}x: difference [95%]", "layers", "pool", "loop"]
+    """Return one line per task for the recommended recipe, beside ordinary fine-tuning.
+
+    In percent; the number of seeds is in parentheses, and figures are medians over the seeds.
+    """
+    header = ["task", "rows", "ordinary fine-tuning", "full depth with exits"]
+    header += [f"{speedup:g}x" for speedup in SPEEDUPS]
     lines = []
     for task, metric in METRICS.items():
-        for recipe in RECIPES:
-            records = [
-                record
-                for record in content["records"]
-                if (record["recipe"], record["task"]) == (recipe, task)
-            ]
-            if not records:
-                continue
-            full = 100 * statistics.median(record["exits"][-1][metric] for record in records)
-            line = [f"{task} ({metric})", recipe, str(len(records)), f"{full:.1f}"]
-            for speedup in SPEEDUPS:
-                points = [record["points"][f"{speedup:g}"] for record in records]
-                line += _point_cells(points)
-                line += [_measured(content, records, speedup, driver) for driver in _DRIVERS]
-            lines.append(line)
+        if records := _records(content, RECOMMENDED, task):
+            ordinary = _full_depth(_records(content, "ordinary", task), metric)
+            line = [f"{task} ({metric})", records[0]["rows"], ordinary]
+            lines.append([*line, _full_depth(records, metric), *_cells(content, records)])
     return command_line.table(header, lines)
 
 
-def _point_cells(points: Sequence[dict[str, Any]]) -> list[str]:
-    ordered = sorted(points, key=lambda point: point["difference"])
-    middle = ordered[(len(ordered) - 1) // 2]
-    low, high = middle["interval"]
-    difference = f"{100 * middle['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return [difference, f"{statistics.median(p['layer speed-up'] for p in points):.2f}x"]
+def of_recipes(content: dict[str, Any]) -> str:
+    """Return one line per recipe and task."""
+    header = ["task", "recipe", "full depth", *(f"{speedup:g}x" for speedup in SPEEDUPS)]
+    lines = []
+    for task, metric in METRICS.items():
+        for recipe in RECIPES:
+            if records := _records(content, recipe, task):
+                line = [f"{task} ({metric})", recipe, _full_depth(records, metric)]
+                lines.append([*line, *_cells(content, records)])
+    return command_line.table(header, lines)
 
 
-def _measured(content, records, speedup: float, driver: str) -> str:
-    """Return the measured speed-up over our full depth, of the first timed run of the records."""
+def _records(content: dict[str, Any], recipe: str, task: str) -> list[dict[str, Any]]:
+    wanted = recipe, task
+    return [record for record in content["records"] if (record["recipe"], record["task"]) == wanted]
+
+
+def _full_depth(records: Sequence[dict[str, Any]], metric: str) -> str:
+    if not records:
+        return ""
+    median = statistics.median(record["exits"][-1][metric] for record in records)
+    return f"{100 * median:.1f} ({len(records)})"
+
+
+def _cells(content: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return, for every speed-up, the difference from full depth and the reached speed-ups."""
+    cells = []
+    for speedup in SPEEDUPS:
+        points = [record["points"][f"{speedup:g}"] for record in records]
+        ordered = sorted(points, key=lambda point: point["difference"])
+        middle = ordered[(len(ordered) - 1) // 2]
+        low, high = middle["interval"]
+        layers = statistics.median(point["layer speed-up"] for point in points)
+        measured = [
+            f", {measured_speedup(seconds, speedup):.2f}x {driver}"
+            for driver, seconds in _times(content, records).items()
+        ]
+        cells.append(
+            f"{100 * middle['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]; "
+            f"{layers:.2f}x layers{''.join(measured)}"
+        )
+    return cells
+
+
+def _times(content: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the times, by driver, of the first timed run of the records."""
     names = {(record["recipe"], record["task"], record["seed"]) for record in records}
     for times in content.get("times", {}).values():
         if (times["recipe"], times["task"], times["seed"]) in names:
-            return f"{measured_speedup(times[driver], speedup):.2f}x"
-    return ""
+            return {driver: times[driver] for driver in DRIVERS if driver in times}
+    return {}
 
 
 def measured_speedup(seconds: dict[str, float], speedup: float) -> float:
-    """Return the time of full depth over the mean time of the two settings of a speed-up."""
-    mine = statistics.mean(seconds[f"{speedup:g}, half {half}"] for half in (1, 2))
-    return seconds["full depth"] / mine
+    """Return the time of full depth over the time at a speed-up of the layers."""
+    return seconds["full depth"] / seconds[f"{speedup:g}"]
 
 
 def of_exits(content: dict[str, Any]) -> str:
@@ -70,3 +101,29 @@ def of_exits(content: dict[str, Any]) -> str:
         name = f"{record['recipe']}, {record['task']}, seed {record['seed']}"
         lines.append([name, exits, oracle_text])
     return command_line.table(["run", "exits 1 to L", "oracle"], lines)
+
+
+def of_criteria(runs: Mapping[Run, Mapping[str, np.ndarray]]) -> str:
+    """Return one line per criterion: the metric with shares of the layers saved, and the area."""
+    shown = [run for run in runs if run.recipe == RECOMMENDED and run.seed == 0]
+    shown = [run for run in shown if runs[run]["logits"].shape[2] > 1]
+    columns: dict[str, list[str]] = {}
+    for run in shown:
+        metric, arrays = METRICS[run.task], runs[run]
+        for curve in curves(
+            arrays["logits"],
+            lambda answers, metric=metric, labels=arrays["labels"]: metrics.compute(
+                [metric], answers, labels
+            )[metric],
+        ):
+            values = [*(curve.at(share) for share in SAVINGS), curve.area]
+            columns.setdefault(curve.name, []).extend(f"{100 * value:.1f}" for value in values)
+    header = ["criterion"]
+    for run in shown:
+        header += [f"{run.task} {share:.0%}" for share in SAVINGS] + ["area"]
+    lines = sorted(([name, *cells] for name, cells in columns.items()), key=_area, reverse=True)
+    return command_line.table(header, lines)
+
+
+def _area(line: Sequence[str]) -> float:
+    return sum(float(value) for value in line[4::4])

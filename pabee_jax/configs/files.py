@@ -10,8 +10,8 @@ From a clone, `python train.py --config configs/files.py` and `python evaluate.p
 trains on scores instead of classes, and `--config.model=DIR` starts from a local checkpoint.
 
 The exits are those that docs/training-exits.md recommends: every exit has its own pooler, which
-reads the mean over the tokens, and the classifiers start at the class frequencies (at the mean
-score). With `files:paper`, the exits and the recipe are those of "BERT Loses Patience" (arXiv
+reads the mean over the tokens, the exits learn faster than the encoder, and also from the last
+exit. With `files:paper`, the exits and the recipe are those of "BERT Loses Patience" (arXiv
 2006.04152), which PyTorch PABEE can load; with some encoders, its early exits learn nothing.
 
 A batch is split over all devices; their number must divide the batch size.
@@ -33,5 +33,5 @@ def get_config(preset: str = "recommended") -> TrainConfig:
         num_epochs=5,
     )
     if preset == "recommended":
-        recommend(config, is_regression=False)
+        recommend(config)
     return config

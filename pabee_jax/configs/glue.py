@@ -18,9 +18,9 @@ must divide the batch size.
 
 `--config glue:TASK,recommended` gives every exit its own pooler, which reads the mean over the
 tokens, and initializes the biases of new classifiers with the logarithms of the class frequencies,
-or with the mean score, of the training rows. For stsb, the predictions of the last exit are also
-distilled into the early exits. docs/training-exits.md gives the reasons. PyTorch PABEE cannot load
-the resulting checkpoint.
+or with the mean score, of the training rows. The exits have a learning rate of their own and equal
+weights in the loss, and the predictions of the last exit are distilled into the early exits.
+docs/training-exits.md gives the reasons. PyTorch PABEE cannot load the resulting checkpoint.
 
 docs/results.md lists results with their commands, hardware and seeds.
 """
@@ -54,5 +54,5 @@ def get_config(argument: str = "") -> TrainConfig:
         max_grad_norm=1.0,
     )
     if preset:
-        recommend(config, is_regression=task == "stsb")
+        recommend(config)
     return config

@@ -15,6 +15,7 @@ from pabee_jax.criteria.confidence import (
     MaxProbability,
     PatientConfidence,
 )
+from pabee_jax.criteria.consistency import Consistency
 from pabee_jax.criteria.patience import Patience
 from pabee_jax.criteria.registry import CRITERIA, as_arrays, registered
 from pabee_jax.criteria.text import (
@@ -29,6 +30,7 @@ from pabee_jax.criteria.validation import check, check_labels, check_task, warn
 
 __all__ = [
     "CRITERIA",
+    "Consistency",
     "Criterion",
     "Divergence",
     "Energy",

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pabee_jax.criteria.base import ExitCriterion
 from pabee_jax.criteria.registry import CRITERIA, as_arrays
 from pabee_jax.errors import InputError, shown
@@ -57,6 +59,11 @@ def parse(text: str) -> ExitCriterion:
     for field in values.keys() - {"criterion"}:
         if field not in known:
             raise InputError(f"{text!r}: {name} has no {field!r}; it has {', '.join(known)}")
+    if kind is CRITERIA["consistency"]:
+        raise InputError(
+            f"{text!r}: consistency is fitted to recorded logits: use it with --sweep or "
+            "--calibrate, or Consistency.fit in Python"
+        )
     if missing := [field for field in required if field not in values]:
         raise InputError(f"{text!r} lacks {' and '.join(f'{field}=NUMBER' for field in missing)}")
     return from_config(values)
@@ -85,7 +92,8 @@ def to_config(criterion: ExitCriterion) -> dict[str, Any]:
             f"saved are {', '.join(CRITERIA)}"
         )
     values = {field.name: getattr(criterion, field.name) for field in _fields(criterion)}
-    return {"criterion": name_of(criterion), **values}
+    lists = {name: np.asarray(v).tolist() for name, v in values.items() if np.ndim(v)}
+    return {"criterion": name_of(criterion), **values, **lists}
 
 
 def from_config(values: Mapping[str, Any]) -> ExitCriterion:

@@ -273,13 +273,14 @@ _POSITIVE = (
 _LONGEST_TEXT = 4_096
 
 
-def recommend(config: TrainConfig, *, is_regression: bool) -> None:
+def recommend(config: TrainConfig) -> None:
     """Set the exits and the loss that docs/training-exits.md recommends."""
     config.pooling = "mean"
     config.pooler = "per_exit"
     config.classifier_bias = "prior"
-    if is_regression:
-        config.distill.weight = 1.0
+    config.exit_learning_rate = 1e-3
+    config.loss.weights = "uniform"
+    config.distill.weight = 1.0
 
 
 def changed(config: TrainConfig) -> dict[str, Any]:
