@@ -1,4 +1,4 @@
-"""Trains and evaluates the demo with several seeds, and prints the tables of docs/results.md.
+"""Trains and evaluates the demo with several seeds, and prints the tables of docs/results-demo.md.
 
     python -m benchmarks.demo --seeds 0,1,2
 
@@ -41,7 +41,7 @@ def measured(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def tables(records: list[dict[str, Any]]) -> str:
-    """Return the tables of docs/results.md in Markdown, a column per seed."""
+    """Return the tables of docs/results-demo.md in Markdown, a column per seed."""
     names = [f"seed {record['seed']}" for record in records]
     lines = [_row(["patience", *names]), _row(["---"] * (len(names) + 1))]
     for index, patience in enumerate(PATIENCES):

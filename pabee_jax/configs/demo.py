@@ -6,7 +6,7 @@
 From a clone, `python train.py --config configs/demo.py` and `python evaluate.py` do the same.
 
 The model has six layers of width 64 that share their parameters. Training takes 2,000 steps of 64
-sentences: two minutes on 2 CPU cores. docs/results.md has the accuracy and the speed for three
+sentences: two minutes on 2 CPU cores. docs/results-demo.md has the accuracy and the speed for three
 seeds, which differ by several points of accuracy.
 """
 
