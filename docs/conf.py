@@ -11,7 +11,13 @@ exclude_patterns = ["_build", "data"]
 
 html_theme = "sphinx_book_theme"
 html_title = "pabee_jax"
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],  # The sidebar has the search field.
+}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # Anchors of headings, as on GitHub.
 myst_heading_anchors = 4

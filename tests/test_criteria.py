@@ -192,7 +192,7 @@ def test_a_criterion_for_classification_is_refused_for_one_output():
 def test_a_field_that_is_no_number_is_refused_before_it_is_used(value):
     for criterion in (Patience(value), PatientConfidence(1, value)):
         with pytest.raises(InputError, match=r"(patience|threshold) is .*; it must be a number"):
-            check(criterion, False)
+            check(criterion, EXITS, 2)
         with pytest.raises(InputError, match="it must be a number"):
             replay(criterion, np.zeros((2, 2, 2)))
 

@@ -29,7 +29,6 @@ from pabee_jax.criteria import (
     from_config,
     parse,
     to_config,
-    warn,
 )
 from pabee_jax.drivers.replay import replay_many
 
@@ -296,11 +295,11 @@ def test_consistency_reads_no_labels_and_no_rows_but_those_it_is_fitted_to():
         (lambda: Consistency.fit(np.zeros((3, 4))), "must be exits, rows, classes"),
         (
             lambda: replay(Consistency(0.5, [[0.0] * 5] * EXITS), random_logits(2)),
-            "a model with 2 classes needs 4 per exit",
+            "6 exits and 2 classes needs .6, 4.",
         ),
         (
-            lambda: warn(Consistency(0.5, [[0.0] * 4] * 3), EXITS, False),
-            "fitted to 3 exits; the model has 6",
+            lambda: check(Consistency(0.5, [[0.0] * 4] * 3), EXITS, 2),
+            "shape .3, 4.; a model with 6 exits",
         ),
         (lambda: parse("consistency:threshold=0.9"), "is fitted to recorded logits"),
     ],
@@ -425,11 +424,11 @@ def test_counts_below_1_and_fractions_are_refused(make):
 
 def test_check_refuses_criteria_that_need_labels_or_do_not_fit_the_task():
     with pytest.raises(InputError, match="Oracle needs the labels; use it on recorded logits"):
-        check(Oracle(np.zeros(3, np.int32)), False)
+        check(Oracle(np.zeros(3, np.int32)), EXITS, 2)
     with pytest.raises(InputError, match="Entropy .*; the criteria for regression are .*Patience"):
-        check(Entropy(0.5), True)
+        check(Entropy(0.5), EXITS, 1)
     for criterion in (Patience(3), FixedLayer(2)):
-        check(criterion, True)
+        check(criterion, EXITS, 1)
 
 
 def test_every_criterion_can_be_saved_in_config_json_and_restored():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from helpers import film_texts, tiny_classifier
-from pabee_jax import EarlyExitClassifier, Entropy, InputError, Patience
+from pabee_jax import Consistency, EarlyExitClassifier, Entropy, InputError, Patience
+from pabee_jax.analysis.operating_points import within_rounding_margin
+from pabee_jax.criteria import CRITERIA
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.inference.engine import Engine, EngineConfig, Overloaded
 
@@ -41,8 +43,11 @@ def check_answers(answers, predictions):
 @pytest.mark.parametrize("layers_per_look", [1, 3])
 def test_many_callers_get_the_answers_of_predict(classifier, layers_per_look):
     """64 callers with 1 to 5 texts each, with criteria and patience of their own."""
+    shape = classifier.num_layers, classifier.config.num_labels + 2
+    coefficients = 4 * np.random.default_rng(0).normal(size=shape)
     criteria = [Patience(1), Patience(2), Entropy(0.95), None]
-    calls = [(TEXTS[row : row + 1 + row % 5], criteria[row % 4]) for row in range(50)]
+    criteria += [Consistency(threshold, coefficients.tolist()) for threshold in (0.5, 0.9)]
+    calls = [(TEXTS[row : row + 1 + row % 5], criteria[row % 6]) for row in range(50)]
     config = EngineConfig(96, 12, layers_per_look)
 
     async def run():
@@ -52,6 +57,20 @@ def test_many_callers_get_the_answers_of_predict(classifier, layers_per_look):
 
     for (texts, criterion), answers in zip(calls, asyncio.run(run()), strict=True):
         check_answers(answers, expected(classifier, texts, criterion or Patience(1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_the_engine_runs_every_criterion(classifier, name):
+    logits = classifier.all_exit_logits(TEXTS)
+    for settings in CRITERIA[name].families(logits, 5).values():
+        setting = settings[len(settings) // 2]
+        clear = ~within_rounding_margin(setting, logits)
+        with Engine(classifier, SIZES) as engine:
+            answers = asyncio.run(engine.predict(TEXTS, setting))
+        exit_layers = np.array([answer.exit_layer for answer in answers])
+        expected_layers = expected(classifier, TEXTS, setting).exit_layers
+        np.testing.assert_array_equal(exit_layers[clear], expected_layers[clear])
 
 
 def test_a_queue_that_is_full_refuses_all_rows_of_a_call(classifier):

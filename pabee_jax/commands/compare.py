@@ -79,7 +79,8 @@ def compare(
         if is_regression:  # Patience needs a threshold that only the user knows.
             settings = [FixedLayer(layer) for layer in range(num_layers, 0, -1)]
     for setting in settings:
-        check(setting, is_regression)
+        for run in runs:
+            check(setting, len(run.logits), run.logits.shape[2])
     outcomes = compared(groups, settings, metric)
     print(tables.comparison_table(groups, settings, outcomes, metric))
     records = files.comparison_records(groups, settings, outcomes, metric)

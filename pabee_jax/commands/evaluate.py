@@ -96,9 +96,10 @@ def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrai
         compilation_cache.enable(options.compilation_cache)
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
+    shape = pretrained.model.config
     for setting in options.settings:
-        check(setting, task.is_regression)
-        warn(setting, pretrained.model.config.num_hidden_layers, task.is_regression)
+        check(setting, shape.num_hidden_layers, shape.num_labels)
+        warn(setting, shape.num_hidden_layers, task.is_regression)
     for name in options.criterion_names:
         check_task(criterion_class(name), task.is_regression)
     return pretrained, task

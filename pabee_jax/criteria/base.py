@@ -58,6 +58,10 @@ class ExitCriterion(Protocol[State]):
         """
         ...
 
+    def check_model(self, num_layers: int, num_labels: int) -> None:
+        """Raise InputError if the criterion cannot be used on a model of this shape."""
+        ...
+
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         """Return warnings about settings that are valid for this model but have no effect."""
         ...
@@ -85,6 +89,9 @@ class Criterion:
     def answer(self, state: Any, logits: Logits) -> Logits:
         del state
         return logits
+
+    def check_model(self, num_layers: int, num_labels: int) -> None:
+        del num_layers, num_labels
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del num_layers, is_regression

@@ -94,29 +94,24 @@ class Consistency(Criterion):
 
     def init(self, logits, row):
         del row
-        expected = logits.shape[1] + _NUM_MARGINS
-        if np.shape(self.coefficients)[-1:] != (expected,):
-            raise InputError(
-                f"Consistency has coefficients of shape {np.shape(self.coefficients)}; a model "
-                f"with {logits.shape[1]} classes needs {expected} per exit"
-            )
         return jnp.zeros_like(logits)
 
     def update(self, state, logits, layer):
         prediction = predictions(logits)
         margins = margins_of_classes(logits)
         earlier = _of(prediction, state) / jnp.maximum(layer - 1, 1)
-        # An exit without a row of coefficients never exits: a comparison with NaN is false.
-        weights = jnp.asarray(self.coefficients).at[layer - 1].get(mode="fill", fill_value=jnp.nan)
+        weights = jnp.asarray(self.coefficients)[layer - 1]
         score = weights[:-_NUM_MARGINS][prediction]
         score += weights[-2] * _of(prediction, margins) + weights[-1] * earlier
         return state + margins, jax.nn.sigmoid(score) > self.threshold
 
-    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
-        del is_regression
-        if (exits := len(self.coefficients)) != num_layers:
-            raise InputError(f"Consistency was fitted to {exits} exits; the model has {num_layers}")
-        return []
+    def check_model(self, num_layers, num_labels):
+        found, expected = np.shape(self.coefficients), (num_layers, num_labels + _NUM_MARGINS)
+        if found != expected:
+            raise InputError(
+                f"Consistency has coefficients of shape {found}; a model with {num_layers} exits "
+                f"and {num_labels} classes needs {expected}: fit it to the logits of this model"
+            )
 
     @classmethod
     def families(cls, logits, count):

@@ -50,8 +50,11 @@ def _is_concrete(value: Any) -> bool:
     return isinstance(value, (int, float, str, np.integer, np.floating))
 
 
-def check(criterion: ExitCriterion, is_regression: bool) -> None:
-    """Raise InputError if a driver cannot use the criterion with this kind of model."""
+def check(criterion: ExitCriterion, num_layers: int, num_labels: int) -> None:
+    """Raise InputError if a driver cannot use the criterion with a model of this shape.
+
+    One label means that the model is for regression.
+    """
     name = type(criterion).__name__
     if isinstance(criterion, type) or not isinstance(criterion, ExitCriterion):
         raise InputError(
@@ -59,7 +62,8 @@ def check(criterion: ExitCriterion, is_regression: bool) -> None:
         )
     if criterion.needs_labels:
         raise InputError(f"{name} needs the labels; use it on recorded logits, with replay")
-    check_task(type(criterion), is_regression)
+    check_task(type(criterion), num_labels == 1)
+    criterion.check_model(num_layers, num_labels)
     as_arrays(criterion)  # Checks the values that the class cannot check.
 
 

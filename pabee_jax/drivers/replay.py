@@ -56,7 +56,7 @@ def replay(
             criterion has not one label per row.
     """
     padded, rows = _padded(logits)
-    arrays = _checked(criterion, padded.shape[2], rows)
+    arrays = _checked(criterion, padded, rows)
     exit_layers, exit_logits = _by_parts(_replay_one, arrays, padded, rows_axis=0)
     return exit_layers[:rows], exit_logits[:rows]
 
@@ -81,7 +81,7 @@ def replay_many(
         # Repeat the last setting, so that a last part with fewer settings shares the program.
         missing = min(_SETTINGS_PER_CALL, len(criteria)) - len(settings)
         padded_settings = settings + [settings[-1]] * missing
-        arrays = [_checked(setting, padded.shape[2], rows) for setting in padded_settings]
+        arrays = [_checked(setting, padded, rows) for setting in padded_settings]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *arrays)
         exit_layers, exit_logits = _by_parts(_replay_many, stacked, padded, rows_axis=1)
         results.append((exit_layers[: len(settings), :rows], exit_logits[: len(settings), :rows]))
@@ -103,10 +103,12 @@ def _by_parts(program, criterion, logits: np.ndarray, rows_axis: int) -> Sequenc
     return [np.concatenate(arrays, axis=rows_axis) for arrays in zip(*results, strict=True)]
 
 
-def _checked(criterion: ExitCriterion, num_classes: int, rows: int) -> ExitCriterion:
+def _checked(criterion: ExitCriterion, logits: np.ndarray, rows: int) -> ExitCriterion:
     """Return the criterion as arrays, or raise InputError if it does not suit the logits."""
     arrays = as_arrays(criterion)
+    num_layers, _, num_classes = logits.shape
     check_task(type(criterion), is_regression=num_classes == 1)
+    criterion.check_model(num_layers, num_classes)
     check_labels(criterion, rows)
     return arrays
 

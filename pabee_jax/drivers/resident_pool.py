@@ -112,7 +112,11 @@ def empty(
     zero_tokens = jnp.zeros(max_tokens, jnp.int32)
     batch = _tokenless(zero_tokens, zero_rows)
     layers = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
-    settings = RowSettings(jax.tree.map(lambda leaf: jnp.full(max_rows, leaf), criterion))
+
+    def for_rows(leaf: Array) -> Array:
+        return jnp.broadcast_to(leaf, (max_rows, *jnp.shape(leaf)))
+
+    settings = RowSettings(jax.tree.map(for_rows, criterion))
     return ResidentRows(
         ticket=zero_rows - 1,
         lengths=zero_rows,

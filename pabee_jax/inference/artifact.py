@@ -211,7 +211,7 @@ class ExportedClassifier:
                 f"criterion is {criterion!r}, but this program was exported with the exit "
                 f"criterion {type(exported).__name__}: give a setting of that criterion"
             )
-        check(criterion, self.artifact.num_labels == 1)
+        check(criterion, self.artifact.num_layers, self.artifact.num_labels)
         warn(criterion, self.artifact.num_layers, self.artifact.num_labels == 1)
         return criterion
 

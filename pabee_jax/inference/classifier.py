@@ -141,7 +141,7 @@ class EarlyExitClassifier:
     @criterion.setter
     def criterion(self, criterion: ExitCriterion) -> None:
         config = self.pretrained.model.config
-        check(criterion, config.is_regression)
+        check(criterion, config.num_hidden_layers, config.num_labels)
         warn(criterion, config.num_hidden_layers, config.is_regression)
         self._criterion = criterion
 

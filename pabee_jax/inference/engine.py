@@ -149,7 +149,8 @@ class Engine:
                 takes, or the engine is closed.
         """
         criterion = self.classifier.criterion if criterion is None else criterion
-        check(criterion, self.classifier.config.is_regression)
+        config = self.classifier.config
+        check(criterion, config.num_hidden_layers, config.num_labels)
         longest, limit = int(tokens.lengths.max(initial=0)), self.classifier.pretrained.max_length
         if longest > limit:  # It would wait forever, and the rows after it.
             raise InputError(f"a row has {longest} tokens, and at most {limit} are allowed")

@@ -203,7 +203,8 @@ class Service:
         try:
             criterion = request.exit_criterion
             if criterion is not None:
-                criteria.check(criterion, self.engine.classifier.config.is_regression)
+                config = self.engine.classifier.config
+                criteria.check(criterion, config.num_hidden_layers, config.num_labels)
         except InputError as error:
             raise ServiceError("Validation", str(error)) from None
         if criterion is not None and criteria.name_of(criterion) not in self._allowed_criteria:
