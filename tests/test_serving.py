@@ -297,7 +297,7 @@ def test_the_curl_lines_of_the_documentation(server, classifier):
         )
         assert done.returncode == 0, command + done.stdout + done.stderr
         answers.append(done.stdout)
-    single, pair, batch, explained = map(json.loads, answers[:4])
+    single, two, pair, batch, explained = map(json.loads, answers[:5])
     predictions = classifier.predict(["a text", ("a text", "and its pair")])
     layers = predictions.exit_layers.tolist()
     check_row(single, layers[0], predictions, 0)
@@ -305,7 +305,8 @@ def test_the_curl_lines_of_the_documentation(server, classifier):
     for row, scores in enumerate(batch):
         check_row(scores, layers[row], predictions, row)
     assert len(explained["exits"]) == classifier.num_layers
-    health, info, metrics = answers[4:]
+    assert two[0] == single and len(two) == 2
+    health, info, metrics = answers[5:]
     assert health == "" and json.loads(info)["num_layers"] == classifier.num_layers
     assert "te_request_count" in metrics
 

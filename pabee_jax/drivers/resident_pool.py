@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pabee_jax.criteria import ExitCriterion, registered
 from pabee_jax.criteria.base import Criterion
@@ -113,7 +113,7 @@ def empty(
     batch = _tokenless(zero_tokens, zero_rows)
     layers = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
 
-    def for_rows(leaf: Array) -> Array:
+    def for_rows(leaf: ArrayLike) -> Array:
         return jnp.broadcast_to(leaf, (max_rows, *jnp.shape(leaf)))
 
     settings = RowSettings(jax.tree.map(for_rows, criterion))
