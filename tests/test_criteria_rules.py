@@ -276,7 +276,7 @@ def test_consistency_is_fitted_to_the_share_of_rows_that_have_the_final_predicti
     assert table[0][-2] != 0 and table[0][-1] == pytest.approx(0, abs=1e-6)
 
 
-def test_consistency_reads_no_labels_and_no_rows_but_those_it_is_fitted_to():
+def test_a_fit_depends_on_its_rows_and_on_the_regularization():
     logits = random_logits(2)
     assert Consistency.fit(logits) == Consistency.fit(logits.copy())
     assert Consistency.fit(logits) != Consistency.fit(logits[:, :100])

@@ -14,11 +14,9 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.evidence.points import METRICS, SPEEDUPS
+from benchmarks.evidence.points import SPEEDUPS, scorer
 from benchmarks.evidence.runs import Run
-from benchmarks.evidence.tables import measured_speedup
-from benchmarks.recipes import RECOMMENDED
-from pabee_jax.analysis import metrics
+from benchmarks.evidence.tables import lowest_seeds, measured_speedup
 from pabee_jax.analysis.curves import Curve, curves, grouped, is_patience
 from pabee_jax.reports.line_styles import legend_entry, line_styles
 
@@ -79,7 +77,7 @@ _COLUMNS = 2
 
 def draw(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]], content: dict[str, Any]) -> None:
     """Write one panel per task, for the recommended recipe and the lowest seed that has a run."""
-    shown = _lowest_seeds(runs)
+    shown = lowest_seeds(runs)
     if not shown:
         return
     lines = -(-len(shown) // _COLUMNS)
@@ -104,7 +102,7 @@ def draw(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]], content: dict
 def draw_criteria(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]]) -> None:
     """Write one panel per classification, with the curves of every criterion."""
     shown = {
-        task: run for task, run in _lowest_seeds(runs).items() if runs[run]["logits"].shape[2] > 1
+        task: run for task, run in lowest_seeds(runs).items() if runs[run]["logits"].shape[2] > 1
     }
     if not shown:
         return
@@ -113,7 +111,7 @@ def draw_criteria(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]]) -> N
     )
     for axis, (task, run) in zip(axes[0], shown.items(), strict=True):
         arrays = runs[run]
-        score = _scorer(task, arrays["labels"])
+        score = scorer(task, arrays["labels"])
         by_name = {curve.name: curve for curve in curves(arrays["logits"], score)}
         styles = line_styles([name == "patience" for name in _EVERY_CRITERION])
         for (name, label), style in zip(_EVERY_CRITERION.items(), styles, strict=True):
@@ -141,17 +139,6 @@ def _shared_legend(figure, axes, columns: int) -> None:
     figure.legend(entries.values(), entries, fontsize=8, ncols=columns, loc="outside lower center")
 
 
-def _lowest_seeds(runs: Mapping[Run, Any]) -> dict[str, Run]:
-    """Return the run of the recommended recipe with the lowest seed, by task."""
-    ordered = sorted((run for run in runs if run.recipe == RECOMMENDED), key=lambda run: -run.seed)
-    lowest = {run.task: run for run in ordered}
-    return {task: lowest[task] for task in METRICS if task in lowest}
-
-
-def _scorer(task: str, labels: np.ndarray) -> Callable[[np.ndarray], float]:
-    return lambda answers: metrics.compute([METRICS[task]], answers, labels)[METRICS[task]]
-
-
 def _draw_chosen(axis, record: dict[str, Any], speed: Callable[[float], float]) -> None:
     """Mark the settings that were chosen on other rows, with their 95% intervals."""
     for index, point in enumerate(record["points"].values()):
@@ -173,7 +160,7 @@ def _draw_chosen(axis, record: dict[str, Any], speed: Callable[[float], float]) 
 
 def draw_task(axis, run: Run, logits, labels, speed, label: str) -> None:
     """Draw the curves of a task, and the published results."""
-    score = _scorer(run.task, labels)
+    score = scorer(run.task, labels)
     names = _CRITERIA["scores" if logits.shape[2] == 1 else "classes"]
     groups: list[list[Curve]] = grouped(curves(logits, score, names))
     styles = line_styles([is_patience(group[0]) for group in groups])

@@ -59,10 +59,10 @@ def parse(text: str) -> ExitCriterion:
     for field in values.keys() - {"criterion"}:
         if field not in known:
             raise InputError(f"{text!r}: {name} has no {field!r}; it has {', '.join(known)}")
-    if kind is CRITERIA["consistency"]:
+    if unwritable := [field.name for field in dataclasses.fields(kind) if not _is_number(field)]:
         raise InputError(
-            f"{text!r}: consistency is fitted to recorded logits: use it with --sweep or "
-            "--calibrate, or Consistency.fit in Python"
+            f"{text!r}: {name} is fitted to recorded logits ({' and '.join(unwritable)}): use it "
+            f"with --sweep or --calibrate, or {kind.__name__}.fit in Python"
         )
     if missing := [field for field in required if field not in values]:
         raise InputError(f"{text!r} lacks {' and '.join(f'{field}=NUMBER' for field in missing)}")
@@ -119,6 +119,10 @@ def from_config(values: Mapping[str, Any]) -> ExitCriterion:
         raise InputError(f"the exit criterion {name!r} does not fit its class: {error}") from None
     as_arrays(criterion)  # Checks the values that the class cannot check.
     return criterion
+
+
+def _is_number(field: dataclasses.Field) -> bool:
+    return field.type in (int, float, "int", "float")
 
 
 def _has_no_default(field: dataclasses.Field) -> bool:
