@@ -1,6 +1,5 @@
 """A service of `pabee-jax serve` in a process of its own."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -11,16 +10,22 @@ import httpx
 
 
 class Server:
-    """A service in a process of its own."""
+    """A service in a process of its own, on a free port.
 
-    def __init__(self, checkpoint, *arguments, stdout=None):
+    Args:
+        checkpoint: what `pabee-jax serve --checkpoint` takes.
+        *arguments: further arguments of the command.
+        environment: the variables of the process; by default those of this process.
+        stdout: what the process writes to, as in `subprocess.Popen`.
+    """
+
+    def __init__(self, checkpoint, *arguments, environment=None, stdout=None):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "pabee_jax.commands.main", "serve"]
         command += [f"--checkpoint={checkpoint}", f"--port={port}", *arguments]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
         self.process = subprocess.Popen(command, env=environment, stdout=stdout)
 
     def wait_until_ready(self):

@@ -143,6 +143,7 @@ def test_two_hundred_calls_after_warmup_compile_nothing(classifier):
     assert run_loop._cache_size() + run_pool._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_three_hundred_calls_of_the_pool_need_two_programs(classifier):
     """Only two of the calls run; the test compares the shapes of all of them."""
     runner = with_driver(classifier, "pool")
@@ -222,7 +223,8 @@ def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch)
         np.testing.assert_array_equal(predictions.labels, runner.predict(batch).labels)
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
 def test_most_rows_exit_at_the_same_layer_in_bfloat16_and_float32(devices):
     """bfloat16 changes logits by a few percent, with every driver."""
     predictions = {}
@@ -321,6 +323,7 @@ def test_replay_of_all_exit_logits_equals_predict_for_every_patience(classifier)
     classifier.criterion = Patience(1)
 
 
+@pytest.mark.slow
 def test_warmup_compiles_every_shape_that_predict_uses(classifier):
     classifier.warmup(batch_size=4)
     compiled = run_loop._cache_size()
@@ -355,6 +358,7 @@ def test_warmup_covers_every_batch_size(classifier, monkeypatch, driver):
                 assert job.batch["input_ids"].shape in warm, f"{rows} rows, {batch_size}"
 
 
+@pytest.mark.slow
 def test_warmup_for_some_lengths_compiles_what_texts_of_these_lengths_need(directory):
     classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=2)
     before = run_loop._cache_size()

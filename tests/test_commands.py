@@ -12,11 +12,14 @@ import pytest
 from absl import flags
 
 from pabee_jax import InputError, __version__
+from pabee_jax.commands import command_line
 from pabee_jax.commands.config_file import BUILT_IN, load_config
 from pabee_jax.commands.evaluate_options import EvaluateOptions
 from pabee_jax.commands.main import COMMANDS, main
 from pabee_jax.commands.options import define_flags, option, read_flags
+from pabee_jax.commands.plugins import run_plugins
 from pabee_jax.commands.train_options import TrainOptions
+from pabee_jax.criteria import text
 from pabee_jax.training.config import TrainConfig, leaves
 
 ROOT = Path(__file__).parents[1]
@@ -29,22 +32,24 @@ def test_help_lists_every_command(capsys):
         assert callable(importlib.import_module(f"pabee_jax.commands.{name}").main)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_lists_every_option_and_imports_no_heavy_library(name):
+def test_help_of_a_command_lists_every_option_and_imports_no_heavy_library():
     code = (
-        "import sys; from pabee_jax.commands.main import main; main(sys.argv); print(*sys.modules)"
+        "import sys; from pabee_jax.commands.main import main\n"
+        "for name in sys.argv[1:]: main(['pabee-jax', name, '--help']); print('END')\n"
+        "print(*sys.modules)"
     )
-    command = [sys.executable, "-c", code, name, "--help"]
+    command = [sys.executable, "-c", code, *COMMANDS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    *lines, modules = done.stdout.splitlines()
+    *texts, modules = done.stdout.split("END\n")
     # What takes seconds to import.
     assert not {"flax", "transformers", "orbax", "datasets", "matplotlib"} & set(modules.split())
-    options = pkgutil.resolve_name(f"pabee_jax.commands.{COMMANDS[name].options}")
-    names = {field.name for field in dataclasses.fields(options)}
-    if name in ("train", "evaluate"):
-        names |= {"config", *(f"config.{field}" for field in options.config_fields)}
-    listed = re.findall(r"^  --(?:\[no\])?([\w.]+):", "\n".join(lines), re.MULTILINE)
-    assert sorted(listed) == sorted(names)
+    for name, shown in zip(COMMANDS, texts, strict=True):
+        options = pkgutil.resolve_name(f"pabee_jax.commands.{COMMANDS[name].options}")
+        names = {field.name for field in dataclasses.fields(options)}
+        if name in ("train", "evaluate"):
+            names |= {"config", *(f"config.{field}" for field in options.config_fields)}
+        listed = re.findall(r"^  --(?:\[no\])?([\w.]+):", shown, re.MULTILINE)
+        assert sorted(listed) == sorted(names)
 
 
 def test_help_shows_the_default_and_the_description_of_a_field_of_the_configuration(capsys):
@@ -70,6 +75,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"pabee_jax {__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["pabee_jax.compare", "pabee_jax.export"])
 def test_the_modules_are_commands_too(module, tmp_path):
     done = subprocess.run(
@@ -144,3 +150,56 @@ def test_train_refuses_options_of_several_processes_for_one(name):
     value = "localhost:1" if name == "coordinator" else 1
     with pytest.raises(InputError, match=f"--{name} has no effect without --multihost"):
         TrainOptions(workdir="runs/x", **{name: value})
+
+
+CRITERION = """
+import dataclasses
+from pabee_jax.criteria import Criterion, registered
+
+@registered("hunch")
+@dataclasses.dataclass(frozen=True)
+class Hunch(Criterion):
+    strength: float
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The file of a criterion "hunch"; other tests do not see the criterion."""
+    monkeypatch.setattr(text, "CRITERIA", registry := dict(text.CRITERIA))
+    monkeypatch.setattr("pabee_jax.criteria.registry.CRITERIA", registry)
+    (tmp_path / "hunch.py").write_text(CRITERION)
+    return str(tmp_path / "hunch.py")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "serve"])
+def test_a_command_accepts_the_criterion_of_a_plugin(name, plugin):
+    kind = pkgutil.resolve_name(f"pabee_jax.commands.{COMMANDS[name].options}")
+    argv = [name, "--checkpoint=x", "--criterion=hunch:strength=2", f"--plugin={plugin}"]
+    if name == "predict":
+        argv += ["--input=x.csv", "--output=y.csv"]
+    values = flags.FlagValues()
+    command_line.define(kind, argv, values)
+    command_line.parse(argv, values)
+    options = read_flags(kind, values)
+    criterion = options.settings[0] if name == "evaluate" else options.exit_criterion
+    assert type(criterion).__name__ == "Hunch" and criterion.strength == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "it must be a Python file, FILE.py"),
+        ("x = 1\nx = y", "line 2: NameError: name 'y' is not defined"),
+        ("x =", "line 1: SyntaxError: invalid syntax"),
+        ("import sys\nsys.exit(3)", "line 2: SystemExit: 3"),
+        ("import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_refused_with_its_line(content, message, tmp_path):
+    file = tmp_path / "mine.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError) as refused:
+        run_plugins([str(file)])
+    assert str(refused.value) == f"--plugin {file}: {message}"

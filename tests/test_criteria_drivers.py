@@ -34,7 +34,17 @@ def recorded(request):
     return model, batch, np.asarray(jax.jit(all_exit_logits)(model, batch))
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
+# The criteria whose states and answers differ; the others are confidences, as max_probability is.
+VARIED = {"consistency", "divergence", "max_probability", "patience", "vote"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in VARIED else pytest.mark.slow)
+        for name in sorted(CRITERIA)
+    ],
+)
 def test_a_row_has_the_same_exit_layer_and_logits_in_every_driver(recorded, name):
     model, batch, logits = recorded
     kind = CRITERIA[name]

@@ -32,6 +32,10 @@ MODELS = {
         family="albert", num_hidden_groups=2, inner_group_num=2, num_hidden_layers=5
     ),
 }
+# For tests that say the same of every model: the model of most code paths, and slowly all others.
+ONE_BY_DEFAULT = [
+    pytest.param(name, marks=() if name == "bert" else pytest.mark.slow) for name in MODELS
+]
 
 
 @functools.cache
@@ -71,8 +75,17 @@ def assert_every_driver_agrees(model, batch, criteria, mesh, chunk_rows_values, 
     return is_decided
 
 
-@pytest.mark.parametrize(("name", "labels"), list(zip(MODELS, (3, 1, 3), strict=True)))
-@pytest.mark.parametrize(("devices", "rows"), [(1, 7), (8, 32)])
+@pytest.mark.parametrize(
+    ("name", "labels", "devices", "rows"),
+    [
+        ("bert", 3, 8, 32),
+        ("albert", 1, 1, 7),
+        ("albert with groups", 3, 1, 7),
+        pytest.param("bert", 3, 1, 7, marks=pytest.mark.slow),
+        pytest.param("albert", 1, 8, 32, marks=pytest.mark.slow),
+        pytest.param("albert with groups", 3, 8, 32, marks=pytest.mark.slow),
+    ],
+)
 def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
     is_decided = assert_every_driver_agrees(
         model_of(name, labels),
@@ -86,7 +99,10 @@ def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
 
 @pytest.mark.parametrize(
     ("name", "pooling", "devices"),
-    [("bert", "cls", 8), ("albert with groups", "mean", 1)],
+    [
+        ("bert", "cls", 8),
+        pytest.param("albert with groups", "mean", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_full_without_padding_equals_full_with_padding(name, pooling, devices):
     """For more rows than `full` pads, of 2 to 12 tokens."""
@@ -160,7 +176,7 @@ def test_control_does_not_change_the_results(control, chunk_rows):
     np.testing.assert_allclose(logits, expected_logits, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 8])
+@pytest.mark.parametrize("chunk_rows", [pytest.param(1, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     """A row that exits at layer e starts e layers and finishes e - 1 of them.
@@ -219,7 +235,7 @@ COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|r
 
 
 @pytest.mark.parametrize("chunk_rows", [None, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ONE_BY_DEFAULT)
 def test_the_programs_contain_no_collectives(monkeypatch, name, chunk_rows):
     """A collective in the loop would make every device wait for the others at every layer."""
     programs = []
@@ -252,7 +268,7 @@ def test_rows_of_the_test_model_exit_at_different_layers():
     assert len(set(exit_layers.tolist())) >= 3
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ONE_BY_DEFAULT)
 def test_a_new_patience_does_not_retrace(name):
     traces = []
 

@@ -169,6 +169,7 @@ def test_half_of_a_surrogate_pair_is_written_escaped(tmp_path):
     assert page.count("\\ud800") >= 4 and "%5Cud800" in page
 
 
+@pytest.mark.slow
 def test_mnli_has_metrics_and_a_submission_file_for_each_part(run, tmp_path):
     classifier = EarlyExitClassifier.from_pretrained(
         str(run.parent / "plain"), num_labels=3, criterion=Patience(1)

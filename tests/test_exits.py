@@ -59,7 +59,8 @@ def test_exit_logits_equal_numpy_with_a_masked_token_inside_the_text(kind):
             np.testing.assert_allclose(logits[exit, row], expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "albert"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "albert"])
 def test_the_loop_and_the_pool_equal_replay(family):
     """The confidence threshold is in the widest gap of the probabilities, away from rounding."""
     model = tiny_model(family, num_hidden_layers=4, **PER_EXIT_MEAN)

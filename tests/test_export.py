@@ -428,7 +428,11 @@ def test_the_command_exports_for_the_given_platforms(checkpoint, tmp_path):
     ("arguments", "message"),
     [
         ([], "--checkpoint is missing"),
-        (["--checkpoint=/nowhere/at/all", "--output=OUT"], "there is no directory /nowhere/at/all"),
+        pytest.param(
+            ["--checkpoint=/nowhere/at/all", "--output=OUT"],
+            "there is no directory /nowhere/at/all",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_wrong_arguments_of_the_command_print_one_line(tmp_path, arguments, message):

@@ -62,7 +62,7 @@ def alone():
     ("family", "data", "model", "shard_parameters", "order"),
     [
         ("bert", 8, 1, True, "of a pod"),
-        ("bert", 4, 2, False, "of a pod"),
+        pytest.param("bert", 4, 2, False, "of a pod", marks=pytest.mark.slow),
         pytest.param("bert", 2, 4, True, "of the CPU", marks=pytest.mark.slow),
         ("albert", 2, 4, True, "of a pod"),
     ],
@@ -124,6 +124,7 @@ def test_rematerialization_changes_no_loss(alone, family):
     np.testing.assert_allclose(losses, alone[family][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rematerialization_needs_less_memory():
     def temporary_bytes(rematerialize):
         config = TrainConfig(rematerialize=rematerialize)
@@ -197,6 +198,7 @@ def test_batch_sizes_that_the_mesh_does_not_divide_are_refused():
         sharding.check_batch_size(16, 3, mesh)
 
 
+@pytest.mark.slow
 def test_the_program_does_not_grow_with_depth():
     """The layers are one loop, so that the compile time does not grow with depth either."""
 

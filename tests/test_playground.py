@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from helpers import film_texts, tiny_classifier
+from helpers import film_texts, one_device_environment, tiny_classifier
 from pabee_jax import EarlyExitClassifier, MaxProbability, Patience
 
 pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    server = Server(checkpoint).wait_until_ready()
+    server = Server(checkpoint, environment=one_device_environment()).wait_until_ready()
     yield server
     server.stop()
 

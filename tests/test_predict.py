@@ -211,7 +211,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", pytest.param(".parquet", marks=pytest.mark.slow)])
 def test_a_job_that_is_killed_anywhere_continues_to_the_same_bytes(
     checkpoint, tmp_path, suffix, blocks_of_8, monkeypatch
 ):

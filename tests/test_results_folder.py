@@ -67,6 +67,7 @@ def test_evaluate_refuses_a_folder_with_files_of_the_user_before_it_computes(
     assert contents(tmp_path) == {"tradeoff.png": b"my picture"}
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_to_replace_results_of_another_split(run, tmp_path):
     evaluate(options(run, output=str(tmp_path)), None)
     before = contents(tmp_path)

@@ -379,6 +379,7 @@ def test_a_second_process_in_the_same_directory_is_refused(sources, tmp_path):
     train(run_config(sources, max_steps=1), workdir)
 
 
+@pytest.mark.slow
 def test_a_run_without_parameters_may_be_started_with_another_config(sources, tmp_path):
     workdir = tmp_path / "run"
     run_directory.prepare(epath.Path(workdir), run_config(sources, seed=1), {}, overwrite=False)
@@ -386,12 +387,13 @@ def test_a_run_without_parameters_may_be_started_with_another_config(sources, tm
     assert run_directory.read_config(epath.Path(workdir)).seed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
         b"garbage\n\n[1]\n",
-        pytest.param(b'{"loss": 1}\n', marks=pytest.mark.slow),
-        pytest.param(b"\0\xff\n", marks=pytest.mark.slow),
+        b'{"loss": 1}\n',
+        b"\0\xff\n",
     ],
 )
 def test_a_damaged_log_does_not_keep_a_run_from_being_resumed(

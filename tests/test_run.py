@@ -118,6 +118,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(sources, tmp_path, field
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_one_layer_without_early_exits_can_be_trained(sources, tmp_path):
     tiny_checkpoint(tmp_path / "model", WORDS, num_hidden_layers=1)
     train(run_config(sources, model=str(tmp_path / "model"), max_steps=2), tmp_path / "run")
@@ -142,6 +143,7 @@ def test_sample_weights_are_refused_for_regression(sources, tmp_path):
             train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_prior_bias_of_a_regression_is_the_mean_score(sources, tmp_path):
     (tmp_path / "scores.csv").write_text("text,label\ngood,4.5\nbad,0.5\nfair,4\n")
     files = FilesConfig(train="scores.csv", dev="scores.csv", regression=True)
@@ -235,6 +237,7 @@ def test_a_learning_rate_that_overflows_stops_before_the_first_checkpoint(source
     assert kept_steps(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_export_best_exports_the_parameters_of_the_best_step(sources, recording, tmp_path):
     # The labels of dev are swapped: the more the run learns, the lower the accuracy.
     text = (sources / "dev.csv").read_text()

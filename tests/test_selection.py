@@ -80,6 +80,7 @@ def test_a_finished_run_exits_early_by_itself(sources, tmp_path):
     assert classifier.predict(WORDS).exit_layers.mean() < 4
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_the_last_exit_only_selects_none(sources, tmp_path):
     config = run_config(sources, max_steps=2)
     config.loss.weights = "last"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import film_texts, tiny_classifier
+from helpers import film_texts, one_device_environment, tiny_classifier
 from pabee_jax import EarlyExitClassifier, MaxProbability, Patience
 
 pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
@@ -34,9 +34,17 @@ def checkpoint(tmp_path_factory):
     return tiny_classifier(tmp_path_factory.mktemp("checkpoint"), 3, **fields)
 
 
+def start(checkpoint, *arguments, stdout=None):
+    environment = one_device_environment()
+    server = Server(checkpoint, *arguments, environment=environment, stdout=stdout)
+    return server.wait_until_ready()
+
+
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    server = Server(checkpoint, "--max_client_batch_size=40").wait_until_ready()
+    server = Server(
+        checkpoint, "--max_client_batch_size=40", environment=one_device_environment()
+    ).wait_until_ready()
     yield server
     assert server.stop() in (0, -signal.SIGTERM)
 
@@ -241,7 +249,9 @@ def test_a_key_a_full_queue_and_sigterm_under_load(checkpoint, tmp_path):
     (tmp_path / "key").write_text("secret\n")
     arguments = [f"--api_key_file={tmp_path / 'key'}", "--max_waiting=64"]
     output = (tmp_path / "output").open("w")
-    server = Server(checkpoint, *arguments, stdout=output).wait_until_ready()
+    server = Server(
+        checkpoint, *arguments, environment=one_device_environment(), stdout=output
+    ).wait_until_ready()
     key = {"headers": {"authorization": "Bearer secret"}}
     assert server.post({"inputs": "good"}).status_code == 401
     wrong = server.post({"inputs": "good"}, headers={"authorization": "Bearer Secret"})
@@ -329,7 +339,9 @@ def test_schemathesis_finds_nothing_unhandled(server, tmp_path):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_the_memory_does_not_grow_over_many_requests(checkpoint, capsys):
     requests, threads = 100_000, 8
-    server = Server(checkpoint, "--auto_truncate").wait_until_ready()
+    server = Server(
+        checkpoint, "--auto_truncate", environment=one_device_environment()
+    ).wait_until_ready()
 
     def resident_mb():
         pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]

@@ -113,7 +113,7 @@ def test_loss_weights_of_every_step(fields, expected):
     np.testing.assert_allclose([phase.weights for phase in phases], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("pooler", ["shared", "per_exit"])
+@pytest.mark.parametrize("pooler", ["shared", pytest.param("per_exit", marks=pytest.mark.slow)])
 def test_a_step_of_the_last_exit_alone_does_not_change_the_early_exits(pooler):
     """The early exits have momentum from an earlier joint step, and weight decay."""
     config = config_of(strategy="alternating", pooler=pooler)
@@ -127,7 +127,7 @@ def test_a_step_of_the_last_exit_alone_does_not_change_the_early_exits(pooler):
     assert early and changed_names == names - early
 
 
-@pytest.mark.parametrize("pooler", ["shared", "per_exit"])
+@pytest.mark.parametrize("pooler", ["shared", pytest.param("per_exit", marks=pytest.mark.slow)])
 def test_the_second_stage_changes_only_early_exits_and_no_logit_of_the_last_exit(pooler):
     config = config_of(strategy="two_stage", pooler=pooler, pooling="mean")
     phases = [phase_of(config, step, STEPS, EXITS) for step in (0, 0, 0, 9, 9)]

@@ -267,6 +267,7 @@ def test_one_device_and_eight_devices_give_the_same_losses():
     np.testing.assert_allclose(losses(1), losses(8), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_follows_float32():
     (_, metrics), (half_state, half_metrics) = (
         one_step(small_bert(dtype), labeled_batch(), step=3) for dtype in ("float32", "bfloat16")

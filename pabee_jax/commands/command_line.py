@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from pabee_jax.commands.config_file import check_field, load_config
 from pabee_jax.commands.options import define_flags
+from pabee_jax.commands.plugins import run_plugins
 from pabee_jax.distributed import processes
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
@@ -111,6 +112,8 @@ def parse(
         expanded = flag_values.read_flags_from_files(arguments, force_gnu=False)
         _check_config_arguments(expanded, config_fields)
         rest = flag_values(arguments)
+        if "plugin" in flag_values:
+            run_plugins(flag_values["plugin"].value)
     except InputError as error:
         _stop(error)
     except (flags.Error, ValueError) as error:  # ValueError: a value of --noFLAG.

@@ -3,6 +3,7 @@
 import dataclasses
 
 from pabee_jax.commands.options import option
+from pabee_jax.commands.plugins import plugin_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,3 +16,4 @@ class CompareOptions:
     metric: str = option("Metric to compare; by default the task's first.", "")
     output: str = option("Directory of the results.", "comparison")
     overwrite: bool = option("Replace files of --output that this command did not write.", False)
+    plugin: tuple[str, ...] = plugin_option()

@@ -40,7 +40,7 @@ def load_config(value: str) -> TrainConfig:
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # The user's code may raise anything.
-        raise InputError(f"--config {value}: {_place_and_reason(error, path)}") from None
+        raise InputError(f"--config {value}: {place_and_reason(error, path)}") from None
     try:
         check_types(config)
     except InputError as error:
@@ -87,8 +87,8 @@ def _call(get_config: Any, name: str, argument: list[str]) -> Any:
     return get_config(*argument)
 
 
-def _place_and_reason(error: BaseException, path: Path) -> str:
-    """Return the last line of the configuration file in the stack of the error, and the error."""
+def place_and_reason(error: BaseException, path: Path) -> str:
+    """Return the last line of the file `path` in the stack of the error, and the error."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: SyntaxError: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

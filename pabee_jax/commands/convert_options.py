@@ -3,6 +3,7 @@
 import dataclasses
 
 from pabee_jax.commands.options import option
+from pabee_jax.commands.plugins import plugin_option
 from pabee_jax.errors import InputError
 
 FORMATS = ("plain", "flax", "pytorch-pabee", "onnx")
@@ -26,6 +27,7 @@ class ConvertOptions:
     sequence_length: int | None = option(
         "Tokens per row of the onnx model; by default as many as the checkpoint takes."
     )
+    plugin: tuple[str, ...] = plugin_option()
 
     def __post_init__(self):
         for name, meaning in (

@@ -10,6 +10,7 @@ from etils import epath
 from pabee_jax import criteria
 from pabee_jax.commands.config_file import USAGE
 from pabee_jax.commands.options import option, refuse_without_effect
+from pabee_jax.commands.plugins import plugin_option
 from pabee_jax.criteria import ExitCriterion, Patience
 from pabee_jax.data.config import DataConfig
 from pabee_jax.data.glue import submission_paths
@@ -112,6 +113,7 @@ class EvaluateOptions:
         "For regression: the largest error of a score that counts as correct."
     )
     compilation_cache: str | None = option("Directory that keeps compiled programs.")
+    plugin: tuple[str, ...] = plugin_option()
 
     def __post_init__(self):
         if not self.checkpoint:

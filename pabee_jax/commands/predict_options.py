@@ -5,6 +5,7 @@ import functools
 
 from pabee_jax.commands.criterion_options import given_criterion
 from pabee_jax.commands.options import option
+from pabee_jax.commands.plugins import plugin_option
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_driver, check_size
@@ -44,6 +45,7 @@ class PredictOptions:
     dtype: str = option("Compute type: float32 or bfloat16.", "float32")
     overwrite: bool = option("Replace --output, and discard the parts of another command.", False)
     compilation_cache: str | None = option("Directory that keeps compiled programs.")
+    plugin: tuple[str, ...] = plugin_option()
 
     def __post_init__(self):
         for name, meaning in (

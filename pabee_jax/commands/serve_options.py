@@ -6,6 +6,7 @@ import functools
 from pabee_jax import criteria
 from pabee_jax.commands.criterion_options import given_criterion
 from pabee_jax.commands.options import option
+from pabee_jax.commands.plugins import plugin_option
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.errors import InputError
 from pabee_jax.inference.planning import check_size
@@ -46,6 +47,7 @@ class ServeOptions:
     layers_per_look: int = option("Layers that run between two looks at the pool.", 1)
     api_key_file: str = option("File with the bearer key that requests must have.", "")
     compilation_cache: str | None = option("Directory that keeps compiled programs.")
+    plugin: tuple[str, ...] = plugin_option()
 
     def __post_init__(self):
         if not self.checkpoint:

@@ -76,7 +76,10 @@ def criterion_class(name: str | None) -> type:
         InputError: `CRITERIA` has no such name.
     """
     if not isinstance(name, str) or name not in CRITERIA:
-        raise InputError(f"unknown exit criterion {shown(name)}; known are {', '.join(CRITERIA)}")
+        raise InputError(
+            f"unknown exit criterion {shown(name)}; known are {', '.join(CRITERIA)}, and those of "
+            "modules that are imported before (in a command: --plugin FILE.py)"
+        )
     return CRITERIA[name]
 
 
