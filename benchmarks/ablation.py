@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import command_line, pytorch
+from benchmarks import command_line, figures, pytorch
 from benchmarks.checkpoint import dev_set
-from benchmarks.figures import draw_bars
 from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience, replay
@@ -93,14 +92,23 @@ def main(options) -> None:
         print(f"\n{name}, {rounds} rounds")
         command_line.print_records(case_records, ["way", "seconds", "of one full-depth pass"])
         records += case_records
-    draw_bars(
-        options.output / "ablation.png",
-        [f"{Path(record['model']).name}: {record['way']}" for record in records],
+    draw(records, options.output / "ablation.png")
+    command_line.save(options.output, "ablation", options, records)
+
+
+def draw(records: list[dict], path: Path) -> None:
+    """Draw the time of every way, in full-depth passes of its model."""
+    models = {record["model"] for record in records}
+    figures.draw_bars(
+        path,
+        [
+            record["way"] if len(models) == 1 else f"{Path(record['model']).name}: {record['way']}"
+            for record in records
+        ],
         [record["of one full-depth pass"] for record in records],
         "time, in full-depth passes",
         "%.2f",
     )
-    command_line.save(options.output, "ablation", options, records)
 
 
 def make_parser():

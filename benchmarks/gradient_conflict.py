@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
 
-from benchmarks import command_line
+from benchmarks import command_line, figures
 from benchmarks.recipes import METRICS, RECIPES, config_of
 from pabee_jax import InputError
 from pabee_jax.data.batching import training_batch, training_lengths
@@ -31,9 +31,6 @@ from pabee_jax.training.start import labeled_examples, starting_point, tokenized
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import join_parts, phase_of, split_parts
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 # The quantities that are recorded at a step: their names in the JSON file, and their labels in the
 # figure.
 _QUANTITIES = {
@@ -41,7 +38,7 @@ _QUANTITIES = {
     "norm": "gradient norm",
     "cosine": "cosine with\nthe last exit's gradient",
     "passed": "mean derivative of\nthe pooler's tanh",
-    "spread": "distance of the rows in\na classifier's input",
+    "spread": "distance of the rows\nin a classifier's input",
 }
 
 
@@ -124,38 +121,32 @@ def train_and_probe(recipe: str, options) -> dict[str, Any]:
 
 def draw(records: list[dict[str, Any]], task: str, path: Path) -> None:
     """Draw a column per recipe, a row per quantity and a line per exit."""
-    figure, axes = plt.subplots(
-        len(_QUANTITIES),
-        len(records),
-        figsize=(3.6 * len(records) + 1, 11),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-    )
-    for column, record in zip(axes.T, records, strict=True):
-        exits = len(record["loss"][0])
-        colors = plt.colormaps["viridis"](np.linspace(0, 0.9, exits))
-        for name, axis in zip(_QUANTITIES, column, strict=True):
+    figure, axes = figures.panels(len(_QUANTITIES) * len(records), height=1.9, columns=len(records))
+    rows = [axes[start : start + len(records)] for start in range(0, len(axes), len(records))]
+    for row, (name, label) in zip(rows, _QUANTITIES.items(), strict=True):
+        for axis in row[1:]:
+            axis.sharey(row[0])
+        for axis, record in zip(row, records, strict=True):
+            exits = len(record["loss"][0])
+            colors = colormaps["viridis"](np.linspace(0, 0.9, exits))
             values = np.array(record[name])
             if name == "cosine":
-                values = values[:, :, -1]  # With the last exit's gradient.
-            for exit in range(exits - (name == "cosine")):
-                label = f"exit {exit + 1}"
-                axis.plot(record["step"], values[:, exit], color=colors[exit], label=label)
-            axis.spines[["top", "right"]].set_visible(False)
-        column[0].set_title(record["recipe"])
-        column[1].set_yscale("log")
-        column[2].axhline(0, color="#999999", linewidth=0.8)
-        column[-1].set_xlabel("optimizer step")
-        column[3].set_ylim(0, 1)
-        column[4].set_yscale("log")
-    for label, axis in zip(_QUANTITIES.values(), axes[:, 0], strict=True):
-        axis.set_ylabel(label.format(task=task))
-    axes[0, -1].legend(fontsize=7, frameon=False)
+                values = values[:, :-1, -1]  # Of the other exits with the last exit's gradient.
+                axis.axhline(0, color=figures.GRAY, linewidth=0.8)
+            for exit, line in enumerate(values.T):
+                axis.plot(record["step"], line, color=colors[exit], label=f"exit {exit + 1}")
+            if name in ("norm", "spread"):
+                axis.set_yscale("log")
+            if name == "passed":
+                axis.set_ylim(0, 1.05)
+            axis.label_outer()
+        row[0].set_ylabel(label.format(task=task), fontsize=9)
+    for axis, record in zip(rows[0], records, strict=True):
+        axis.set_title(record["recipe"])
+    for axis in rows[-1]:
+        axis.set_xlabel("optimizer step")
     figure.align_ylabels()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.save(figure, path, legend_columns=6)
 
 
 def print_means(record: dict[str, Any]) -> None:

@@ -12,10 +12,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
-from benchmarks import command_line, pytorch
+from benchmarks import command_line, figures, pytorch
 from benchmarks.exit_schedule import ExitSchedule
 from benchmarks.measure import Budget, TimedCall, time_in_turns
 from benchmarks.models import random_model, random_tokens
@@ -24,9 +23,6 @@ from pabee_jax.drivers.layer_loop import Control, on_group
 from pabee_jax.errors import InputError
 from pabee_jax.inference.programs import run_loop
 from pabee_jax.models.parameters import in_compute_dtype, merge, split
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 CONTROLS = {
     "while": Control(),
@@ -145,29 +141,29 @@ def print_case(records: list[dict]) -> None:
 def draw(records: list[dict], path) -> None:
     """Draw time against exit layer, one panel per shape and sequence length."""
     cases = list(dict.fromkeys((record["model"], record["S"]) for record in records))
-    figure, axes = plt.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.6), squeeze=False)
-    for axis, (name, length) in zip(axes[0], cases, strict=True):
-        case_records = _records_of_case(records, name, length)
+    figure, axes = figures.panels(len(cases))
+    for axis, (name, length) in zip(axes, cases, strict=True):
         lines: dict[str, list[dict]] = {}
-        for record in case_records:
+        for record in _records_of_case(records, name, length):
             lines.setdefault(record["control"], []).append(record)
         for control, line in lines.items():
             layers = [record["exit layer"] for record in line]
-            axis.plot(layers, [record["ms"] for record in line], "o-", label=f"loop ({control})")
-        # Every control has the same times of the other programs.
+            label = "loop" if control == "while" else f"loop ({control})"
+            color = figures.BLUE if control == "while" else None
+            axis.plot(layers, [record["ms"] for record in line], "o-", color=color, label=label)
+        # Every control has the same times of the other programs. The times of the straight-line
+        # program are marks without a line, because they lie on the line of the loop.
         line = next(iter(lines.values()))
-        layers, straight = zip(
-            *((record["exit layer"], record["straight-line ms"]) for record in line), strict=True
-        )
-        axis.plot(layers, straight, "x:", color="grey", label="straight-line program")
+        layers = [record["exit layer"] for record in line]
+        straight = [record["straight-line ms"] for record in line]
+        axis.plot(layers, straight, "x", color=figures.BLACK, label="without an exit test", ms=8)
         if torch_milliseconds := line[0]["PyTorch full depth ms"]:
-            axis.axhline(torch_milliseconds, color="black", lw=1, label="PyTorch")
-        axis.set(title=f"{name}, S = {length}", xlabel="exit layer", ylabel="ms", ylim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            axis.axhline(
+                torch_milliseconds, color=figures.ORANGE, ls="--", label="PyTorch, full depth"
+            )
+        axis.set(title=f"{name}, {length} tokens", xlabel="exit layer", ylabel="milliseconds")
+        axis.set(ylim=(0, None))
+    figures.save(figure, path, legend_columns=4)
 
 
 def _records_of_case(records: list[dict], name: str, length: int) -> list[dict]:

@@ -27,13 +27,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from benchmarks import command_line
+from benchmarks import command_line, figures
 from benchmarks.exit_schedule import ExitSchedule, ScheduledExit, binomial_exit_layers
 from benchmarks.measure import Budget
 from benchmarks.models import random_model
@@ -269,13 +265,12 @@ def rows_per_second_at_once(workload: Workload, ways) -> dict:
 
 def draw(path, records: list[dict]) -> None:
     """Draw the median and the 99th percentile against the load, one panel per model."""
+    records = [record for record in records if "load" in record]
     models = list(dict.fromkeys(record["model"] for record in records))
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(1 + 4.5 * len(models), 4), squeeze=False, layout="constrained"
-    )
-    colors = {"full": "#777777", "pools": "#d55e00", "engine": "#0072b2"}
+    figure, axes = figures.panels(len(models), height=3.4)
+    colors = {"full": figures.GRAY, "pools": figures.ORANGE, "engine": figures.BLUE}
     markers = {"full": "^", "pools": "s", "engine": "o"}
-    for axis, model in zip(axes[0], models, strict=True):
+    for axis, model in zip(axes, models, strict=True):
         for way in _WAYS:
             chosen = [r for r in records if (r["model"], r["way"]) == (model, way)]
             loads = [record["load"] for record in chosen]
@@ -289,12 +284,9 @@ def draw(path, records: list[dict]) -> None:
                     color=colors[way],
                     label=f"{way}, {name[:3]}",
                 )
-        axis.set(xlabel="load, as a share of the capacity of pools", yscale="log", title=model)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("latency in ms")
-    axes[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axis.set(xlabel="load (1: the capacity of pools)", yscale="log", title=model)
+        axis.set_ylabel("latency in milliseconds")
+    figures.save(figure, path)
 
 
 def main(options) -> None:

@@ -13,22 +13,17 @@ import argparse
 import functools
 
 import jax
-import matplotlib
 import numpy as np
 
-from benchmarks import command_line, pytorch
+from benchmarks import command_line, figures, pytorch
 from benchmarks.checkpoint import dev_set
 from benchmarks.exit_schedule import ExitSchedule, binomial_exit_layers
-from benchmarks.figures import draw_bars
 from benchmarks.measure import Budget, time_in_turns
 from benchmarks.models import random_model, random_tokens
 from pabee_jax import EarlyExitClassifier, Patience
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.data.batching import MODEL_INPUTS, batches_by_bucket, inference_buckets
 from pabee_jax.models.flops import per_token_and_layer
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 PYTORCH_BATCH = 32
 FULL_DEPTH = "full depth"
@@ -175,13 +170,13 @@ def main(options) -> None:
         if options.torch:
             print_factors(records)
         names = [record["way"] for record in records]
-        draw_bars(
+        figures.draw_bars(
             options.output / "throughput.png",
             names,
             [record["examples/s"] for record in records],
             f"examples per second ({jax.devices()[0].device_kind})",
             "%.0f",
-            ["#999999" if "PyTorch" in name else "#3b7dd8" for name in names],
+            [figures.GRAY if "PyTorch" in name else figures.BLUE for name in names],
         )
     else:
         names = ("patience", "regression_threshold")
@@ -217,14 +212,17 @@ def print_case(title: str, records: list[dict]) -> None:
     command_line.print_records(records, columns)
 
 
+_COLORS = {"full": figures.GRAY, "loop": figures.ORANGE, "pool": figures.BLUE}
+_COLORS |= {"auto": figures.GREEN, "PyTorch": figures.BLACK}
+_MARKERS = ("o", "^", "s", "d", "v", "P", "*")
+
+
 def draw(records: list[dict], path) -> None:
     """Draw examples per second against the mean exit layer, a line per driver and row count."""
     models = list(dict.fromkeys(record["model"] for record in records))
-    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False)
-    colors = {"full": "#777777", "loop": "#d1495b", "pool": "#3b7dd8", "auto": "#66a182"}
-    markers = ("o", "^", "s", "d", "v", "P", "*")
+    figure, axes = figures.panels(len(models), height=3.4)
     row_counts = list(dict.fromkeys(record["rows"] for record in records))
-    for axis, name in zip(axes[0], models, strict=True):
+    for axis, name in zip(axes, models, strict=True):
         of_model = [record for record in records if record["model"] == name]
         lines: dict[tuple[str, int], list[dict]] = {}
         for record in of_model:
@@ -234,9 +232,10 @@ def draw(records: list[dict], path) -> None:
             axis.plot(
                 [record["mean exit layer"] for record in line],
                 [record["examples/s"] for record in line],
-                marker=markers[row_counts.index(rows) % len(markers)],
-                color=colors.get(driver, "black"),
-                lw=1,
+                # The marks of programs that run all layers lie on each other.
+                marker="x" if driver == "PyTorch" else _MARKERS[row_counts.index(rows)],
+                markersize=9 if driver == "full" else 6,
+                color=_COLORS[driver],
                 label=f"{driver}, {rows} rows",
             )
         full_depth = [
@@ -247,13 +246,9 @@ def draw(records: list[dict], path) -> None:
         fastest = max(full_depth, key=lambda record: record["examples/s"])
         means = np.linspace(fastest["mean exit layer"] / 4, fastest["mean exit layer"])
         ideal = fastest["examples/s"] * fastest["mean exit layer"] / means
-        axis.plot(means, ideal, ":", color="black", lw=1, label="fastest full depth x L / mean")
+        axis.plot(means, ideal, ":", color="black", label="full depth x layers / mean exit layer")
         axis.set(title=name, xlabel="mean exit layer", ylabel="examples per second", ylim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def _means(text: str) -> list[int]:

@@ -40,6 +40,7 @@ jaxtyping.install_import_hook(
     ],
     "beartype.beartype",
 )
+from classifiers import classifier, directory  # noqa: F401
 from runs import finished, program, recording, sources, undisturbed  # noqa: F401
 
 
@@ -50,9 +51,9 @@ def compilation_cache(tmp_path_factory):
     In the processes of the tests, it stores only programs that take long to compile: to write the
     others takes longer than it saves.
     """
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory  # For the processes that tests start.
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # For the processes that tests start.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return directory
+    return cache

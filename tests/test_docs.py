@@ -1,13 +1,18 @@
 """The documentation: its reference is complete, its examples run, and its links lead somewhere."""
 
+import doctest
 import inspect
+import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import pabee_jax
+from benchmarks import pictures
+from benchmarks.evidence import tables
 from helpers import tiny_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -45,26 +50,89 @@ def test_the_readme_has_at_most_150_lines():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", ["docs/python.md", "docs/criteria.md", "docs/extend.md"])
-def test_the_python_examples_run(page, tmp_path, monkeypatch):
+def table_after(heading: str, page: str) -> list[list[str]]:
+    """Return the cells of the first table after a heading, without the rule below the header."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    table = re.search(r"^\|.*\n(?:\|.*\n)+", text, re.MULTILINE)
+    assert table, f"{page} has no table after {heading}"
+    return cells(table[0])
+
+
+def cells(table: str) -> list[list[str]]:
+    header, _, *lines = [line.strip("| \n").split("|") for line in table.splitlines()]
+    return [[cell.strip() for cell in line] for line in (header, *lines)]
+
+
+def test_the_results_are_those_of_the_recorded_logits():
+    content = json.loads((ROOT / "docs/data/evidence/evidence.json").read_text(encoding="utf-8"))
+    expected = cells(tables.headline(content))
+    assert table_after("## Twelve layers: MPNet-base", "docs/results.md") == expected
+    # The two pages that everybody reads first repeat the range of the measured speed-ups at 2x.
+    column = expected[0].index("2x")
+    speedups = [float(re.search(r"([\d.]+)x pool", line[column])[1]) for line in expected[1:]]
+    for page in ("README.md", "docs/index.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert f"{min(speedups):.1f} to {max(speedups):.1f} times as fast" in text
+
+
+def test_the_pictures_are_drawn_from_the_recorded_results(tmp_path):
+    pictures.main(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    others = {"early_exit_loop.png", "early_exit_pool.png", "playground.png"}
+    assert drawn | others == {path.name for path in (ROOT / "docs").glob("*.png")}
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """The names that examples use without a definition, in a directory with the runs they open."""
     monkeypatch.chdir(tmp_path)
-    # The examples register a criterion, which other tests must not see.
-    registry = pabee_jax.criteria.registry
-    monkeypatch.setattr(registry, "CRITERIA", dict(registry.CRITERIA))
     encoder = tiny_checkpoint(tmp_path / "encoder", ["a", "text"])
     classifier = pabee_jax.EarlyExitClassifier.from_pretrained(str(encoder), num_labels=2)
     classifier.save_pretrained("runs/mrpc")
     (tmp_path / "runs" / "sst2").symlink_to(tmp_path / "runs" / "mrpc")
-    names = {
+    # The examples register a criterion, which other tests must not see.
+    registry = pabee_jax.criteria.registry
+    monkeypatch.setattr(registry, "CRITERIA", dict(registry.CRITERIA))
+    return {
         "texts": ["a text", "another text"],
         "batch": {"input_ids": np.ones((2, 4), np.int32)},
-        "EarlyExitClassifier": pabee_jax.EarlyExitClassifier,
-        "Consistency": pabee_jax.Consistency,
     }
+
+
+@pytest.mark.parametrize("page", ["docs/python.md", "docs/criteria.md", "docs/extend.md"])
+def test_the_python_examples_run(page, reader):
     for block in code_blocks(page, "python"):
         if "import ray" not in block:
             block = re.sub(r"(?m)^classifier\.push_to_hub.*$", "", block)
-            exec(compile(block, page, "exec"), names)
+            exec(compile(block, page, "exec"), reader)
+
+
+def examples() -> dict[str, doctest.DocTest]:
+    """Return the docstrings with examples, of what the package and `pabee_jax.criteria` export."""
+    names = {name: getattr(pabee_jax, name) for name in pabee_jax.__all__}
+    names |= vars(pabee_jax.criteria) | {"jax": jax, "np": np}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = {}
+    for name, value in names.items():
+        if getattr(value, "__module__", "").startswith("pabee_jax."):
+            for example in finder.find(value, name, module=False, globs=names):
+                if example.examples:
+                    found[example.name] = example
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_examples_of_a_docstring_run(name, reader):
+    output = []
+    failed, _ = doctest.DocTestRunner().run(EXAMPLES[name], out=output.append)
+    assert not failed, "".join(output)
+
+
+def test_the_functions_of_the_public_interface_have_examples():
+    assert set(EXAMPLES) > {"EarlyExitClassifier", "early_exit", "replay", "replay_many"}
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def parse(
         _check_config_arguments(expanded, config_fields)
         rest = flag_values(arguments)
         if "plugin" in flag_values:
-            run_plugins(flag_values["plugin"].value)
+            run_plugins(flag_values["plugin"].value or ())
     except InputError as error:
         _stop(error)
     except (flags.Error, ValueError) as error:  # ValueError: a value of --noFLAG.

@@ -63,6 +63,12 @@ class Oracle(Criterion):
         labels: (N,) class ids or scores by the row's index in the call; one label per row.
         tolerance: the largest error of a correct score, in units of the score.
 
+    Example:
+        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> exit_layers, _ = replay(Oracle(np.array([1])), logits)
+        >>> exit_layers.tolist()
+        [2]
+
     Raises:
         InputError: `tolerance` is below 0.
     """

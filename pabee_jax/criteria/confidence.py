@@ -83,8 +83,15 @@ class _Threshold(Criterion):
 class Entropy(_Threshold):
     """Exit at the first layer with H(p) / ln C < `threshold`.
 
-    From BranchyNet, section III-B; FastBERT, section 3.4; DeeBERT, where the entropy is not
-    normalized.
+    p is the softmax of the exit's logits, H(p) is its entropy in nats, and C is the number of
+    classes. From BranchyNet, section III-B; FastBERT, section 3.4; DeeBERT, where the entropy is
+    not normalized. For classification only.
+
+    Attributes:
+        threshold: from 0 to 1.
+
+    Raises:
+        InputError: `threshold` is not a number from 0 to 1.
     """
 
     measure = staticmethod(normalized_entropy)
@@ -96,7 +103,14 @@ class Entropy(_Threshold):
 class MaxProbability(_Threshold):
     """Exit at the first layer with max p > `threshold`.
 
-    From Shallow-Deep Networks, section 4.2; RightTool.
+    p is the softmax of the exit's logits. From Shallow-Deep Networks, section 4.2; RightTool. For
+    classification only.
+
+    Attributes:
+        threshold: a probability, from 0 to 1.
+
+    Raises:
+        InputError: `threshold` is not a number from 0 to 1.
     """
 
     measure = staticmethod(highest_probability)
@@ -107,7 +121,14 @@ class MaxProbability(_Threshold):
 class Margin(_Threshold):
     """Exit at the first layer whose two highest probabilities differ by more than `threshold`.
 
-    From CALM, section 3.5, "softmax response".
+    The probabilities are the softmax of the exit's logits. From CALM, section 3.5, "softmax
+    response". For classification only.
+
+    Attributes:
+        threshold: a difference of probabilities, from 0 to 1.
+
+    Raises:
+        InputError: `threshold` is not a number from 0 to 1.
     """
 
     measure = staticmethod(probability_margin)

@@ -77,6 +77,11 @@ class Consistency(Criterion):
             regularization: the strength of the penalty on the squared weights, above 0. With k
                 times as many rows, k times the penalty has the same effect.
 
+        Example:
+            >>> logits = np.random.default_rng(0).normal(size=(4, 50, 2))  # 4 exits, 2 classes
+            >>> Consistency.fit(logits, threshold=0.9).coefficients.shape
+            (4, 4)
+
         Raises:
             InputError: `logits` are regression scores, or not of shape (exits, rows, classes).
         """

@@ -37,6 +37,13 @@ class Patience(Criterion):
         patience: the number of consecutive agreements, at least 0; 0 means no early exit.
         regression_threshold: for regression only, in units of the score.
 
+    Example:
+        The exits of one row predict the classes 0, 1, 1 and 1:
+
+        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> [int(replay(Patience(patience), logits)[0][0]) for patience in (0, 1, 2, 3)]
+        [4, 3, 4, 4]
+
     Raises:
         InputError: `patience` is negative or not a whole number, or `regression_threshold` is not a
             number.

@@ -37,7 +37,11 @@ def name_of(criterion: ExitCriterion) -> str:
 
 
 def parse(text: str) -> ExitCriterion:
-    """Return the criterion for a command-line argument: "entropy:threshold=0.3", "vote:votes=3".
+    """Return the criterion for a command-line argument.
+
+    Example:
+        >>> parse("entropy:threshold=0.3")
+        Entropy(threshold=0.3)
 
     Raises:
         InputError: the criterion or a field is unknown, a required field is missing, or a value is
@@ -85,6 +89,10 @@ def criterion_class(name: str | None) -> type:
 
 def to_config(criterion: ExitCriterion) -> dict[str, Any]:
     """Return the criterion as JSON values, for `early_exit` in `config.json`.
+
+    Example:
+        >>> to_config(Patience(3))
+        {'criterion': 'patience', 'patience': 3, 'regression_threshold': 0.0}
 
     Raises:
         InputError: the class is not in `CRITERIA`, so that another process could not restore it.

@@ -26,7 +26,25 @@ def early_exit(
     A row whose mask is all zeros (padding of the batch) counts as having exited before the first
     layer, so that no other row waits for it; its exit layer is 0.
 
-    `row` is each row's index in the call, for the criterion; absent, its index in the batch.
+    Args:
+        model: the encoder with its exits, such as `EarlyExitClassifier.model`.
+        batch: `input_ids` and optionally `attention_mask` and `token_type_ids`, each (rows, tokens)
+            int32; `EarlyExitClassifier.tokenize` returns such a batch.
+        criterion: decides when a row exits; pass it through `criteria.as_arrays`, so that another
+            threshold does not recompile.
+        row: each row's index in the call, for the criterion; absent, its index in the batch.
+        control: how the loop is compiled.
+
+    Returns:
+        The exit layers, (rows,) int32, and the logits, (rows, classes) float32.
+
+    Example:
+        >>> classifier = EarlyExitClassifier.from_pretrained("runs/mrpc")
+        >>> batch = classifier.tokenize(["a text", "another text"])
+        >>> run = jax.jit(early_exit)
+        >>> exit_layers, logits = run(classifier.model, batch, as_arrays(Patience(2)))
+        >>> exit_layers.shape, logits.shape
+        ((2,), (2, 2))
     """
     hidden, mask, side = model.embed(batch)
 

@@ -50,6 +50,16 @@ def replay(
         criterion: decides which rows exit.
         logits: the logits of every exit, (exits, rows, classes); not NaN.
 
+    Returns:
+        The exit layers, (rows,) int32, and the logits, (rows, classes) float32.
+
+    Example:
+        One row, which the first of four exits classifies otherwise than the exits after it:
+
+        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> replay(Patience(1), logits)
+        (array([3], dtype=int32), array([[0., 2.]], dtype=float32))
+
     Raises:
         InputError: `logits` is not of shape (exits, rows, classes) or holds values that are not
             numbers; the criterion is for classification and `logits` has one class; or the
@@ -68,6 +78,12 @@ def replay_many(
 
     Values that do not depend on the setting, such as an entropy, are computed once for up to 64
     settings.
+
+    Example:
+        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> exit_layers, _ = replay_many([Patience(1), Patience(2)], logits)
+        >>> exit_layers.tolist()  # (settings, rows)
+        [[3], [4]]
 
     Raises:
         InputError: as `replay`; `criteria` is empty or has criteria of several classes.

@@ -49,6 +49,12 @@ class EarlyExitClassifier:
         criterion: decides when a row exits. Setting another criterion of the same class does not
             recompile.
         mesh: the devices over which the rows are sharded.
+
+    Example:
+        >>> classifier = EarlyExitClassifier.from_pretrained("runs/mrpc", criterion=Patience(2))
+        >>> predictions = classifier.predict(["a text", ("a text", "and its pair")])
+        >>> predictions.labels.shape, predictions.exit_layers.shape, predictions.logits.shape
+        ((2,), (2,), (2, 2))
     """
 
     def __init__(
@@ -136,6 +142,7 @@ class EarlyExitClassifier:
 
     @property
     def criterion(self) -> ExitCriterion:
+        """The criterion that decides when a row exits; it may be replaced at any time."""
         return self._criterion
 
     @criterion.setter
@@ -176,6 +183,7 @@ class EarlyExitClassifier:
 
     @property
     def num_layers(self) -> int:
+        """The number of encoder layers, each of which has an exit."""
         return self.config.num_hidden_layers
 
     def predict(
@@ -189,6 +197,9 @@ class EarlyExitClassifier:
             batch_size: the largest number of rows that run together, for the driver "loop" rounded
                 down to a power of two; absent, 32 for "loop", and as many as `pool_plan` says for
                 the other drivers.
+
+        Returns:
+            The predictions of the N inputs, in their order.
 
         Raises:
             InputError: `inputs` is empty, or the model does not have a token id.
@@ -234,6 +245,13 @@ class EarlyExitClassifier:
         self, inputs: Sequence[Text] | Tokens | Dataset, batch_size: int | None = None
     ) -> Float[np.ndarray, "exits rows classes"]:
         """Return the logits of every exit, from which `replay` computes the exits of any criterion.
+
+        Args:
+            inputs: as in `predict`.
+            batch_size: as in `predict`, for the driver "full".
+
+        Returns:
+            (exits, N, classes) float32; for regression, one score instead of the classes.
 
         Raises:
             InputError: as `predict`.

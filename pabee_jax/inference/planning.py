@@ -22,7 +22,9 @@ class Backend:
     """The defaults of one kind of device; docs/performance.md has the measurements.
 
     Attributes:
-        chunk_tokens: tokens of a chunk of the pool.
+        chunk_tokens: tokens of a chunk of the large pool.
+        small_pool_chunks: tokens of the largest and of the smallest chunk of the small pool;
+            absent, it has the chunks of the large pool.
         pool_tokens: tokens of a pool per device, if the memory suffices.
         loop_rows: largest number of rows per device for which driver `auto` uses `loop`, and `full`
             pads rows; above it, `auto` uses `pool`, and `full` runs without padding.
@@ -31,6 +33,7 @@ class Backend:
     """
 
     chunk_tokens: int
+    small_pool_chunks: tuple[int, int] | None
     pool_tokens: int
     loop_rows: int
     engine_tokens: int
@@ -38,12 +41,18 @@ class Backend:
 
 
 _CPU = Backend(
-    chunk_tokens=1024, pool_tokens=16_384, loop_rows=2, engine_tokens=1024, smallest_chunk=32
+    chunk_tokens=1024,
+    small_pool_chunks=(512, 64),
+    pool_tokens=16_384,
+    loop_rows=2,
+    engine_tokens=1024,
+    smallest_chunk=32,
 )
 # Not measured. A GPU needs larger matrix products to be fully used, and every dynamic loop costs a
 # synchronization with the host.
 ACCELERATOR = Backend(
     chunk_tokens=16_384,
+    small_pool_chunks=None,
     pool_tokens=524_288,
     loop_rows=8,
     engine_tokens=16_384,
@@ -69,6 +78,7 @@ class PoolPlan:
         chunk_tokens: tokens that run together on a device.
         longest: the most tokens of a row.
         bytes_per_device: memory of the pool on each device, without the weights.
+        smallest_chunk: tokens of the smallest chunk for the last tokens; see `ChunkSizes.of`.
     """
 
     devices: int
@@ -77,11 +87,12 @@ class PoolPlan:
     chunk_tokens: int
     longest: int
     bytes_per_device: int
+    smallest_chunk: int | None = None
 
     @property
     def sizes(self) -> ChunkSizes:
         """The sizes of chunks."""
-        return ChunkSizes.of(self.chunk_tokens, self.longest)
+        return ChunkSizes.of(self.chunk_tokens, self.longest, self.smallest_chunk)
 
     @property
     def rows(self) -> int:
@@ -166,20 +177,25 @@ def pool_plans(
     """
     check_size("chunk_tokens", chunk_tokens)
     defaults, devices = backend(mesh), mesh.shape[DATA]
-    chunk = max(chunk_tokens or defaults.chunk_tokens, longest)
+    given = chunk_tokens or defaults.chunk_tokens
     fewest_tokens = 2 * longest
 
-    def plan(tokens: int) -> PoolPlan:
-        tokens = max(tokens, fewest_tokens)
+    def plan(tokens: int, chunk: int = given, smallest: int | None = None) -> PoolPlan:
+        tokens, chunk = max(tokens, fewest_tokens), max(chunk, longest)
         rows = max(1, tokens // TOKENS_PER_ROW)
         pool_bytes = _pool_bytes(config, rows, tokens, chunk, longest, bytes_per_value)
-        return PoolPlan(devices, rows, tokens, chunk, longest, pool_bytes)
+        return PoolPlan(devices, rows, tokens, chunk, longest, pool_bytes, smallest)
 
     large, free_bytes = plan(defaults.pool_tokens), _free_bytes(mesh)
     allowed_bytes = math.inf if free_bytes is None else _MEMORY_SHARE * free_bytes
     while large.tokens_per_device > fewest_tokens and large.bytes_per_device > allowed_bytes:
         large = plan(large.tokens_per_device // 2)
-    return plan(large.tokens_per_device // _SMALL_POOL_DIVISOR), large
+    small_tokens = large.tokens_per_device // _SMALL_POOL_DIVISOR
+    if defaults.small_pool_chunks is None:
+        return plan(small_tokens), large
+    largest, smallest = defaults.small_pool_chunks
+    # Long rows have fewer sizes, each of which adds a copy of the layers to the program.
+    return plan(small_tokens, min(given, largest), max(smallest, longest // 2)), large
 
 
 def _pool_bytes(
