@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablation, gradient_conflict, latency, serving, throughput
+from benchmarks import ablation, command_line, gradient_conflict, latency, serving, throughput
 
 DATA = Path(__file__).parents[1] / "docs" / "data"
 
@@ -21,8 +21,8 @@ def _records(*names: str) -> list[dict[str, Any]]:
     return [record for content in contents for record in content["records"]]
 
 
-def main(folder: Path = DATA.parent) -> None:
-    """Draw the pictures of measured figures, except those of `benchmarks.evidence`, in `folder`."""
+def main(options) -> None:
+    folder = options.output
     latency.draw(_records("performance/latency.json"), folder / "latency.png")
     of_rows = _records("performance/throughput_few.json", "performance/throughput_256.json")
     throughput.draw([r for r in of_rows if r["rows"] in (8, 256)], folder / "throughput.png")
@@ -33,5 +33,11 @@ def main(folder: Path = DATA.parent) -> None:
     serving.draw(folder / "serving.png", _records("serving/serving.json"))
 
 
+def make_parser():
+    parser = command_line.base_parser(__doc__)
+    parser.set_defaults(output=DATA.parent)
+    return parser
+
+
 if __name__ == "__main__":
-    main()
+    command_line.run(main, make_parser())

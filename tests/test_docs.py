@@ -76,7 +76,7 @@ def test_the_results_are_those_of_the_recorded_logits():
 
 
 def test_the_pictures_are_drawn_from_the_recorded_results(tmp_path):
-    pictures.main(tmp_path)
+    pictures.main(pictures.make_parser().parse_args([f"--output={tmp_path}"]))
     drawn = {path.name for path in tmp_path.iterdir()}
     others = {"early_exit_loop.png", "early_exit_pool.png", "playground.png"}
     assert drawn | others == {path.name for path in (ROOT / "docs").glob("*.png")}

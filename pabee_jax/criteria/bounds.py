@@ -64,7 +64,7 @@ class Oracle(Criterion):
         tolerance: the largest error of a correct score, in units of the score.
 
     Example:
-        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> logits = np.array([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]])
         >>> exit_layers, _ = replay(Oracle(np.array([1])), logits)
         >>> exit_layers.tolist()
         [2]

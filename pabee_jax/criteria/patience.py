@@ -40,7 +40,7 @@ class Patience(Criterion):
     Example:
         The exits of one row predict the classes 0, 1, 1 and 1:
 
-        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> logits = np.array([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]])
         >>> [int(replay(Patience(patience), logits)[0][0]) for patience in (0, 1, 2, 3)]
         [4, 3, 4, 4]
 

@@ -56,7 +56,7 @@ def replay(
     Example:
         One row, which the first of four exits classifies otherwise than the exits after it:
 
-        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> logits = np.array([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]])
         >>> replay(Patience(1), logits)
         (array([3], dtype=int32), array([[0., 2.]], dtype=float32))
 
@@ -80,7 +80,7 @@ def replay_many(
     settings.
 
     Example:
-        >>> logits = [[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]]
+        >>> logits = np.array([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]])
         >>> exit_layers, _ = replay_many([Patience(1), Patience(2)], logits)
         >>> exit_layers.tolist()  # (settings, rows)
         [[3], [4]]

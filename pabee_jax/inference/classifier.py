@@ -142,7 +142,6 @@ class EarlyExitClassifier:
 
     @property
     def criterion(self) -> ExitCriterion:
-        """The criterion that decides when a row exits; it may be replaced at any time."""
         return self._criterion
 
     @criterion.setter
