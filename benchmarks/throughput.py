@@ -11,6 +11,7 @@ PyTorch with length-sorted batches.
 
 import argparse
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -221,7 +222,8 @@ def draw(records: list[dict], path) -> None:
     """Draw examples per second against the mean exit layer, a line per driver and row count."""
     models = list(dict.fromkeys(record["model"] for record in records))
     figure, axes = figures.panels(len(models), height=3.4)
-    row_counts = list(dict.fromkeys(record["rows"] for record in records))
+    row_counts = dict.fromkeys(record["rows"] for record in records)
+    markers = dict(zip(row_counts, itertools.cycle(_MARKERS), strict=False))
     for axis, name in zip(axes, models, strict=True):
         of_model = [record for record in records if record["model"] == name]
         lines: dict[tuple[str, int], list[dict]] = {}
@@ -233,7 +235,7 @@ def draw(records: list[dict], path) -> None:
                 [record["mean exit layer"] for record in line],
                 [record["examples/s"] for record in line],
                 # The marks of programs that run all layers lie on each other.
-                marker="x" if driver == "PyTorch" else _MARKERS[row_counts.index(rows)],
+                marker="x" if driver == "PyTorch" else markers[rows],
                 markersize=9 if driver == "full" else 6,
                 color=_COLORS[driver],
                 label=f"{driver}, {rows} rows",

@@ -123,6 +123,7 @@ def test_saving_and_loading_preserves_the_criterion_and_the_logits(classifier, t
     np.testing.assert_array_equal(loaded.all_exit_logits(TEXTS), classifier.all_exit_logits(TEXTS))
 
 
+@pytest.mark.slow
 def test_regression_predicts_scores(directory):
     classifier = EarlyExitClassifier.from_pretrained(str(directory), num_labels=1)
     predictions = classifier.predict(TEXTS)

@@ -67,8 +67,7 @@ from pabee_jax.commands.main import main
 
 arguments = sys.argv[1:]
 if arguments[0] == "train":
-    names = ("bert-base-uncased", "albert-base-v2", "my-classifier", "DIR", "DATA")
-    values = dict(zip(names, ("MODEL", "ALBERT", "my-classifier", "MODEL", "GLUE")))
+    values = {{"bert-base-uncased": "MODEL", "albert-base-v2": "ALBERT", "DIR": "MODEL"}}
     arguments = [
         option.removesuffix(value) + values.get(value, value)
         for option in arguments
@@ -108,12 +107,12 @@ def write_files(folder: Path) -> None:
     for name, count in (("train", 160), ("dev", 640), ("new", 20), ("rows", 20)):
         texts = film_texts(count)
         labels = ["yes" if text.startswith("good") else "no" for text in texts]
-        rows = [[i, texts[i], labels[i], labels[i], texts[i], texts[-1]] for i in range(count)]
-        for row in rows[: count // 2]:
-            row.append(labels[row[0]])
-        names = ["id", "review", "verdict", "stars", "sentence1", "sentence2"]
-        rows = [[*row[:6], row[1], row[2]] for row in rows]
-        write_rows(folder / f"{name}.csv", [*names, "text", "label"], rows)
+        names = ["id", "review", "verdict", "stars", "text", "label", "sentence1", "sentence2"]
+        rows = [
+            [i, text, label, label, text, label, text, texts[-1]]
+            for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+        ]
+        write_rows(folder / f"{name}.csv", names, rows)
     of_advglue = [
         {"idx": 0, "label": 1, "sentence": "go0d film", "original_sentence": "good film"},
         {"idx": 1, "label": 0, "sentence": "b4d film", "original_sentence": "bad film"},

@@ -114,9 +114,8 @@ def test_full_without_padding_equals_full_with_padding(name, pooling, devices):
     np.testing.assert_allclose(classifier.all_exit_logits(batch), full(model, batch), atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4, 5))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
 def test_every_driver_agrees_for_random_models_and_batches(seed):
     """Random models, lengths, rows, criteria and chunk sizes, on one device and on eight."""
     random = np.random.default_rng(seed)
