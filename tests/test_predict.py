@@ -101,7 +101,9 @@ def read_any(path):
     return read_csv(path)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "suffix", [".csv", pytest.param(".tsv", marks=pytest.mark.slow), ".jsonl", ".parquet"]
+)
 def test_every_format_can_be_read_and_written(checkpoint, tmp_path, suffix, blocks_of_8):
     """The output of one format is the input of the next command."""
     source = write_csv(tmp_path / "rows.csv", [*TEXTS, 'a "quoted", film', ""])
