@@ -57,7 +57,9 @@ def draw_bars(
     """Write a chart with one horizontal, labeled bar per name, the first name at the top."""
     figure, (axis,) = panels(1, height=0.45 * len(names) + 1)
     axis.grid(visible=False)
-    axis.bar_label(axis.barh(names, values, color=colors), fmt=number_format, padding=3, fontsize=9)
+    axis.bar_label(
+        axis.barh(names, values, color=colors or BLUE), fmt=number_format, padding=3, fontsize=9
+    )
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
     save(figure, path)

@@ -41,7 +41,17 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 )
 from classifiers import classifier, directory  # noqa: F401
+from pabee_jax.criteria import CRITERIA
 from runs import finished, program, recording, sources, undisturbed  # noqa: F401
+
+
+@pytest.fixture
+def own_criteria():
+    """For a test that registers criteria: other tests do not see them."""
+    before = dict(CRITERIA)
+    yield
+    CRITERIA.clear()
+    CRITERIA.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,6 @@ from pabee_jax.commands.main import COMMANDS, main
 from pabee_jax.commands.options import define_flags, option, read_flags
 from pabee_jax.commands.plugins import run_plugins
 from pabee_jax.commands.train_options import TrainOptions
-from pabee_jax.criteria import text
 from pabee_jax.training.config import TrainConfig, leaves
 
 ROOT = Path(__file__).parents[1]
@@ -164,10 +163,8 @@ class Hunch(Criterion):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """The file of a criterion "hunch"; other tests do not see the criterion."""
-    monkeypatch.setattr(text, "CRITERIA", registry := dict(text.CRITERIA))
-    monkeypatch.setattr("pabee_jax.criteria.registry.CRITERIA", registry)
+def plugin(tmp_path, own_criteria):
+    """The file of a criterion "hunch"."""
     (tmp_path / "hunch.py").write_text(CRITERION)
     return str(tmp_path / "hunch.py")
 

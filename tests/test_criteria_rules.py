@@ -301,7 +301,10 @@ def test_a_fit_depends_on_its_rows_and_on_the_regularization():
             lambda: check(Consistency(0.5, [[0.0] * 4] * 3), EXITS, 2),
             "shape .3, 4.; a model with 6 exits",
         ),
-        (lambda: parse("consistency:threshold=0.9"), "is fitted to recorded logits"),
+        (
+            lambda: parse("consistency:threshold=0.9"),
+            "coefficients of consistency cannot be written as FIELD=NUMBER",
+        ),
     ],
 )
 def test_a_consistency_that_fits_no_model_is_refused(make, words):

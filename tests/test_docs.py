@@ -83,16 +83,13 @@ def test_the_pictures_are_drawn_from_the_recorded_results(tmp_path):
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
+def reader(tmp_path, monkeypatch, own_criteria):
     """The names that examples use without a definition, in a directory with the runs they open."""
     monkeypatch.chdir(tmp_path)
     encoder = tiny_checkpoint(tmp_path / "encoder", ["a", "text"])
     classifier = pabee_jax.EarlyExitClassifier.from_pretrained(str(encoder), num_labels=2)
     classifier.save_pretrained("runs/mrpc")
     (tmp_path / "runs" / "sst2").symlink_to(tmp_path / "runs" / "mrpc")
-    # The examples register a criterion, which other tests must not see.
-    registry = pabee_jax.criteria.registry
-    monkeypatch.setattr(registry, "CRITERIA", dict(registry.CRITERIA))
     return {
         "texts": ["a text", "another text"],
         "batch": {"input_ids": np.ones((2, 4), np.int32)},

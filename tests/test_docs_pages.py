@@ -221,7 +221,7 @@ def wait_for(url: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_from_top_to_bottom(page, prepared, tmp_path, monkeypatch):
+def test_a_page_runs_from_top_to_bottom(page, prepared, tmp_path, monkeypatch, own_criteria):
     folder = tmp_path / "reader"
     shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("runs"))
     for name, run in PAGES[page].items():

@@ -42,9 +42,7 @@ def start(checkpoint, *arguments, stdout=None):
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    server = Server(
-        checkpoint, "--max_client_batch_size=40", environment=one_device_environment()
-    ).wait_until_ready()
+    server = start(checkpoint, "--max_client_batch_size=40")
     yield server
     assert server.stop() in (0, -signal.SIGTERM)
 
@@ -249,9 +247,7 @@ def test_a_key_a_full_queue_and_sigterm_under_load(checkpoint, tmp_path):
     (tmp_path / "key").write_text("secret\n")
     arguments = [f"--api_key_file={tmp_path / 'key'}", "--max_waiting=64"]
     output = (tmp_path / "output").open("w")
-    server = Server(
-        checkpoint, *arguments, environment=one_device_environment(), stdout=output
-    ).wait_until_ready()
+    server = start(checkpoint, *arguments, stdout=output)
     key = {"headers": {"authorization": "Bearer secret"}}
     assert server.post({"inputs": "good"}).status_code == 401
     wrong = server.post({"inputs": "good"}, headers={"authorization": "Bearer Secret"})
@@ -339,9 +335,7 @@ def test_schemathesis_finds_nothing_unhandled(server, tmp_path):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_the_memory_does_not_grow_over_many_requests(checkpoint, capsys):
     requests, threads = 100_000, 8
-    server = Server(
-        checkpoint, "--auto_truncate", environment=one_device_environment()
-    ).wait_until_ready()
+    server = start(checkpoint, "--auto_truncate")
 
     def resident_mb():
         pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]

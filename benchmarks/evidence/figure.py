@@ -8,12 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
+from benchmarks import figures
 from benchmarks.evidence.points import SPEEDUPS, scorer
 from benchmarks.evidence.runs import Run
 from benchmarks.evidence.tables import lowest_seeds, measured_speedup
@@ -72,7 +69,6 @@ _FASTEST, _LOWEST = 4.5, -12.0
 _LEGEND_WIDTH = 34
 _TITLES = {"mrpc": "MRPC, F1", "stsb": "STS-B, Pearson", "sst2": "SST-2, accuracy"}
 _TITLES |= {"cola": "CoLA, Matthews"}
-_COLUMNS = 2
 
 
 def draw(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]], content: dict[str, Any]) -> None:
@@ -80,23 +76,15 @@ def draw(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]], content: dict
     shown = lowest_seeds(runs)
     if not shown:
         return
-    lines = -(-len(shown) // _COLUMNS)
-    figure, axes = plt.subplots(
-        lines, _COLUMNS, figsize=(7.6, 3.5 * lines), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(shown) :]:
-        axis.axis("off")
-    for axis, (task, run) in zip(axes.flat, shown.items(), strict=False):
+    figure, axes = figures.panels(len(shown), height=3.5)
+    for axis, (task, run) in zip(axes, shown.items(), strict=True):
         arrays = runs[run]
         speed, label = speed_of(run, content)
         draw_task(axis, run, arrays["logits"], arrays["labels"], speed, label)
         _draw_chosen(axis, _record_of(run, content), speed)
         axis.set_title(f"{_TITLES[task]}, {len(arrays['labels'])} dev rows", fontsize=10)
-    for axis in axes[:, 0]:
         axis.set_ylabel("points above full depth")
-    _shared_legend(figure, axes, columns=4)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    figures.save(figure, path, legend_columns=4)
 
 
 def draw_criteria(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]]) -> None:
@@ -106,10 +94,8 @@ def draw_criteria(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]]) -> N
     }
     if not shown:
         return
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(3.3 * len(shown), 4.6), squeeze=False, layout="constrained"
-    )
-    for axis, (task, run) in zip(axes[0], shown.items(), strict=True):
+    figure, axes = figures.panels(len(shown), height=4.2, columns=3)
+    for axis, (task, run) in zip(axes, shown.items(), strict=True):
         arrays = runs[run]
         score = scorer(task, arrays["labels"])
         by_name = {curve.name: curve for curve in curves(arrays["logits"], score)}
@@ -123,20 +109,7 @@ def draw_criteria(path: Path, runs: Mapping[Run, Mapping[str, np.ndarray]]) -> N
         exits = len(arrays["logits"])
         axis.set(xlabel=f"mean exit layer (of {exits})", xticks=range(0, exits + 1, 2))
         axis.set(title=f"{_TITLES[task]} (%)", ylim=(full_depth + _LOWEST, full_depth + 2))
-        axis.grid(alpha=0.3)
-    _shared_legend(figure, axes, columns=3)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
-
-
-def _shared_legend(figure, axes, columns: int) -> None:
-    """Draw one legend below the panels, with every label once."""
-    entries = {
-        label: handle
-        for axis in axes.flat
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(entries.values(), entries, fontsize=8, ncols=columns, loc="outside lower center")
+    figures.save(figure, path, legend_columns=2)
 
 
 def _draw_chosen(axis, record: dict[str, Any], speed: Callable[[float], float]) -> None:
@@ -180,7 +153,6 @@ def draw_task(axis, run: Run, logits, labels, speed, label: str) -> None:
         )
     axis.axhline(0, linestyle="--", color="#888888", zorder=0)
     axis.set(xlim=(1, _FASTEST), ylim=(_LOWEST, 3), xlabel=label)
-    axis.grid(alpha=0.3)
 
 
 def _record_of(run: Run, content: dict[str, Any]) -> dict[str, Any]:

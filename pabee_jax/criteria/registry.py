@@ -74,13 +74,18 @@ def _check_fields(criterion: Any) -> None:
     """
     for field in dataclasses.fields(criterion):
         value = getattr(criterion, field.name)
-        if field.type in (int, float, "int", "float"):
+        if is_number(field):
             is_valid, required = _is_numeric(value) and np.shape(value) == (), "a number"
         else:
             is_valid, required = all(map(_is_numeric, jax.tree.leaves(value))), "made of numbers"
         if not is_valid:
             name = f"{type(criterion).__name__}.{field.name}"
             raise InputError(f"{name} is {shown(value)}; it must be {required}")
+
+
+def is_number(field: dataclasses.Field) -> bool:
+    """Return whether a field of a criterion is one number, and not an array of numbers."""
+    return field.type in (int, float, "int", "float")
 
 
 def _is_numeric(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pabee_jax.criteria.base import ExitCriterion
-from pabee_jax.criteria.registry import CRITERIA, as_arrays
+from pabee_jax.criteria.registry import CRITERIA, as_arrays, is_number
 from pabee_jax.errors import InputError, shown
 
 
@@ -63,10 +63,10 @@ def parse(text: str) -> ExitCriterion:
     for field in values.keys() - {"criterion"}:
         if field not in known:
             raise InputError(f"{text!r}: {name} has no {field!r}; it has {', '.join(known)}")
-    if unwritable := [field.name for field in dataclasses.fields(kind) if not _is_number(field)]:
+    if unwritable := [field.name for field in dataclasses.fields(kind) if not is_number(field)]:
         raise InputError(
-            f"{text!r}: {name} is fitted to recorded logits ({' and '.join(unwritable)}): use it "
-            f"with --sweep or --calibrate, or {kind.__name__}.fit in Python"
+            f"{text!r}: {' and '.join(unwritable)} of {name} cannot be written as FIELD=NUMBER: "
+            "use --sweep or --calibrate, which fit the criterion, or Python"
         )
     if missing := [field for field in required if field not in values]:
         raise InputError(f"{text!r} lacks {' and '.join(f'{field}=NUMBER' for field in missing)}")
@@ -130,10 +130,6 @@ def from_config(values: Mapping[str, Any]) -> ExitCriterion:
         raise InputError(f"the exit criterion {name!r} does not fit its class: {error}") from None
     as_arrays(criterion)  # Checks the values that the class cannot check.
     return criterion
-
-
-def _is_number(field: dataclasses.Field) -> bool:
-    return field.type in (int, float, "int", "float")
 
 
 def _has_no_default(field: dataclasses.Field) -> bool:

@@ -109,7 +109,9 @@ class Engine:
         self.max_tokens = max(config.max_tokens or defaults.engine_tokens, 2 * longest)
         self.max_rows = config.max_rows or self.max_tokens // TOKENS_PER_ROW
         chunk_tokens = max(self.max_tokens // 2, longest)
-        self._sizes = ChunkSizes.of(chunk_tokens, longest, defaults.smallest_chunk, block_factor=2)
+        self._sizes = ChunkSizes.of(
+            chunk_tokens, longest, defaults.smallest_engine_chunk, block_factor=2
+        )
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._is_closing = False

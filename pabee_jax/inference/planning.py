@@ -29,7 +29,7 @@ class Backend:
         loop_rows: largest number of rows per device for which driver `auto` uses `loop`, and `full`
             pads rows; above it, `auto` uses `pool`, and `full` runs without padding.
         engine_tokens: tokens of the pool of an engine (`inference.engine`).
-        smallest_chunk: tokens of the smallest chunk of an engine.
+        smallest_engine_chunk: tokens of the smallest chunk of an engine.
     """
 
     chunk_tokens: int
@@ -37,7 +37,7 @@ class Backend:
     pool_tokens: int
     loop_rows: int
     engine_tokens: int
-    smallest_chunk: int
+    smallest_engine_chunk: int
 
 
 _CPU = Backend(
@@ -46,7 +46,7 @@ _CPU = Backend(
     pool_tokens=16_384,
     loop_rows=2,
     engine_tokens=1024,
-    smallest_chunk=32,
+    smallest_engine_chunk=32,
 )
 # Not measured. A GPU needs larger matrix products to be fully used, and every dynamic loop costs a
 # synchronization with the host.
@@ -56,7 +56,7 @@ ACCELERATOR = Backend(
     pool_tokens=524_288,
     loop_rows=8,
     engine_tokens=16_384,
-    smallest_chunk=256,
+    smallest_engine_chunk=256,
 )
 # Few rows run in a second, smaller pool: clearing the memory of a whole pool takes longer than
 # running a few rows (89 ms for 512 rows of 64 tokens, BERT-base, CPU).
