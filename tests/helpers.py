@@ -134,7 +134,8 @@ def run_on(mesh, model, batch, criterion, chunk_rows=None, **driver):
         job = padded_job(row, tokens, rows, mesh, None)
     else:
         longest = int(tokens.lengths.max())
-        job = ragged_job(row, tokens, rows // devices + 2, int(tokens.lengths.sum()), mesh, None)
+        most = rows // devices + 2, int(tokens.lengths.sum()), longest
+        job = ragged_job(row, tokens, *most, mesh, None)
         driver["sizes"] = ChunkSizes.of(chunk_rows * longest, longest)
         run = functools.partial(run_pool, **driver)
     batch = sharding.shard_batch(job.batch | {"row": job.row_of_place}, mesh)

@@ -244,7 +244,7 @@ def test_packed_blocks_hold_every_row_once_without_padding(devices):
         seen = []
         for rows, part in blocks_that_fit(parts, max_rows=8, max_tokens=40):
             assert len(part) <= 8 and part.lengths.sum() <= 40
-            batch, places = packed(part, devices, 8, 40 // devices + 20)
+            batch, places = packed(part, devices, 8, 40 // devices + 20, 20)
             tokens = [values.reshape(devices, -1) for values in batch]
             for row, place in zip(rows, places, strict=True):
                 device, index = divmod(place, 8)

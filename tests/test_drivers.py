@@ -17,8 +17,7 @@ from pabee_jax.criteria import Criterion, as_arrays
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.layer_loop import Control
-from pabee_jax.drivers.ragged import chunk_shapes
-from pabee_jax.drivers.shapes import ChunkSizes, run_while_more_than
+from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.inference.programs import run_loop, run_pool
 from pabee_jax.models.transformer import TransformerLayer
 
@@ -320,14 +319,3 @@ def test_padding_rows_exit_before_the_first_layer():
     padded_layers, padded_logits = early_exit(model, padded_batch, as_arrays(Patience(1)))
     np.testing.assert_array_equal(padded_layers, [*exit_layers, 0, 0, 0, 0])
     np.testing.assert_allclose(padded_logits[:4], logits, atol=2e-5)
-
-
-def test_sizes_of_chunks():
-    """The last tokens run in the smallest chunk that holds them, the others in few chunks."""
-    sizes = ChunkSizes.of(512, 128, smallest=32)
-    assert sizes.tokens == (512, 128, 64, 32) and sizes.exit_rows == [16, 4, 2, 1]
-    assert run_while_more_than(sizes.tokens) == [384, 64, 32, 0]
-    assert [shape.lengths[-1] for shape in chunk_shapes(sizes)] == [128, 128, 64, 32]
-    assert ChunkSizes.of(1024, 512).tokens == (1024, 512)
-    assert ChunkSizes.of(512, 512).tokens == (512,)
-    assert ChunkSizes.of(512, 512, smallest=256).tokens == (512, 256)

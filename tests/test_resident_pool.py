@@ -55,7 +55,7 @@ class Pool:
         return MAX_TOKENS - int(np.asarray(self.rows.lengths)[active].sum())
 
     def take(self, dataset, tickets, settings):
-        batch, places = packed(dataset.take(tickets), 1, NEW_ROWS, NEW_TOKENS)
+        batch, places = packed(dataset.take(tickets), 1, NEW_ROWS, NEW_TOKENS, 16)
         of_place = np.full(NEW_ROWS, -1, np.int32)
         of_place[places] = tickets
         chosen = [settings[max(ticket, 0)] for ticket in of_place]

@@ -44,9 +44,12 @@ class Dataset:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) the last position with attention mask 1, plus one; a mask may have holes."""
-        width = self.attention_mask.shape[1]
-        return width - np.argmax(self.attention_mask[:, ::-1] != 0, axis=1)
+        """(N,) the last position with attention mask 1, plus one; a mask may have holes.
+
+        The length of a row that is all padding is 0.
+        """
+        positions = np.arange(1, self.attention_mask.shape[1] + 1)
+        return np.where(self.attention_mask != 0, positions, 0).max(axis=1, initial=0)
 
     def take(self, rows: np.ndarray | slice) -> "Dataset":
         """Return a dataset of the given rows."""
@@ -55,7 +58,13 @@ class Dataset:
         return Dataset(ids, mask, segments, labels)
 
     def resized(self, width: int) -> "Dataset":
-        """Return the same rows, cut or padded to `width` tokens."""
+        """Return the same rows, padded to `width` tokens, or with less padding.
+
+        Raises:
+            ValueError: a row has more than `width` tokens.
+        """
+        if self.attention_mask[:, width:].any():
+            raise ValueError(f"a row of {self.lengths.max()} tokens does not fit into {width}")
         padding = ((0, 0), (0, max(0, width - self.input_ids.shape[1])))
         ids, mask, segments = (np.pad(values[:, :width], padding) for values in self._tokens)
         return Dataset(ids, mask, segments, self.labels)

@@ -49,7 +49,7 @@ def _joined(parts: list[Dataset]) -> Dataset:
 
 
 def packed(
-    rows: Dataset, devices: int, max_rows: int, max_tokens: int
+    rows: Dataset, devices: int, max_rows: int, max_tokens: int, longest: int
 ) -> tuple[RaggedBatch, np.ndarray]:
     """Return the rows as one ragged batch per device, and where each row is.
 
@@ -61,11 +61,17 @@ def packed(
         devices: the number of devices.
         max_rows: the rows of the batch of a device.
         max_tokens: the tokens of the batch of a device.
+        longest: the most tokens of a row for which the program is compiled.
 
     Returns:
         The batches of all devices, one after the other in the same arrays; and for each row its
         index in `RaggedBatch.lengths`.
+
+    Raises:
+        ValueError: a row has more than `longest` tokens.
     """
+    if len(rows) and rows.lengths.max() > longest:
+        raise ValueError(f"a row has {rows.lengths.max()} tokens; the program is for {longest}")
     by_length = np.argsort(-rows.lengths, kind="stable")
     shapes = [max_tokens] * 4 + [max_rows]
     batch = RaggedBatch(*(np.zeros((devices, size), np.int32) for size in shapes))

@@ -82,7 +82,7 @@ def pooled_early_exit(
         sizes: the sizes of chunks.
         control: how the test "has every row exited?" is compiled.
     """
-    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
+    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.longest))
     done = batch.lengths == 0
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
@@ -95,7 +95,7 @@ def pooled_all_exit_logits(
     Args:
         model, batch, sizes: as for `pooled_early_exit`.
     """
-    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.lengths[-1]))
+    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.longest))
     layers, done = jnp.arange(model.config.num_hidden_layers), batch.lengths == 0
     return jax.lax.scan(
         lambda state, layer: pool.run_layer(layer, state, done), pool.embedded(), layers
@@ -106,7 +106,7 @@ def pooled_all_exit_logits(
 class PooledLayers:
     """The layers of a model over a ragged batch.
 
-    `side` is for rows of up to `sizes.lengths[-1]` tokens.
+    `side` is for rows of up to `sizes.longest` tokens.
     """
 
     model: EarlyExitModel

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from pabee_jax.drivers.shapes import ChunkSizes
+from pabee_jax.drivers.shapes import ChunkSizes, sequence_lengths
 from pabee_jax.models.side_inputs import SideInputs
 from pabee_jax.models.transformer import TokenHeads, attention
 
@@ -121,14 +121,22 @@ class ChunkShape(NamedTuple):
     """The static sizes of one kind of chunk.
 
     Attributes:
-        tokens: the tokens of a chunk's window, at least the length of its longest row.
-        lengths: the length classes, in ascending order.
+        tokens: the tokens of a chunk's window.
+        longest: the most tokens of a row of the chunk, at most `tokens`.
         block_tokens: the tokens of the padded block.
     """
 
     tokens: int
-    lengths: tuple[int, ...]
+    longest: int
     block_tokens: int
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The length classes, in ascending order: attention pads the rows of a chunk to one.
+
+        They follow from the longest row, so that no row of the chunk is longer than the last.
+        """
+        return sequence_lengths(self.longest)
 
     @property
     def rows(self) -> int:
@@ -204,11 +212,7 @@ class ChunkShape(NamedTuple):
 def chunk_shapes(sizes: ChunkSizes) -> list[ChunkShape]:
     """Return the shapes of the chunks, in descending order; a short chunk has no long rows."""
     return [
-        ChunkShape(
-            size,
-            tuple(length for length in sizes.lengths if length <= size),
-            sizes.block_factor * size,
-        )
+        ChunkShape(size, min(size, sizes.longest), sizes.block_factor * size)
         for size in sizes.tokens
     ]
 

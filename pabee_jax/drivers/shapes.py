@@ -1,7 +1,7 @@
 """Sizes that compiled programs share."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 # The exits of one row per this many tokens of a chunk are computed together.
 _TOKENS_PER_EXIT = 32
@@ -31,22 +31,36 @@ def sequence_lengths(max_length: int, multiple: int = 8) -> tuple[int, ...]:
     return (*(length for length in lengths if length < max_length), max_length)
 
 
-class ChunkSizes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ChunkSizes:
     """The static sizes of a program that runs rows in chunks.
 
     Attributes:
         tokens: the tokens of a chunk: of full chunks, of the chunks for the tokens that do not
             fill one (neither is shorter than the longest row), and of smaller chunks for the last
             tokens. In descending order.
-        lengths: the length classes, in ascending order: the lengths to which attention pads the
-            rows of a chunk. No row is longer than the last.
+        longest: the most tokens of a row.
         block_factor: how many times the tokens of a chunk its padded block may have. With few rows,
             of mixed lengths, 1 leaves a part of the chunks empty.
+
+    Raises:
+        ValueError: a row might be longer than the chunks that run it.
     """
 
     tokens: tuple[int, ...]
-    lengths: tuple[int, ...]
+    longest: int
     block_factor: int = 1
+
+    def __post_init__(self):
+        if list(self.tokens) != sorted(set(self.tokens), reverse=True):
+            raise ValueError(f"the sizes of chunks must descend, not be {self.tokens}")
+        # When the chunks of a size start, no more remains than the chunks before them leave.
+        remains = [self.longest, *run_while_more_than(self.tokens)[:-1]]
+        for size, most in zip(self.tokens, remains, strict=True):
+            if size < min(self.longest, most):
+                raise ValueError(
+                    f"chunks of {self.tokens} tokens cannot hold {self.longest} tokens"
+                )
 
     @classmethod
     def of(
@@ -70,9 +84,14 @@ class ChunkSizes(NamedTuple):
         remainder = max(chunk_tokens // _REMAINDER_DIVISOR, longest)
         if remainder < chunk_tokens:
             tokens.append(remainder)
-        while smallest is not None and tokens[-1] // 2 >= smallest:
-            tokens.append(tokens[-1] // 2)
-        return cls(tuple(tokens), sequence_lengths(longest), block_factor)
+        while smallest is not None and tokens[-1] > (half := (tokens[-1] + 1) // 2) >= smallest:
+            tokens.append(half)  # Rounded up, so that a row that is left over fits.
+        return cls(tuple(tokens), longest, block_factor)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The length classes of all rows; the last is `longest`."""
+        return sequence_lengths(self.longest)
 
     @property
     def exit_rows(self) -> list[int]:

@@ -52,11 +52,14 @@ def padded_job(rows: np.ndarray, part: Dataset, batch_size: int, mesh: Mesh, run
 
 
 def ragged_job(
-    rows: np.ndarray, part: Dataset, max_rows: int, max_tokens: int, mesh: Mesh, run
+    rows: np.ndarray, part: Dataset, max_rows: int, max_tokens: int, longest: int, mesh: Mesh, run
 ) -> Job:
-    """Return a job whose rows have no padding; every device has `max_rows` and `max_tokens`."""
+    """Return a job whose rows have no padding.
+
+    Every device has `max_rows` and `max_tokens`, and no row is longer than `longest`.
+    """
     devices = mesh.shape[sharding.DATA]
-    batch, places = packed(part, devices, max_rows, max_tokens)
+    batch, places = packed(part, devices, max_rows, max_tokens, longest)
     row_of_place = _row_of_place(rows, places, devices * max_rows)
     return Job(rows, batch._asdict(), row_of_place, places, run)
 

@@ -320,7 +320,8 @@ class _Pool:
         dataset = functools.reduce(
             Dataset.concatenated, (row.tokens.resized(width) for row in rows)
         )
-        batch, places = packed(dataset, 1, self._max_rows, self._max_tokens)
+        sizes = self._max_rows, self._max_tokens, self._sizes.longest
+        batch, places = packed(dataset, 1, *sizes)
         ticket = np.full(self._max_rows, -1, np.int32)
         ticket[places] = self._new
         settings = [rows[0].criterion] * self._max_rows

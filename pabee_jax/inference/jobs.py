@@ -144,4 +144,5 @@ def _ragged_job(
     def run(batch, row):
         return programs.ragged(plan, batch, row)
 
-    return ragged_job(rows, part, plan.rows_per_device, plan.tokens_per_device, mesh, run)
+    sizes = plan.rows_per_device, plan.tokens_per_device, plan.longest
+    return ragged_job(rows, part, *sizes, mesh, run)

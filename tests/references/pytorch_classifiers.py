@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import TYPES
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -36,14 +37,17 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
         "transformer.layer",
     ),
     "mpnet": ({}, "mpnet", "encoder.layer"),
+    "albert": (
+        {"embedding_size": 16, "inner_group_num": 2, "num_hidden_groups": 1},
+        "albert",
+        "encoder.albert_layer_groups",
+    ),
     "modernbert": (
         {"norm_eps": 1e-3, "local_attention": 6, "layer_norm_eps": None},
         "model",
         "layers",
     ),
 }
-# Families that have token types.
-_TYPES = ("bert", "electra")
 
 
 def make_classifier(model_type: str, layers: int, **overrides: Any) -> PreTrainedModel:
@@ -79,13 +83,14 @@ def make_batch(model_type: str) -> dict[str, np.ndarray]:
         "attention_mask": mask.astype(np.int32),
     }
     types = ((2 * positions >= lengths) & mask).astype(np.int32)
-    return batch | {"token_type_ids": types * (model_type in _TYPES)}
+    return batch | {"token_type_ids": types * (model_type in TYPES)}
 
 
 def outputs(model: PreTrainedModel, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the input of the first layer, the output of every layer, and logits.
 
-    "logits" has, for every layer, what the classification head says of the layer's output.
+    "logits" has, for every layer, what the classification head says of the layer's output, and
+    "mean_logits" what it says if it reads the mean over the tokens in place of the first token.
     """
     _, attribute, layers = FAMILIES[model.config.model_type]
     encoder = getattr(model, attribute)
@@ -103,11 +108,13 @@ def outputs(model: PreTrainedModel, batch: dict[str, np.ndarray]) -> dict[str, n
         hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(layer.register_forward_hook(after))
     inputs = {name: torch.from_numpy(value).long() for name, value in batch.items()}
-    if model.config.model_type not in _TYPES:
+    if model.config.model_type not in TYPES:
         del inputs["token_type_ids"]
     with torch.no_grad():
         last_logits = model(**inputs).logits
+        mask = inputs["attention_mask"][:, :, None]
         logits = [_head(model, encoder, hidden) for hidden in states[1:]]
+        mean_logits = [_head(model, encoder, hidden, mask) for hidden in states[1:]]
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(logits[-1], last_logits, atol=1e-5, rtol=1e-5)
@@ -115,17 +122,30 @@ def outputs(model: PreTrainedModel, batch: dict[str, np.ndarray]) -> dict[str, n
         "embeddings": states[0],
         "hidden_states": torch.stack(states[1:]),
         "logits": torch.stack(logits),
+        "mean_logits": torch.stack(mean_logits),
     }
     return {name: value.numpy() for name, value in arrays.items()}
 
 
-def _head(model: PreTrainedModel, encoder: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the logits of the classification head for the output of a layer."""
+def _head(
+    model: PreTrainedModel, encoder: nn.Module, hidden: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Return the logits of the classification head for the output of a layer.
+
+    Args:
+        mask: (rows, tokens, 1); the head reads the mean over the tokens in it. None: the first.
+    """
     kind = model.config.model_type
+    if kind == "modernbert":
+        hidden = encoder.final_norm(hidden)
+    if mask is not None:
+        hidden = ((hidden * mask).sum(dim=1) / mask.sum(dim=1))[:, None]
     if kind == "bert":
         return model.classifier(encoder.pooler(hidden))
+    if kind == "albert":
+        return model.classifier(encoder.pooler_activation(encoder.pooler(hidden[:, 0])))
     if kind == "distilbert":
         return model.classifier(torch.relu(model.pre_classifier(hidden[:, 0])))
     if kind == "modernbert":
-        return model.classifier(model.head(encoder.final_norm(hidden)[:, 0]))
+        return model.classifier(model.head(hidden[:, 0]))
     return model.classifier(hidden)
