@@ -8,6 +8,7 @@ the same model for a smaller maximum length.
 import functools
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,14 @@ TOLERANCE = 1e-4
 LAYERS = 3
 # Families whose table of positions starts with entries for padding.
 _OFFSETS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
+
+
+@pytest.fixture(autouse=True)
+def without_old_programs(request):
+    """Forget the programs of a slow test: those of all slow tests together take gigabytes."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
 
 
 @functools.cache
@@ -88,7 +97,7 @@ def calls(longest: int, lengths) -> list[np.ndarray]:
 
 
 def assert_logits(actual: np.ndarray, expected: np.ndarray, lengths: np.ndarray, case: str):
-    """Compare (rows, ...) logits, and name the lengths that differ."""
+    """Compare the logits of rows, and name the lengths that differ."""
     difference = np.abs(actual - expected).reshape(len(lengths), -1).max(axis=1)
     wrong = lengths[difference > TOLERANCE]
     assert not len(wrong), f"{case}: rows of {wrong} tokens differ by up to {difference.max():.1e}"
@@ -99,7 +108,8 @@ def check_predict(classifier: EarlyExitClassifier, family: str, pooling: str, ca
     rows, logits = rows_up_to(family, classifier.pretrained.max_length), recorded(family, pooling)
     for lengths in calls:
         exit_layers = (1 + lengths % LAYERS).astype(np.int32)
-        classifier.criterion = ExitSchedule(np.resize(exit_layers, len(rows)))
+        # For as many rows in every call, so that the calls share a program.
+        classifier.criterion = ExitSchedule(np.resize(exit_layers, max(len(rows), len(lengths))))
         predictions = classifier.predict(rows.take(lengths - 1))
         np.testing.assert_array_equal(predictions.exit_layers, exit_layers)
         expected = logits[exit_layers - 1, lengths - 1]
@@ -156,10 +166,19 @@ def test_rows_at_every_boundary_equal_transformers(family, longest, pooling, che
     check(classifier, family, pooling, calls(longest, near_boundaries(longest)))
 
 
+# One family of each kind of computation at every maximum length, the others at the usual one.
+_KINDS = ("bert", "roberta", "mpnet", "modernbert", "albert")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("longest", LONGEST)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "longest"),
+    [
+        *((family, longest) for family in _KINDS for longest in LONGEST),
+        *((family, 512) for family in FAMILIES if family not in _KINDS),
+    ],
+)
 def test_rows_of_every_length_equal_transformers(family, longest, pooling):
     every = calls(longest, np.arange(1, longest + 1))
     check_every_exit(classifier_of(family, longest, pooling, driver="full"), family, pooling, every)
@@ -220,6 +239,17 @@ def test_rows_of_any_mixed_lengths_equal_transformers(lengths, layers):
 @functools.cache
 def _bert() -> EarlyExitClassifier:
     return classifier_of("bert", 256, "mean", driver="pool")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["full", "pool"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_ten_thousand_rows_equal_transformers(driver, devices):
+    """More rows than a pool holds, and more than a block of the tokenizer."""
+    lengths = np.random.default_rng(0).integers(1, 65, 10_000)
+    classifier = classifier_of("bert", 128, driver=driver, mesh=sharding.make_mesh(devices))
+    check = check_every_exit if driver == "full" else check_predict
+    check(classifier, "bert", "cls", [lengths])
 
 
 @pytest.mark.slow
