@@ -16,14 +16,17 @@ from flax import nnx
 
 from benchmarks.exit_schedule import ExitSchedule
 from helpers import REFERENCES, random_batch, tiny_model
-from pabee_jax import EarlyExitClassifier, InputError, Patience
+from pabee_jax import EarlyExitClassifier, FixedLayer, InputError, Patience
 from pabee_jax.checkpoints.files import read_config_json, read_tensors
 from pabee_jax.checkpoints.names import from_tensors, to_tensors
 from pabee_jax.checkpoints.plain import save_plain
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from pabee_jax.data.batching import MODEL_INPUTS
+from pabee_jax.data.dataset import Dataset
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.export import load as load_exported
+from pabee_jax.inference.engine import Engine
 from pabee_jax.inference.export import export
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
@@ -50,8 +53,7 @@ def assert_equals_pytorch(model: EarlyExitModel, expected, with_stacked: bool = 
     `with_stacked` also compares the layout of training, which takes seconds to compile.
     """
     model = nnx.merge(*nnx.split(model))
-    for parameter in (model.classifiers.kernel, model.classifiers.bias):
-        parameter.set_value(jnp.broadcast_to(parameter[...][-1:], parameter.shape))
+    with_one_head(model)
     batch = {name: expected[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     hidden, mask, side = run_embed(model, batch)
     states = [hidden]
@@ -72,6 +74,22 @@ def assert_equals_pytorch(model: EarlyExitModel, expected, with_stacked: bool = 
     for name, layout in layouts.items():
         difference = np.abs(run_full(layout, batch) - expected["logits"]).max()
         assert difference < TOLERANCE, f"logits with {name} differ by {difference:.1e}"
+
+
+def with_one_head(model: EarlyExitModel) -> None:
+    """Let every exit use the classifier of the last exit."""
+    for parameter in (model.classifiers.kernel, model.classifiers.bias):
+        parameter.set_value(jnp.broadcast_to(parameter[...][-1:], parameter.shape))
+
+
+def pytorch_classifiers():
+    """Return the module of the references; it needs torch."""
+    sys.path.insert(0, str(REFERENCES))
+    try:
+        import pytorch_classifiers as reference
+    finally:
+        sys.path.remove(str(REFERENCES))
+    return reference
 
 
 @functools.cache
@@ -99,16 +117,49 @@ def test_embeddings_every_layer_and_the_head_equal_pytorch(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_pytorch_at_both_depths(family, layers):
     pytest.importorskip("torch")
-    sys.path.insert(0, str(REFERENCES))
-    try:
-        import pytorch_classifiers as reference
-    finally:
-        sys.path.remove(str(REFERENCES))
+    reference = pytorch_classifiers()
     classifier, batch = reference.make_classifier(family, layers), reference.make_batch(family)
     tensors = {name: value.numpy() for name, value in classifier.state_dict().items()}
     config = ModelConfig.from_hugging_face(classifier.config.to_dict(), 3)
     model, _ = from_tensors(tensors, config)
     assert_equals_pytorch(model, batch | reference.outputs(classifier, batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "layers", "sizes"),
+    [
+        ("bert", 2, {"num_labels": 1000, "vocab_size": 250_002}),
+        ("albert", 24, {"num_labels": 150, "inner_group_num": 1}),
+        ("albert", 12, {"num_hidden_groups": 3, "inner_group_num": 3}),
+        ("modernbert", 7, {"num_labels": 20}),
+    ],
+)
+def test_many_classes_layers_and_words_equal_pytorch(family, layers, sizes):
+    pytest.importorskip("torch")
+    reference = pytorch_classifiers()
+    pytorch, batch = (
+        reference.make_classifier(family, layers, **sizes),
+        reference.make_batch(family),
+    )
+    batch["input_ids"] *= np.int32(sizes.get("vocab_size", 60) // 60)
+    expected = reference.outputs(pytorch, batch)["logits"]
+    tensors = {name: value.numpy() for name, value in pytorch.state_dict().items()}
+    labels = sizes.get("num_labels", 3)
+    model, _ = from_tensors(
+        tensors, ModelConfig.from_hugging_face(pytorch.config.to_dict(), labels)
+    )
+    with_one_head(model)
+    pretrained = Pretrained(model, None, {}, tuple(map(str, range(labels))), 11, None, "all")
+    classifier = EarlyExitClassifier(pretrained, criterion=FixedLayer(1))
+    rows = Dataset(*(batch[name] for name in MODEL_INPUTS))
+    np.testing.assert_allclose(classifier.all_exit_logits(rows), expected, atol=TOLERANCE)
+    with Engine(classifier) as engine:  # Computes all exits of rows at different depths.
+        for row, layer in enumerate((1, 2, layers - 1, layers)):
+            (future,) = engine.submit(rows.take(slice(row, row + 1)), FixedLayer(layer))
+            np.testing.assert_allclose(
+                future.result().logits, expected[layer - 1, row], atol=TOLERANCE
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
