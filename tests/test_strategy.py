@@ -308,6 +308,10 @@ RATES = {
         {"strategy": "last_first", "second_phase": SECOND},
         {0: (2e-5, 0, 2e-5), 5: (4e-4, 4e-4, 4e-4), 9: (8e-5, 8e-5, 8e-5)},
     ),
+    "last_first, two schedules, one rate of the exits": (
+        {"strategy": "last_first", "second_phase": SECOND, "exit_learning_rate": 2e-5},
+        {0: (2e-5, 0, 2e-5), 5: (4e-4, 2e-5, 2e-5)},
+    ),
     "recommended, last_first, two schedules": (
         {"recommended": True, "strategy": "last_first", "second_phase": SECOND},
         {0: (2e-5, 0, 1e-3), 5: (4e-4, 1e-3, 1e-3), 9: (8e-5, 2e-4, 2e-4)},
@@ -415,6 +419,15 @@ REFUSED = {
     ),
     "the exits' learning rate": (
         dict(learning_rate=1e-4, exit_learning_rate=1e-4),
+        "exit_learning_rate is config.learning_rate, which has no effect",
+    ),
+    "the exits' learning rate in two stages": (
+        dict(
+            learning_rate=1e-4,
+            exit_learning_rate=1e-4,
+            strategy="two_stage",
+            second_phase=SecondPhaseConfig(1e-3),
+        ),
         "exit_learning_rate is config.learning_rate, which has no effect",
     ),
     "attached exits": (
