@@ -23,6 +23,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests simulate the hub, reachable or not. huggingface_hub and datasets read these variables
+# when they are imported.
+for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    os.environ.pop(name, None)
 
 import jax
 import jaxtyping

@@ -38,7 +38,7 @@ def permute_meshes() -> None:
 class StandInDevice:
     """A device as far as the assignment of rows to devices needs one."""
 
-    platform = "tpu"
+    platform = device_kind = "tpu"
 
     def __init__(self, index: int, process_index: int):
         self.id, self.process_index = index, process_index

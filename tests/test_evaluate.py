@@ -153,6 +153,16 @@ def test_metrics_equal_their_definitions():
     assert values["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
+def test_correlations_of_many_large_scores_are_exact():
+    """Scores in float32, as a model gives them, such as prices."""
+    random = np.random.default_rng(0)
+    scores = (1e6 + random.normal(size=(10_000, 1))).astype(np.float32)
+    targets = (scores[:, 0] + random.normal(size=10_000)).astype(np.float32)
+    expected = np.corrcoef(scores[:, 0].astype(np.float64), targets.astype(np.float64))[0, 1]
+    values = metrics.compute(("pearson",), scores, targets)
+    assert values["pearson"] == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_correlation_of_constant_predictions_is_nan_and_null_in_json(tmp_path):
     values = metrics.compute(("pearson",), np.ones((5, 1)), np.arange(5.0))
     assert np.isnan(values["pearson"])

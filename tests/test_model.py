@@ -16,6 +16,7 @@ from pabee_jax.checkpoints.names import LoadReport, from_tensors, to_tensors
 from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.models.config import ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.families import FAMILIES
 from pabee_jax.models.layers import dropout, product
 from pabee_jax.models.parameters import in_compute_dtype, merge, split, stacked, unstacked
 from pabee_jax.training.forward import training_logits
@@ -171,16 +172,23 @@ def test_split_and_merge_are_inverse():
     assert restored.keys() == parameters.keys()
 
 
-def test_with_bfloat16_the_pooler_and_the_classifiers_stay_in_float32():
-    model = tiny_model()
-    config = model.config
-    expected = run_full(model, random_batch(4))
-    bfloat16_model = in_compute_dtype(type(model)(config, dtype="bfloat16", rngs=nnx.Rngs(0)))
-    encoder_kernel = bfloat16_model.groups[0].inner[0].query_projection.kernel
-    assert encoder_kernel[...].dtype == jnp.bfloat16
-    assert bfloat16_model.pooler.kernel[...].dtype == jnp.float32
-    assert bfloat16_model.classifiers.kernel[...].dtype == jnp.float32
-    logits = run_full(bfloat16_model, random_batch(4))
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name == "bert" else pytest.mark.slow) for name in FAMILIES],
+)
+def test_with_bfloat16_only_the_matrices_of_the_encoder_are_cast(family):
+    exact = tiny_model(family)
+    model = EarlyExitModel(exact.config, dtype="bfloat16", rngs=nnx.Rngs(0))
+    model = merge(split(model)[0], split(exact)[1])
+    for name, value in split(in_compute_dtype(model))[1].items():
+        is_product = name.endswith("kernel") and name.startswith(("groups.", "embeddings."))
+        assert value.dtype == (jnp.bfloat16 if is_product else jnp.float32), name
+    in_training, logits, expected = (
+        run_full(each, random_batch(4)) for each in (model, in_compute_dtype(model), exact)
+    )
+    np.testing.assert_array_equal(
+        logits, in_training, "inference must not round what training does not"
+    )
     assert logits.dtype == jnp.float32
     assert 0 < jnp.abs(logits - expected).max() < 0.3
 

@@ -123,6 +123,11 @@ def test_labels_do_not_overlap_and_settings_that_coincide_share_a_label():
     assert all(frame.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
+def test_the_settings_of_one_point_are_in_the_order_of_their_numbers():
+    figure = plots.tradeoff_figure([point(Patience(p), LAYERS, 0.9) for p in (0, 3, 23)], "title")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0, 3, 23"]
+
+
 @pytest.mark.parametrize(
     "points",
     [

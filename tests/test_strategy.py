@@ -22,13 +22,15 @@ from pabee_jax.training.config import (
     SecondPhaseConfig,
     TrainConfig,
     check,
+    recommend,
 )
 from pabee_jax.training.effects import refuse_settings_without_effect
 from pabee_jax.training.loss import row_distances
+from pabee_jax.training.optimizer import learning_rate_schedules
 from pabee_jax.training.start import prior_bias
 from pabee_jax.training.step import initial_state, make_eval_step, make_train_step
 from pabee_jax.training.steps import refuse_short_run
-from pabee_jax.training.strategy import Phase, exit_weights, phase_of
+from pabee_jax.training.strategy import PARTS, Phase, exit_weights, phase_of, split_parts
 
 EXITS, STEPS = 3, 10
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -268,17 +270,102 @@ def test_the_loss_includes_the_weighted_distillation_losses():
     np.testing.assert_allclose(metrics.loss - plain.loss, added, rtol=1e-3)
 
 
-def test_the_exits_own_parameters_can_have_another_learning_rate():
-    """A step of AdamW changes a parameter in proportion to the learning rate."""
-    steps = {}
-    for rate in (0.0, 0.05):
-        config = config_of(exit_learning_rate=rate, pooler="per_exit", weight_decay=0.0)
-        phase = phase_of(config, 0, STEPS, EXITS)
-        parameters, _ = run_steps(model_of("per_exit"), config, [phase])
-        steps[rate] = {name: parameters[1][name] - parameters[0][name] for name in parameters[0]}
-    for name, step in steps[0.0].items():
-        factor = 5 if name.startswith(("pooler.", "classifiers.")) else 1
-        np.testing.assert_allclose(steps[0.05][name], factor * step, rtol=1e-3, atol=1e-7)
+# By settings, with learning_rate=2e-5 and 10 steps: by step, counted from 0, the learning rates of
+# the encoder, of the early exits and of the last exit; 0 for a part that the step does not train.
+SECOND = SecondPhaseConfig(learning_rate=4e-4)
+RATES = {
+    "paper": ({}, {0: (2e-5, 2e-5, 2e-5), 5: (1e-5, 1e-5, 1e-5)}),
+    "recommended": ({"recommended": True}, {0: (2e-5, 1e-3, 1e-3), 5: (1e-5, 5e-4, 5e-4)}),
+    "recommended, warm-up": (
+        {"recommended": True, "warmup_steps": 4},
+        {1: (5e-6, 2.5e-4, 2.5e-4), 4: (2e-5, 1e-3, 1e-3), 7: (1e-5, 5e-4, 5e-4)},
+    ),
+    "recommended, alternating": (
+        {"recommended": True, "strategy": "alternating"},
+        {0: (2e-5, 0, 1e-3), 5: (1e-5, 5e-4, 5e-4)},
+    ),
+    "attach": ({"strategy": "attach"}, {0: (0, 2e-5, 0), 5: (0, 1e-5, 0)}),
+    "attach, warm-up": ({"strategy": "attach", "warmup_steps": 4}, {1: (0, 5e-6, 0)}),
+    "two_stage": ({"strategy": "two_stage"}, {0: (2e-5, 0, 2e-5), 5: (0, 1e-5, 0)}),
+    "recommended, two_stage": (
+        {"recommended": True, "strategy": "two_stage"},
+        {0: (2e-5, 0, 1e-3), 5: (0, 5e-4, 0)},
+    ),
+    "two_stage, two schedules": (
+        {"strategy": "two_stage", "second_phase": SECOND},
+        {0: (2e-5, 0, 2e-5), 4: (4e-6, 0, 4e-6), 5: (0, 4e-4, 0)},
+    ),
+    "recommended, two_stage, two schedules": (
+        {"recommended": True, "strategy": "two_stage", "second_phase": SECOND},
+        {0: (2e-5, 0, 1e-3), 4: (4e-6, 0, 2e-4), 5: (0, 4e-4, 0)},
+    ),
+    "recommended, two_stage, two schedules of one rate": (
+        {"recommended": True, "strategy": "two_stage", "second_phase": SecondPhaseConfig(1e-3, 2)},
+        {6: (0, 5e-4, 0), 7: (0, 1e-3, 0)},
+    ),
+    "last_first": ({"strategy": "last_first"}, {0: (2e-5, 0, 2e-5), 5: (1e-5,) * 3}),
+    "last_first, two schedules": (
+        {"strategy": "last_first", "second_phase": SECOND},
+        {0: (2e-5, 0, 2e-5), 5: (4e-4, 4e-4, 4e-4), 9: (8e-5, 8e-5, 8e-5)},
+    ),
+    "last_first, two schedules, one rate of the exits": (
+        {"strategy": "last_first", "second_phase": SECOND, "exit_learning_rate": 2e-5},
+        {0: (2e-5, 0, 2e-5), 5: (4e-4, 2e-5, 2e-5)},
+    ),
+    "recommended, last_first, two schedules": (
+        {"recommended": True, "strategy": "last_first", "second_phase": SECOND},
+        {0: (2e-5, 0, 1e-3), 5: (4e-4, 1e-3, 1e-3), 9: (8e-5, 2e-4, 2e-4)},
+    ),
+}
+
+
+def recipe_of(name) -> TrainConfig:
+    fields = dict(RATES[name][0])
+    config = TrainConfig(adam_epsilon=1e-15, max_grad_norm=0.0)
+    if fields.pop("recommended", False):
+        recommend(config)
+    config = dataclasses.replace(config, **fields)
+    check(config)
+    refuse_settings_without_effect(config)
+    return config
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_learning_rate_of_every_part_in_every_phase(name):
+    config = recipe_of(name)
+    schedules = learning_rate_schedules(config, STEPS)
+    for step, expected in RATES[name][1].items():
+        trained = phase_of(config, step, STEPS, EXITS).parts
+        rates = [schedules[part](step) if part in trained else 0 for part in PARTS]
+        assert rates == pytest.approx(expected, rel=1e-4), f"step {step}"
+
+
+IN_STEPS = ("recommended, two_stage, two schedules", "recommended, last_first, two schedules")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in IN_STEPS else pytest.mark.slow) for name in RATES],
+)
+def test_the_first_update_of_adam_has_the_size_of_the_learning_rate(name):
+    """The steps begin with a new state at their step of the run, as after resuming."""
+    config = recipe_of(name)
+    structure, state = start(model_of(config.pooler, config.pooling), config)
+    step = make_train_step(structure, config, STEPS)
+    before = jax.device_get(state)
+    for index, expected in RATES[name][1].items():
+        phase = phase_of(config, index, STEPS, EXITS)
+        state = jax.tree.map(jnp.array, before)._replace(step=jnp.int32(index))
+        after, metrics = step(state, labeled_batch(), phase)
+        sizes = jax.tree.map(
+            lambda new, old: np.abs(new - old), after.parameters, before.parameters
+        )
+        rates = [
+            float(np.median(np.concatenate([value.ravel() for value in values.values()])))
+            for values in split_parts(sizes, config.pooler).values()
+        ]
+        assert rates == pytest.approx(expected, rel=0.01), f"step {index}"
+        assert metrics.learning_rate == pytest.approx(expected[0] or expected[1])
 
 
 def test_prior_bias_is_the_log_frequencies_or_the_mean_score():
@@ -332,6 +419,15 @@ REFUSED = {
     ),
     "the exits' learning rate": (
         dict(learning_rate=1e-4, exit_learning_rate=1e-4),
+        "exit_learning_rate is config.learning_rate, which has no effect",
+    ),
+    "the exits' learning rate in two stages": (
+        dict(
+            learning_rate=1e-4,
+            exit_learning_rate=1e-4,
+            strategy="two_stage",
+            second_phase=SecondPhaseConfig(1e-3),
+        ),
         "exit_learning_rate is config.learning_rate, which has no effect",
     ),
     "attached exits": (

@@ -21,7 +21,7 @@ from pabee_jax.models.parameters import merge, split, stacked, unstacked
 from pabee_jax.training.config import LossConfig, SecondPhaseConfig, TrainConfig
 from pabee_jax.training.forward import training_logits
 from pabee_jax.training.loss import joint_loss, mean_over_rows, row_losses
-from pabee_jax.training.optimizer import learning_rate_schedule, make_adamw
+from pabee_jax.training.optimizer import learning_rate_schedules, make_adamw
 from pabee_jax.training.step import initial_state, make_train_step
 from pabee_jax.training.strategy import exit_weights, join_parts, phase_of
 
@@ -236,14 +236,14 @@ def test_weight_decay_exempts_biases_and_layer_norms(family):
 )
 def test_learning_rate_rises_and_falls_linearly(warmup_steps, total_steps, rates):
     config = TrainConfig(learning_rate=8.0, warmup_steps=warmup_steps)
-    schedule = learning_rate_schedule(config, total_steps)
+    schedule = learning_rate_schedules(config, total_steps)["shared"]
     np.testing.assert_allclose([schedule(step) for step in range(len(rates))], rates, atol=1e-5)
 
 
 def test_each_phase_can_have_a_learning_rate_schedule_of_its_own():
     config = TrainConfig(learning_rate=8.0, strategy="last_first", last_exit_share=0.4)
     config.second_phase = SecondPhaseConfig(learning_rate=4.0, warmup_steps=2)
-    schedule = learning_rate_schedule(config, total_steps=10)
+    schedule = learning_rate_schedules(config, total_steps=10)["shared"]
     rates = [8, 6, 4, 2, 0, 2, 4, 3, 2, 1, 0]
     np.testing.assert_allclose([schedule(step) for step in range(11)], rates, atol=1e-5)
 

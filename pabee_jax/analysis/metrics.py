@@ -16,6 +16,8 @@ from pabee_jax.inference.predictions import predictions_of
 
 def _correlation(measure) -> Callable:
     def score(labels, predictions):
+        # In float32, SciPy loses digits for scores that are large compared with their spread.
+        labels, predictions = np.asarray(labels, float), np.asarray(predictions, float)
         with warnings.catch_warnings():
             # The correlation of constant predictions is undefined; SciPy returns NaN and warns.
             warnings.simplefilter("ignore", stats.ConstantInputWarning)

@@ -2,7 +2,8 @@
 
 With a bfloat16 compute dtype, the operands of every matrix product are cast to bfloat16, and its
 result is float32: biases, activations, residual sums and LayerNorm are float32. What a layer stores
-or hands to the next layer is cast to bfloat16. The parameters and their gradients stay float32.
+or hands to the next layer is cast to bfloat16. The parameters and their gradients stay float32; for
+inference, `in_compute_dtype` casts the matrices once, which changes no result.
 """
 
 import functools

@@ -83,12 +83,13 @@ def on_host(model: EarlyExitModel) -> EarlyExitModel:
 
 
 def in_compute_dtype(model: EarlyExitModel) -> EarlyExitModel:
-    """Return the model with the encoder's parameters cast to the compute dtype, for inference.
+    """Return the model with the encoder's matrices cast to the compute dtype, for inference.
 
-    The pooler and the classifiers stay in float32.
+    These are the operands of matrix products. Biases, LayerNorm parameters and embeddings, and all
+    parameters of the pooler and the classifiers, stay in float32, as in training.
     """
     structure, parameters = split(model)
     for name, value in parameters.items():
-        if not name.startswith(("pooler.", "classifiers.")):
+        if name.endswith(".kernel") and not name.startswith(("pooler.", "classifiers.")):
             parameters[name] = value.astype(model.dtype)
     return merge(structure, parameters)

@@ -45,11 +45,12 @@ def tradeoff_figure(points: Sequence[OperatingPoint], title: str) -> Figure:
     labels = []
     for series, style in zip(all_series, styles, strict=True):
         # The metric is NaN if it is a correlation of equal scores.
-        markers = sorted(
+        markers = [
             (_speedup(point), 100 * point.metrics[name], label)
             for point, label in zip(series.points, series.labels, strict=True)
             if not math.isnan(point.metrics[name])
-        )
+        ]
+        markers.sort(key=lambda marker: marker[:2])  # Settings of one point stay in their order.
         if markers:
             x, y, _ = zip(*markers, strict=True)
             # The thin lines lie on the thick line of patience, so that no marker is hidden.

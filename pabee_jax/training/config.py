@@ -101,7 +101,9 @@ class SecondPhaseConfig:
     """The learning rate of the second phase of a strategy with two phases.
 
     Attributes:
-        learning_rate: peak learning rate of the second phase. If it is given, each phase has a
+        learning_rate: peak learning rate of the second phase: with "two_stage" that of the early
+            exits, which the phase trains alone; with "last_first" that of the encoder, and of the
+            exits unless `TrainConfig.exit_learning_rate` is given. If it is given, each phase has a
             learning-rate schedule of its own, which ends at 0. 0: one schedule over the whole run.
         warmup_steps: steps, fewer than those of the phase, over which the learning rate of the
             second phase rises linearly from 0.
@@ -144,8 +146,9 @@ class TrainConfig(DataConfig):
             third more time. (Cheap operations, such as activations and LayerNorm, are always
             recomputed.)
         learning_rate: peak learning rate; it falls linearly to 0 at the last step.
-        exit_learning_rate: peak learning rate of the exits' own parameters: the classifiers and,
-            with pooler="per_exit", the poolers. 0 means `learning_rate`.
+        exit_learning_rate: peak learning rate of the exits' own parameters (the classifiers and,
+            with pooler="per_exit", the poolers), in every phase except the second phase of
+            "two_stage" with `second_phase.learning_rate`. 0 means the learning rate of the encoder.
         num_epochs: passes over the training rows, if `max_steps` is 0; fractions are allowed.
         max_steps: optimizer steps; 0 derives the number of steps from `num_epochs`.
         warmup_steps: steps, fewer than those of the run, over which the learning rate rises

@@ -67,7 +67,12 @@ def _refuse_unused_exits(config: TrainConfig) -> None:
     if not config.second_phase.learning_rate:
         reason = "it has no effect while config.second_phase.learning_rate is 0"
         refuse_changed(config, ("second_phase.warmup_steps",), reason)
-    if config.exit_learning_rate == config.learning_rate:
+    of_second_phase = config.strategy == "last_first" and config.second_phase.learning_rate
+    if (
+        config.exit_learning_rate
+        == config.learning_rate
+        == (of_second_phase or config.learning_rate)
+    ):
         raise InputError(
             "config.exit_learning_rate is config.learning_rate, which has no effect; give 0 or "
             "another learning rate"

@@ -6,18 +6,31 @@ from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.strategy import first_phase_steps
 
 
-def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Return the schedule: a linear rise over the warm-up, a linear fall to 0 at `total_steps`.
+def learning_rate_schedules(config: TrainConfig, total_steps: int) -> dict[str, optax.Schedule]:
+    """Return the learning rate by step, for every part of the parameters (`PARTS`).
 
-    With `second_phase.learning_rate`, each of the two phases has such a schedule.
+    A schedule rises linearly over the warm-up and falls linearly to 0 at `total_steps`. With
+    `second_phase.learning_rate`, each of the two phases has such a schedule.
     """
-    if not config.second_phase.learning_rate:
-        return _rise_and_fall(config.learning_rate, config.warmup_steps, total_steps)
+    of_exits = _schedule(config, total_steps, config.exit_learning_rate)
+    return {"shared": _schedule(config, total_steps), "early": of_exits, "last": of_exits}
+
+
+def _schedule(
+    config: TrainConfig, total_steps: int, exit_learning_rate: float = 0.0
+) -> optax.Schedule:
+    """Return the schedule of the encoder or, with `exit_learning_rate`, of the exits."""
+    peak, second = exit_learning_rate or config.learning_rate, config.second_phase
+    if not second.learning_rate:
+        return _rise_and_fall(peak, config.warmup_steps, total_steps)
+    # The second phase of "two_stage" trains the exits alone, so that its rate is that of the exits.
+    second_peak = second.learning_rate
+    if exit_learning_rate and config.strategy == "last_first":
+        second_peak = exit_learning_rate
     first_steps = first_phase_steps(config, total_steps)
-    second = config.second_phase
     phases = [
-        _rise_and_fall(config.learning_rate, config.warmup_steps, first_steps),
-        _rise_and_fall(second.learning_rate, second.warmup_steps, total_steps - first_steps),
+        _rise_and_fall(peak, config.warmup_steps, first_steps),
+        _rise_and_fall(second_peak, second.warmup_steps, total_steps - first_steps),
     ]
     return optax.join_schedules(phases, [first_steps])
 
@@ -28,12 +41,6 @@ def _rise_and_fall(peak: float, warmup_steps: int, steps: int) -> optax.Schedule
         return decay
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
     return optax.join_schedules([warmup, decay], [warmup_steps])
-
-
-def relative_learning_rates(config: TrainConfig) -> dict[str, float]:
-    """Return the factor on the scheduled learning rate by part of the parameters (`PARTS`)."""
-    of_exits = config.exit_learning_rate / config.learning_rate or 1.0
-    return {"shared": 1.0, "early": of_exits, "last": of_exits}
 
 
 def decays(name: str) -> bool:

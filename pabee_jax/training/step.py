@@ -19,10 +19,9 @@ from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.forward import training_logits
 from pabee_jax.training.objective import Moment, objective
 from pabee_jax.training.optimizer import (
-    learning_rate_schedule,
+    learning_rate_schedules,
     make_adamw,
     make_clipping,
-    relative_learning_rates,
 )
 from pabee_jax.training.strategy import gradient_scales, join_parts, split_parts
 
@@ -51,7 +50,8 @@ class StepMetrics(NamedTuple):
         loss: the loss that the step minimizes, at the parameters before the update.
         exit_losses: (L,) the mean loss of each exit on the labels.
         gradient_norm: global norm, before clipping, of the gradients of the trained parameters.
-        learning_rate: learning rate of this step.
+        learning_rate: learning rate of this step: that of the encoder or, in a step that trains the
+            early exits alone, that of the exits.
     """
 
     loss: Float[Array, ""]
@@ -83,8 +83,7 @@ def make_train_step(
         shardings: the shardings of the new state; absent, the compiler chooses.
     """
     clipping, adamw = make_clipping(config), make_adamw(config)
-    schedule = learning_rate_schedule(config, total_steps)
-    relative_rates = relative_learning_rates(config)
+    schedules = learning_rate_schedules(config, total_steps)
 
     def loss_of(trained, frozen, batch, moment, phase):
         model = merge(structure, join_parts(frozen | trained))
@@ -123,16 +122,15 @@ def make_train_step(
         (loss, losses), gradients = losses_and_gradients(trained, frozen, batch, moment, phase)
         norm = optax.tree.norm(gradients)
         clipped: Any = clipping.update(gradients, clipping.init(trained))[0]
-        rate = jnp.float32(schedule(state.step))
+        rates = {part: jnp.float32(schedules[part](state.step)) for part in trained}
         moments = dict(state.optimizer)
         for part, values in trained.items():
             updates, moments[part] = adamw.update(clipped[part], moments[part], values)
-            part_rate = relative_rates[part] * rate
-            updates = jax.tree.map(lambda update, rate=part_rate: rate * update, updates)
+            updates = jax.tree.map(lambda update, rate=rates[part]: rate * update, updates)
             updated: Any = optax.apply_updates(values, updates)
             trained[part] = updated
         parameters = join_parts(frozen | trained)
-        metrics = StepMetrics(loss, losses, norm, rate)
+        metrics = StepMetrics(loss, losses, norm, rates[phase.parts[0]])
         new_state = TrainState(state.step + 1, parameters, moments)
         if shardings is not None:
             new_state = jax.lax.with_sharding_constraint(new_state, shardings)
