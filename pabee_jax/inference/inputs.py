@@ -1,6 +1,6 @@
 """Checks the inputs of `predict` on the host.
 
-A compiled program does not fail for a token id outside the vocabulary: it clamps the id.
+A compiled program does not fail for a token id outside the vocabulary: its logits are NaN.
 """
 
 import difflib
