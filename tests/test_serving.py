@@ -1,5 +1,6 @@
 """The HTTP service: text-embeddings-inference's contract, the answers of `predict`, and faults."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 
 from helpers import film_texts, one_device_environment, tiny_classifier
-from pabee_jax import EarlyExitClassifier, MaxProbability, Patience
+from pabee_jax import EarlyExitClassifier, InputError, MaxProbability, Patience
+from pabee_jax.commands.serve_options import ServeOptions
 
 pytest.importorskip("fastapi", reason="needs pabee_jax[serve]")
 pytest.importorskip("uvicorn")
@@ -159,7 +162,7 @@ REFUSED = {
     "three texts": ({"inputs": ["a", "b", "c"]}, 422, "Validation"),
     "a number": ({"inputs": 3}, 422, "Validation"),
     "a mixed list": ({"inputs": ["a", ["b"]]}, 422, "Validation"),
-    "an unknown field": ({"inputs": "a", "patence": 1}, 422, "Validation"),
+    "an unknown direction": ({"inputs": "a", "truncation_direction": "Up"}, 422, "Validation"),
     "negative patience": ({"inputs": "a", "patience": -1}, 422, "Validation"),
     "two criteria": (
         {"inputs": "a", "patience": 1, "criterion": {"criterion": "vote", "votes": 1}},
@@ -180,9 +183,46 @@ REFUSED = {
     "too many tokens": ({"inputs": LONG}, 413, "Validation"),
     "too many tokens, not truncated": ({"inputs": LONG, "truncate": False}, 413, "Validation"),
     "a megabyte": ({"inputs": "good " * 200_000}, 413, "Validation"),
+    "a megabyte, truncated to the left": (
+        {"inputs": "x" * 2_100_000, "truncate": True, "truncation_direction": "Left"},
+        413,
+        "Validation",
+    ),
     "10,000 rows": ({"inputs": [["a"]] * 10_000}, 413, "Validation"),
     "three megabytes": ({"inputs": "x" * 3_000_000}, 413, "Validation"),
     "half a surrogate pair": ('{"inputs": "\\ud800"}', 422, "Tokenizer"),
+    "half a surrogate pair as a key": (
+        '{"inputs": "a", "criterion": {"criterion": "patience", "\\ud800": 1}}',
+        422,
+        "Validation",
+    ),
+    "a threshold of lists of unequal lengths": (
+        '{"inputs": "a", "criterion": {"criterion": "entropy", "threshold": [[1], [1, 2]]}}',
+        422,
+        "Validation",
+    ),
+    "a deep threshold": (
+        '{"inputs": "a", "criterion": {"criterion": "max_probability", "threshold": '
+        + "[" * 500
+        + "]" * 500
+        + "}}",
+        422,
+        "Validation",
+    ),
+    "deep inputs": ('{"inputs": ' + "[" * 900 + "]" * 900 + "}", 422, "Validation"),
+    "a deep body": ("[" * 100_000 + "]" * 100_000, 422, "Validation"),
+    "not a number": ('{"inputs": NaN}', 422, "Validation"),
+    "a patience that is not a number": ('{"inputs": "a", "patience": NaN}', 422, "Validation"),
+    "a threshold that is not a number": (
+        '{"inputs": "a", "criterion": {"criterion": "max_probability", "threshold": NaN}}',
+        422,
+        "Validation",
+    ),
+    "a patience of 5000 digits": (
+        '{"inputs": "a", "patience": ' + "9" * 5000 + "}",
+        422,
+        "Validation",
+    ),
     "malformed JSON": ('{"inputs": ', 422, "Validation"),
     "not UTF-8": (b'{"inputs": "\xff"}', 422, "Validation"),
 }
@@ -199,6 +239,63 @@ def test_a_bad_request_is_refused_and_hurts_no_other(server, name):
     assert (response.status_code, response.json()["error_type"]) == (status, error_type)
     assert response.json()["error"]
     assert server.post({"inputs": TEXTS[0]}).status_code == 200
+
+
+MISTAKES = {
+    '{"inputs": ["one", "two", "three"]}': "it is one list of 3 texts, but .* for a batch, give",
+    '{"inputs": []}': "the list is empty; it must be a text, a pair .*, or a batch",
+    '{"inputs": [[]]}': "item 0 of the batch has 0 texts, but it must have one or two",
+    '{"inputs": [["a"], ["a", "b", "c"]]}': "item 1 of the batch has 3 texts",
+    '{"inputs": ["a", ["b"]]}': "the list has both texts and other values",
+    '{"inputs": [["a"], "b"]}': "the list has both texts and other values",
+    '{"inputs": [[["a"]]]}': r"item 0 is \[\['a'\]\]; it must be",
+    '{"inputs": [["a", null]]}': r"item 0 is \['a', None\]; it must be",
+    '{"inputs": [7592, 2088]}': "item 0 is 7592; it must be",
+    '{"inputs": {"text": "a"}}': r"it is {'text': 'a'}; it must be a text",
+    '{"inputs": 3}': "it is 3; it must be a text",
+    '{"input": "a"}': "Field required",
+}
+
+
+@pytest.mark.parametrize("path", ["/predict", "/"])
+@pytest.mark.parametrize("body", MISTAKES)
+def test_an_error_names_the_mistake(server, body, path):
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{server.url}{path}", content=body, headers=headers)
+    assert response.status_code == 422
+    assert re.match(f"body.inputs: {MISTAKES[body]}", response.json()["error"]), response.text
+
+
+def test_a_body_that_is_not_declared_as_json_is_told_the_header(server):
+    response = httpx.post(f"{server.url}/predict", content='{"inputs": "a"}')
+    assert response.status_code == 422
+    assert "content-type: application/json" in response.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/"])
+def test_fields_that_the_service_does_not_know_have_no_effect(server, path):
+    """As in text-embeddings-inference; clients of Hugging Face and of OpenAI send some."""
+    others = {"model": "m", "options": {"wait_for_model": True}, "user": "u", "patence": [None]}
+    others |= {"parameters": {"unknown": 1}} if path == "/" else {"parameters": 3}
+    plain, full = (server.post({"inputs": TEXTS[5]} | more, path) for more in ({}, others))
+    assert plain.status_code == full.status_code == 200, full.text
+    assert plain.json() == full.json()
+
+
+@pytest.mark.parametrize("path", ["/predict", "/"])
+@pytest.mark.parametrize("direction", ["Left", "Right", "left", None])
+def test_the_end_that_is_cut_is_that_of_the_request(
+    server, classifier, checkpoint, direction, path
+):
+    text = "bad plot " + "good " * 60 + "film"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        checkpoint, truncation_side=(direction or "right").lower()
+    )
+    row = tokenizer(text, truncation=True, max_length=32)
+    tokens = {name: [row[name]] for name in ("input_ids", "token_type_ids")}
+    body = {"inputs": [[text]], "truncate": True, "truncation_direction": direction}
+    response = server.post(body, path)
+    check_row(response.json()[0], exit_layers(response)[0], classifier.predict(tokens), 0)
 
 
 @pytest.mark.parametrize("inputs", ["", "a\0b", [["", ""]], "good\n\nfilm"])
@@ -240,6 +337,159 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server):
             return
         time.sleep(0.1)
     raise AssertionError("rows of clients that have gone remain")
+
+
+@pytest.fixture
+def service(checkpoint, request):
+    """A service in this process that is not warmed up, with the limits that the test gives."""
+    from pabee_jax.inference.engine import EngineConfig
+    from pabee_jax.serving.service import Limits, Service
+
+    limits, sizes = getattr(request, "param", ({}, {}))
+    service = Service.open(checkpoint, limits=Limits(**limits), config=EngineConfig(**sizes))
+    service.is_ready = True
+    yield service
+    service.engine.close()
+
+
+def send(service, requests):
+    """Return the responses of (method, path, options) that are sent at the same time."""
+    from pabee_jax.serving.app import make_app
+
+    transport = httpx.ASGITransport(make_app(service), raise_app_exceptions=False)
+
+    async def run():
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return await asyncio.gather(
+                *(client.request(method, path, **options) for method, path, options in requests)
+            )
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("service", [({}, {"max_waiting": 1})], indirect=True)
+@pytest.mark.parametrize("fields", [{"truncate": True}, {"truncate": True, "explain": True}])
+def test_requests_that_are_too_many_are_refused_before_they_are_tokenized(
+    service, fields, monkeypatch
+):
+    from pabee_jax.checkpoints.pretrained import Pretrained
+
+    encode, rows = Pretrained.encode, []
+
+    def counted(self, texts, *arguments, **settings):
+        rows.extend(texts)
+        return encode(self, texts, *arguments, **settings)
+
+    monkeypatch.setattr(Pretrained, "encode", counted)
+    body = {"inputs": "good " * 100_000} | fields
+    responses = send(service, [("POST", "/predict", {"json": body})] * 60)
+    statuses = [response.status_code for response in responses]
+    assert statuses.count(200) == len(rows) < 60
+    assert statuses.count(429) == 60 - len(rows)
+    refused = responses[statuses.index(429)].json()
+    assert refused["error_type"] == "Overloaded"
+    assert "1 rows wait, and at most 1 may" in refused["error"]
+    again = [send(service, [("POST", "/predict", {"json": body})])[0] for _ in range(3)]
+    assert [response.status_code for response in again] == [200] * 3
+    assert service.engine.num_waiting == 0
+
+
+ORIGIN = "https://pages.example"
+PREFLIGHT = {
+    "origin": ORIGIN,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+@pytest.mark.parametrize(
+    ("service", "allowed"),
+    [
+        (({"api_key": "key", "cors_allow_origin": (ORIGIN, "https://b.example")}, {}), ORIGIN),
+        (({"api_key": "key", "cors_allow_origin": ("*",)}, {}), "*"),
+        (({"api_key": "key", "cors_allow_origin": ("https://b.example",)}, {}), None),
+        (({"api_key": "key"}, {}), None),
+    ],
+    indirect=["service"],
+)
+def test_pages_of_allowed_origins_may_use_the_service(service, allowed, monkeypatch):
+    """The preflight has no key. Errors have the header too, or a page could not read them."""
+    from pabee_jax.inference import engine
+
+    key = {"origin": ORIGIN, "authorization": "Bearer key"}
+    preflight, answer, no_key, wrong, large = send(
+        service,
+        [
+            ("OPTIONS", "/predict", {"headers": PREFLIGHT}),
+            ("POST", "/predict", {"json": {"inputs": "good"}, "headers": key}),
+            ("POST", "/predict", {"json": {"inputs": "good"}, "headers": {"origin": ORIGIN}}),
+            ("POST", "/predict", {"json": {"inputs": 3}, "headers": key}),
+            ("POST", "/predict", {"content": b"x" * 3_000_000, "headers": key}),
+        ],
+    )
+
+    def fail(*_, **__):
+        raise RuntimeError("the device failed")
+
+    monkeypatch.setattr(engine, "_advance", fail)
+    (failed,) = send(service, [("POST", "/predict", {"json": {"inputs": "good"}, "headers": key})])
+    answers = [answer, no_key, wrong, large, failed]
+    assert [response.status_code for response in answers] == [200, 401, 422, 413, 424]
+    for response in answers + [preflight] * (allowed is not None):
+        assert response.headers.get("access-control-allow-origin") == allowed
+    if allowed:
+        assert preflight.status_code == 200
+        headers = preflight.headers["access-control-allow-headers"].lower()
+        assert "authorization" in headers and "content-type" in headers
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert "x-exit-layers" in answer.headers["access-control-expose-headers"]
+    elif service.limits.cors_allow_origin:
+        assert preflight.status_code == 400
+    else:
+        assert preflight.status_code == 405 and preflight.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://a.example/", "a.example", "https://a.example/page", "https://*.example"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    with pytest.raises(InputError, match="--cors_allow_origin is .* without a path or a slash"):
+        ServeOptions(checkpoint="c", cors_allow_origin=(origin,))
+
+
+def test_scores_that_are_not_finite_are_an_error(service, monkeypatch):
+    """JSON has no NaN; a client would read null."""
+    from pabee_jax.inference import engine
+
+    advance = engine._advance
+
+    def broken(*arguments, **sizes):
+        rows = advance(*arguments, **sizes)
+        exits = rows.exits._replace(logits=rows.exits.logits * np.nan)
+        return rows._replace(exits=exits)
+
+    monkeypatch.setattr(engine, "_advance", broken)
+    (response,) = send(service, [("POST", "/predict", {"json": {"inputs": "good"}})])
+    assert (response.status_code, response.json()["error_type"]) == (424, "Backend")
+    assert "not finite" in response.json()["error"]
+
+
+def test_the_warmup_compiles_the_programs_of_all_requests(service):
+    from pabee_jax.inference import engine, programs
+
+    service.warmup()
+    compiled = [
+        program for name in ("_empty", "_admit", "_advance") for program in [getattr(engine, name)]
+    ] + [programs.run_full_pool]
+    sizes = [program._cache_size() for program in compiled]
+    criterion = {"criterion": "max_probability", "threshold": 0.6}
+    for fields in ({}, {"patience": 2}, {"criterion": criterion}, {"explain": True}):
+        for inputs in (TEXTS[0], [TEXTS[8], TEXTS[7]], [[text] for text in TEXTS[:32]]):
+            (response,) = send(
+                service, [("POST", "/predict", {"json": {"inputs": inputs} | fields})]
+            )
+            assert response.status_code == 200, response.text
+    assert [program._cache_size() for program in compiled] == sizes
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import transformers
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 
 from helpers import SHARED, tiny_checkpoint
-from pabee_jax.data.tokenization import encode, load_tokenizer, save_tokenizer
+from pabee_jax.data import tokenization
+from pabee_jax.data.tokenization import TooManyTokens, encode, load_tokenizer, save_tokenizer
 from pabee_jax.errors import InputError
 
 TEXTS = ["The film wasn't bad!", "good", ""]
@@ -129,3 +131,60 @@ def test_a_tokenizer_without_its_unknown_token_is_an_input_error(tmp_path):
     tokenizer.backend_tokenizer.model = WordPiece({"film": 0}, unk_token="[UNK]")
     with pytest.raises(InputError, match=r"cannot encode the texts: .*Missing \[UNK\] token"):
         encode(tokenizer, ["other"], None, 8)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("max_length", [16, 17, 512])
+def test_texts_are_truncated_as_transformers_truncates_them(directory, side, max_length):
+    words = [f"word{number} film" for number in range(400)]
+    texts = [" ".join(words), "a short text", " ".join(words[:5])]
+    pairs = [None, " ".join(words[100:]), " ".join(words[7:])]
+    tokenizer = load_tokenizer(directory)
+    encoded = encode(tokenizer, texts, pairs, max_length, truncation_side=side)
+    assert tokenizer.truncation_side == "right"  # As before.
+    reference = transformers.AutoTokenizer.from_pretrained(directory, truncation_side=side)
+    for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+        expected = reference(
+            text, pair, truncation=True, max_length=max_length, return_token_type_ids=True
+        )
+        length = encoded.lengths[row]
+        assert encoded.input_ids[row, :length].tolist() == expected["input_ids"]
+        assert encoded.token_type_ids[row, :length].tolist() == expected["token_type_ids"]
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_texts_that_must_not_be_truncated_may_have_just_as_many_tokens(directory, pair):
+    tokenizer = load_tokenizer(directory)
+    fits = "good " * (13 if pair else 14)
+    pairs = ["film", "film"] if pair else None  # [CLS] text [SEP], or [CLS] text [SEP] film [SEP].
+    settings = {"pairs": pairs, "max_length": 17 if pair else 16, "truncate": False}
+    encoded = encode(tokenizer, [fits, "a"], **settings)
+    np.testing.assert_array_equal(
+        encoded.input_ids, encode(tokenizer, [fits, "a"], **settings | {"truncate": True}).input_ids
+    )
+    with pytest.raises(TooManyTokens, match="input 1 has more tokens than the 1[67] that are"):
+        encode(tokenizer, ["a", fits + "good"], **settings)
+
+
+def test_a_text_with_few_tokens_is_not_refused_for_its_characters(tmp_path):
+    """WordPiece has one token for a word of more than 100 characters, and none for spaces."""
+    tokenizer = tokenizer_with(tmp_path / "plain")
+    texts = ["x" * 100_000, "film" + " " * 100_000 + "good", "x" * 200 + " " + "x" * 100_000]
+    encoded = encode(tokenizer, texts, None, 8, truncate=False)
+    assert encoded.input_ids.tolist() == [[2, 1, 3, 0], [2, 5, 6, 3], [2, 1, 1, 3]]
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_long_text_is_refused_without_tokenizing_it(tmp_path, pair, monkeypatch):
+    characters, encode_part = [], tokenization._encode_part
+
+    def measured(tokenizer, texts, *arguments):
+        characters.extend(map(len, texts))
+        return encode_part(tokenizer, texts, *arguments)
+
+    monkeypatch.setattr(tokenization, "_encode_part", measured)
+    tokenizer, long = tokenizer_with(tmp_path / "plain"), "good film " * 100_000
+    texts, pairs = (["film", "film"], ["film", long]) if pair else (["film", long], None)
+    with pytest.raises(TooManyTokens, match="input 1 has more tokens than the 8"):
+        encode(tokenizer, texts, pairs, 8, truncate=False)
+    assert 0 < max(characters) < 1000

@@ -85,14 +85,36 @@ class Pretrained:
         check_max_length(self.tokenizer, max_length, "max_seq_length")
         return dataclasses.replace(self, max_length=max_length)
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None) -> Dataset:
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str | None] | None,
+        *,
+        truncate: bool = True,
+        truncation_side: str | None = None,
+    ) -> Dataset:
         """Return the token ids of texts or text pairs, truncated to `max_length` tokens.
 
+        Args:
+            texts: the first text of every row.
+            pairs: as in `pabee_jax.data.tokenization.encode`.
+            truncate: whether longer rows are truncated or refused.
+            truncation_side: the end of the text that is cut, "left" or "right"; None for the
+                tokenizer's own.
+
         Raises:
-            InputError: a token id is outside the model's vocabulary, or the texts cannot be
+            TooManyTokens: a row is too long, and `truncate` is false.
+            InputError: the model does not have a token id or a token type, or the texts cannot be
                 tokenized.
         """
-        dataset = encode(self.tokenizer, texts, pairs, self.max_length)
+        dataset = encode(
+            self.tokenizer,
+            texts,
+            pairs,
+            self.max_length,
+            truncate=truncate,
+            truncation_side=truncation_side,
+        )
         if self.model.config.type_vocab_size < 2:  # Tokenizers may return types all the same.
             no_types = np.zeros_like(dataset.token_type_ids)
             dataset = dataclasses.replace(dataset, token_type_ids=no_types)
@@ -101,6 +123,12 @@ class Pretrained:
             raise InputError(
                 f"the tokenizer gives token id {highest_id}, but the model's vocabulary has "
                 f"{vocab_size} tokens; use the tokenizer that belongs to the model"
+            )
+        highest_type, types = int(dataset.token_type_ids.max()), self.model.config.type_vocab_size
+        if highest_type >= max(1, types):
+            raise InputError(
+                f"the tokenizer gives token type {highest_type}, but the model has {types} types; "
+                "use the tokenizer that belongs to the model"
             )
         return dataset
 

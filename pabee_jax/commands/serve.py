@@ -39,12 +39,15 @@ def serve(options: ServeOptions) -> None:
         max_body_bytes=options.max_body_bytes,
         auto_truncate=options.auto_truncate,
         api_key=_key(options.api_key_file),
+        cors_allow_origin=options.cors_allow_origin,
     )
     service = Service.open(
         options.checkpoint,
         limits=limits,
         config=EngineConfig(
-            layers_per_look=options.layers_per_look, max_waiting=options.max_waiting
+            layers_per_look=options.layers_per_look,
+            max_waiting=options.max_waiting,
+            max_waiting_bytes=options.max_waiting_bytes,
         ),
         allowed_criteria=options.allowed_criteria,
         criterion=options.exit_criterion,

@@ -89,4 +89,9 @@ def is_number(field: dataclasses.Field) -> bool:
 
 
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, int | float | jax.Array) or np.asarray(value).dtype.kind in "iufb"
+    if isinstance(value, int | float | jax.Array):
+        return True
+    try:
+        return np.asarray(value).dtype.kind in "iufb"
+    except ValueError:  # A list whose items have unequal lengths, or of more than 64 levels.
+        return False

@@ -15,6 +15,8 @@ from pabee_jax.errors import InputError, first_line_of, shown
 Tokenizer = Any
 # The vocabulary of a tokenizer, for libraries that do not read tokenizer.json.
 VOCABULARY_FILES = ("vocab.txt", "spiece.model")
+# A text of as many characters per allowed token is probably too long: English has about 4.
+_CHARACTERS_PER_TOKEN = 32
 # One of these files makes a tokenizer.
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -94,33 +96,57 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> No
         (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
+class TooManyTokens(InputError):
+    """Raised for a text that is too long and must not be truncated."""
+
+
 def encode(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     pairs: Sequence[str | None] | None,
     max_length: int,
+    *,
+    truncate: bool = True,
+    truncation_side: str | None = None,
 ) -> Dataset:
     """Return the tokenized texts, truncated to `max_length` tokens, without labels.
 
     Rows are padded on the right, whatever the tokenizer's `padding_side`: position embeddings and
-    exits that read the first token require it. `truncation_side` is the tokenizer's.
+    exits that read the first token require it.
+
+    A fast tokenizer keeps the truncation of its last call, also for calls of other threads. Threads
+    may therefore share a tokenizer only if they give the same `max_length`, `truncate` and
+    `truncation_side`.
 
     Args:
         pairs: the second text of every row, or None in a row with a single text; None if all rows
             have single texts.
+        truncate: whether rows of more than `max_length` tokens are truncated or refused.
+        truncation_side: the end of the text that is cut, "left" or "right"; None for the
+            tokenizer's own.
 
     Raises:
+        TooManyTokens: a row has more than `max_length` tokens, and `truncate` is false.
         InputError: `max_length` leaves no room for a text, the tokenizer fails, or it gives no
             tokens for a row.
     """
     pairs = [None] * len(texts) if pairs is None else pairs
+    if not truncate:
+        for row, row_texts in enumerate(zip(texts, pairs, strict=True)):
+            if any(_is_clearly_longer(tokenizer, text or "", max_length) for text in row_texts):
+                raise _too_many_tokens(row, max_length)
     is_pair = np.array([pair is not None for pair in pairs])
     token_ids: list[list[int]] = [[]] * len(texts)
     token_types: list[list[int]] = [[]] * len(texts)
+    limit = max_length if truncate else None
     for rows in (np.flatnonzero(~is_pair).tolist(), np.flatnonzero(is_pair).tolist()):
         if rows:
             second = [pairs[row] for row in rows] if is_pair[rows[0]] else None
-            part = _encode_part(tokenizer, [texts[row] for row in rows], second, max_length)
+            check_max_length(
+                tokenizer, max_length, "the number of tokens per row", second is not None
+            )
+            firsts = [texts[row] for row in rows]
+            part = _encode_part(tokenizer, firsts, second, limit, truncation_side)
             for row, ids, types in zip(
                 rows, part["input_ids"], part["token_type_ids"], strict=True
             ):
@@ -129,6 +155,8 @@ def encode(
     if not lengths.all():
         text = shown(texts[int(np.argmin(lengths))])
         raise InputError(f"the tokenizer gives no tokens, not even special tokens, for {text}")
+    if lengths.max() > max_length:
+        raise _too_many_tokens(int(np.argmax(lengths > max_length)), max_length)
     mask = np.arange(lengths.max()) < lengths[:, None]
 
     def padded(rows: list[list[int]], dtype, padding: int) -> np.ndarray:
@@ -143,18 +171,48 @@ def encode(
     )
 
 
-def _encode_part(tokenizer: Tokenizer, texts, pairs, max_length: int):
-    """Tokenize rows that are all single texts (`pairs` is None) or all pairs, without padding."""
-    check_max_length(tokenizer, max_length, "the number of tokens per row", pairs is not None)
+def _is_clearly_longer(tokenizer: Tokenizer, text: str, max_length: int) -> bool:
+    """Return whether the beginning of a long text has far more than `max_length` tokens.
+
+    Tokenizing 500 kB of text takes about a second, its beginning a few milliseconds. The number of
+    characters alone decides nothing: a word of any length may be one token.
+    """
+    beginning = text[: _CHARACTERS_PER_TOKEN * max_length]
+    if len(beginning) == len(text) or len(words := beginning.rsplit(None, 1)) < 2:
+        return False
+    # The last word may be cut. What else the cut changes is within the factor 2.
+    (ids,) = _encode_part(tokenizer, [words[0]], None, None)["input_ids"]
+    return len(ids) > 2 * max_length
+
+
+def _too_many_tokens(row: int, max_length: int) -> TooManyTokens:
+    return TooManyTokens(
+        f"input {row} has more tokens than the {max_length} that are allowed: shorten it, or have "
+        "it truncated"
+    )
+
+
+def _encode_part(
+    tokenizer: Tokenizer, texts, pairs, max_length: int | None, truncation_side: str | None = None
+):
+    """Tokenize rows that are all single texts (`pairs` is None) or all pairs, without padding.
+
+    Without `max_length`, nothing is truncated.
+    """
+    own_side = tokenizer.truncation_side
+    tokenizer.truncation_side = truncation_side or own_side
     try:
         return tokenizer(
             texts,
             pairs,
-            truncation=True,
+            truncation=max_length is not None,
             max_length=max_length,
             padding=False,
             return_token_type_ids=True,  # ALBERT's tokenizer omits them by default.
             return_attention_mask=False,
+            verbose=False,  # No warning for texts that are not truncated.
         )
     except Exception as error:  # The tokenizers library raises `Exception` itself.
         raise InputError(f"the tokenizer cannot encode the texts: {first_line_of(error)}") from None
+    finally:
+        tokenizer.truncation_side = own_side

@@ -12,22 +12,23 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from pabee_jax import __version__
-from pabee_jax.inference.engine import Overloaded
 from pabee_jax.serving.connections import BodyLimit, unless_disconnected
 from pabee_jax.serving.schemas import (
     ErrorResponse,
+    InferenceParameters,
     InferenceRequest,
     Info,
     Prediction,
     Predictions,
     PredictRequest,
 )
-from pabee_jax.serving.service import STATUS, TOO_LARGE, Service, ServiceError
+from pabee_jax.serving.service import HEADERS, STATUS, TOO_LARGE, Service, ServiceError
 
 
 def make_app(service: Service) -> FastAPI:
@@ -57,6 +58,14 @@ def make_app(service: Service) -> FastAPI:
     }
     app = FastAPI(title="pabee_jax", version=__version__, lifespan=lifespan, responses=errors)
     _add_errors(app, service)
+    if service.limits.cors_allow_origin:  # Added last, it also sees the answers of the others.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.limits.cors_allow_origin,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type"),
+            expose_headers=HEADERS,
+        )
 
     async def check_key(request: Request) -> None:
         expected = f"Bearer {service.limits.api_key}".encode()
@@ -90,9 +99,11 @@ def make_app(service: Service) -> FastAPI:
         body: InferenceRequest, request: Request, response: Response
     ) -> list[list[Prediction]]:
         """Answer `huggingface_hub.InferenceClient.text_classification`."""
-        inner = PredictRequest(inputs=body.inputs, raw_scores=body.parameters.raw_scores)
+        parameters = body.parameters or InferenceParameters()
+        inner = PredictRequest(**body.model_dump(exclude={"parameters"}))
+        inner.raw_scores |= parameters.function_to_apply == "none"
         result: Any = await predict(inner, request, response)
-        return [row[: body.parameters.top_k] for row in (result if inner.is_batch else [result])]
+        return [row[: parameters.top_k] for row in (result if inner.is_batch else [result])]
 
     @app.get("/", response_class=HTMLResponse)
     async def playground() -> HTMLResponse:
@@ -133,13 +144,12 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     async def on_service_error(_: Request, error: ServiceError) -> JSONResponse:
         return respond(error)
 
-    @app.exception_handler(Overloaded)
-    async def on_overloaded(_: Request, error: Overloaded) -> JSONResponse:
-        return respond(ServiceError("Overloaded", str(error)))
-
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["loc"] == ("body",):  # FastAPI does not decode a body with another header.
+            reason = "it must be a JSON object, with the header content-type: application/json"
+            return respond(ServiceError("Validation", f"body: {reason}"))
         place = ".".join(str(part) for part in first["loc"])
         return respond(ServiceError("Validation", f"{place}: {first['msg']}"))
 

@@ -31,7 +31,7 @@ class Metrics:
         self.tokenization = seconds("te_request_tokenization_duration", "Seconds of tokenization")
         self._queue = seconds("te_request_queue_duration", "Seconds that a row waits")
         self._inference = seconds("te_request_inference_duration", "Seconds of a row in the pool")
-        waiting = count("te_queue_size", "Rows that wait")
+        waiting = count("te_queue_size", "Rows that wait for their answers")
         waiting.set_function(lambda: engine.num_waiting)
         active = count("pabee_rows_in_flight", "Rows in the pool")
         active.set_function(lambda: engine.num_active)

@@ -5,24 +5,65 @@ https://huggingface.github.io/text-embeddings-inference, /predict, /info.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
+from pydantic_core import PydanticCustomError
 
 from pabee_jax import criteria
 from pabee_jax.criteria import ExitCriterion, Patience
-from pabee_jax.errors import InputError
+from pabee_jax.errors import InputError, shown
 from pabee_jax.inference.inputs import Text
 
 Sequence = Annotated[list[str], Field(min_length=1, max_length=2)]
 ErrorType = Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Unauthorized"]
+_SHAPES = (
+    "it must be a text, a pair as a list of two texts, or a batch as a list of lists of one or two "
+    "texts"
+)
 
 
-class PredictRequest(BaseModel):
-    """The body of `POST /predict`."""
+def _checked_inputs(inputs: Any) -> Any:
+    """Raise an error that names the mistake, unless the value is a text, a pair or a batch."""
+    problem = _problem_of(inputs)
+    if problem is not None:
+        # The message is a template: braces in the client's texts must not be fields.
+        raise PydanticCustomError("inputs", "{problem}", {"problem": problem})
+    return inputs
 
-    model_config = ConfigDict(extra="forbid")
+
+def _problem_of(inputs: Any) -> str | None:
+    if isinstance(inputs, str):
+        return None
+    if not isinstance(inputs, list):
+        return f"it is {shown(inputs)}; {_SHAPES}"
+    if not inputs:
+        return f"the list is empty; {_SHAPES}"
+    if all(isinstance(item, str) for item in inputs):
+        if len(inputs) <= 2:
+            return None
+        return (
+            f"it is one list of {len(inputs)} texts, but one list is a text or a pair; for a "
+            'batch, give every text a list of its own: [["a text"], ["another text"]]'
+        )
+    if any(isinstance(item, str) for item in inputs):
+        return f"the list has both texts and other values; {_SHAPES}"
+    for index, item in enumerate(inputs):
+        if not isinstance(item, list) or not all(isinstance(text, str) for text in item):
+            return f"item {index} is {shown(item)}; {_SHAPES}"
+        if not 1 <= len(item) <= 2:
+            return f"item {index} of the batch has {len(item)} texts, but it must have one or two"
+    return None
+
+
+def _capitalized(value: Any) -> Any:
+    return value.capitalize() if isinstance(value, str) else value
+
+
+class TextRequest(BaseModel):
+    """The common fields of requests. Other fields, such as `model`, have no effect, as in TEI."""
 
     inputs: Annotated[
         str | Sequence | Annotated[list[Sequence], Field(min_length=1)],
+        BeforeValidator(_checked_inputs),
         Field(
             description="A text; a pair of texts, as a list of two; or a batch, as a list of lists "
             "of one or two texts.",
@@ -33,6 +74,13 @@ class PredictRequest(BaseModel):
         default=None,
         description="Truncate texts that have more tokens than the model takes. false: refuse "
         "them. null: as the service is set up.",
+    )
+    truncation_direction: Annotated[
+        Literal["Left", "Right"] | None, BeforeValidator(_capitalized)
+    ] = Field(
+        default=None,
+        description="The end of a text that truncation cuts. null: as the tokenizer is set up, "
+        "usually Right.",
     )
     raw_scores: StrictBool = Field(
         default=False, description="Answer with logits instead of probabilities."
@@ -46,9 +94,6 @@ class PredictRequest(BaseModel):
         default=None,
         description="An exit criterion with its fields.",
         examples=[{"criterion": "max_probability", "threshold": 0.9}],
-    )
-    explain: StrictBool = Field(
-        default=False, description="Also answer with the prediction of every exit."
     )
 
     @property
@@ -77,28 +122,27 @@ class PredictRequest(BaseModel):
         return None if self.criterion is None else criteria.from_config(self.criterion)
 
 
+class PredictRequest(TextRequest):
+    """The body of `POST /predict`."""
+
+    explain: StrictBool = Field(
+        default=False, description="Also answer with the prediction of every exit."
+    )
+
+
 class InferenceParameters(BaseModel):
     """The parameters of Hugging Face's text classification."""
-
-    model_config = ConfigDict(extra="forbid")
 
     top_k: StrictInt | None = Field(
         default=None, ge=1, description="The number of classes in the answer."
     )
     function_to_apply: Literal["softmax", "none"] | None = None
 
-    @property
-    def raw_scores(self) -> bool:
-        return self.function_to_apply == "none"
 
-
-class InferenceRequest(BaseModel):
+class InferenceRequest(TextRequest):
     """The body of `POST /`, as Hugging Face's inference clients send it."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    inputs: str | Sequence | Annotated[list[Sequence], Field(min_length=1)]
-    parameters: InferenceParameters = InferenceParameters()
+    parameters: InferenceParameters | None = None
 
 
 class Prediction(BaseModel):

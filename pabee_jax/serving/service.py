@@ -1,9 +1,8 @@
 """Answers requests with an engine: limits, tokenization, criteria, scores and explanations."""
 
-import asyncio
-import copy
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,12 +12,10 @@ from scipy.special import expit, softmax
 
 from pabee_jax import __version__, criteria
 from pabee_jax.criteria import ExitCriterion
-from pabee_jax.data.dataset import Dataset
-from pabee_jax.data.tokenization import encode
+from pabee_jax.data.tokenization import TooManyTokens
 from pabee_jax.errors import InputError
 from pabee_jax.inference.classifier import EarlyExitClassifier
-from pabee_jax.inference.engine import Answer, Engine, EngineConfig
-from pabee_jax.inference.inputs import Text, checked_texts
+from pabee_jax.inference.engine import Answer, Closed, Engine, EngineConfig, Overloaded
 from pabee_jax.serving.metrics import Metrics
 from pabee_jax.serving.schemas import (
     ClassifierModel,
@@ -42,8 +39,21 @@ STATUS: dict[ErrorType, int] = {
     "Unhealthy": 503,
 }
 TOO_LARGE = 413
-# The tokens of a text are counted without truncation; a request has far fewer.
-_NO_LIMIT = 1_000_000_000
+# The headers of an answer; the times are in milliseconds.
+HEADERS = (
+    "x-exit-layers",
+    "x-total-time",
+    "x-tokenization-time",
+    "x-queue-time",
+    "x-inference-time",
+)
+# The first class that fits.
+_ERROR_TYPES: dict[type[Exception], ErrorType] = {
+    Overloaded: "Overloaded",
+    Closed: "Unhealthy",
+    InputError: "Tokenizer",
+}
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +65,15 @@ class Limits:
         max_body_bytes: the most bytes of a request.
         auto_truncate: whether texts with too many tokens are truncated if a request does not say.
         api_key: requests must have this bearer key; empty: no key is needed.
+        cors_allow_origin: the origins whose pages may use the service from a browser, such as
+            "https://example.com"; "*" for all.
     """
 
     max_client_batch_size: int = 32
     max_body_bytes: int = 2_000_000
     auto_truncate: bool = False
     api_key: str = ""
+    cors_allow_origin: tuple[str, ...] = ()
 
 
 class ServiceError(Exception):
@@ -68,6 +81,8 @@ class ServiceError(Exception):
 
     def __init__(self, error_type: ErrorType, message: str, status: int | None = None):
         super().__init__(message)
+        # A client's key may hold half a surrogate pair, which has no encoding in UTF-8.
+        message = message.encode("utf-8", "backslashreplace").decode()
         self.status = status or STATUS[error_type]
         self.body = ErrorResponse(error=message, error_type=error_type)
 
@@ -90,9 +105,6 @@ class Service:
         self.is_ready = False
         self.accepted = self.answered = 0
         self.metrics = Metrics(engine)
-        # A tokenizer keeps the truncation of its last call, also for calls of other threads. So
-        # the classifier's own tokenizer always truncates, and this copy never does.
-        self._untruncated = copy.deepcopy(engine.classifier.pretrained.tokenizer)
         self._model_id = model_id
         own = criteria.name_of(engine.classifier.criterion)
         self._allowed_criteria = list(dict.fromkeys([own, *allowed_criteria]))
@@ -131,8 +143,9 @@ class Service:
         return cls(Engine(classifier, config), str(checkpoint), limits or Limits(), allowed)
 
     def warmup(self) -> None:
-        """Compile the programs of every allowed criterion; then the service is ready."""
-        for setting in [self.engine.classifier.criterion, *self._examples()]:
+        """Compile the programs of every criterion and of explanations, then be ready."""
+        self.engine.warmup(all_exits=True)
+        for setting in self._examples():
             self.engine.warmup(setting)
         self.is_ready = True
 
@@ -156,23 +169,25 @@ class Service:
                 f"{self.limits.max_client_batch_size} are allowed",
                 TOO_LARGE,
             )
-        loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(
-            self.engine.tokenizers, self._tokenized, texts, request.truncate
-        )
-        tokenization = time.monotonic() - start
-        self.metrics.tokenization.observe(tokenization)
-        answers = await self.engine.answers(tokens, criterion)
+        side = request.truncation_direction
+        try:
+            answers = await self.engine.predict(
+                texts,
+                criterion,
+                truncate=self.limits.auto_truncate
+                if request.truncate is None
+                else request.truncate,
+                truncation_side=None if side is None else side.lower(),
+                all_exits=request.explain,
+            )
+        except Exception as error:
+            raise _service_error(error) from error
         for answer in answers:
             self.metrics.observe(answer)
-        scores = [self._predictions(answer.logits, request.raw_scores) for answer in answers]
-        result: Any = scores
-        if request.explain:
-            result = await loop.run_in_executor(
-                None, self._explained, tokens, answers, scores, request.raw_scores
-            )
-        headers = _headers(answers, tokenization, time.monotonic() - start)
-        return result if request.is_batch else result[0], headers
+        self.metrics.tokenization.observe(answers[0].tokenization_seconds)
+        of_row = self._explanation if request.explain else self._predictions
+        rows: Any = [of_row(answer, request.raw_scores) for answer in answers]
+        return rows if request.is_batch else rows[0], _headers(answers, time.monotonic() - start)
 
     def info(self) -> Info:
         classifier, config = self.engine.classifier, self.engine.config
@@ -215,66 +230,54 @@ class Service:
             )
         return criterion
 
-    def _tokenized(self, texts: Sequence[Text], truncate: bool | None) -> Dataset:
-        """Return the tokens; a text that is too long is truncated or refused."""
-        pretrained = self.engine.classifier.pretrained
-        try:
-            tokens = encode(self._untruncated, *checked_texts(texts), _NO_LIMIT)
-            longest, limit = int(tokens.lengths.max()), pretrained.max_length
-            if longest <= limit:
-                return tokens
-            if not (self.limits.auto_truncate if truncate is None else truncate):
-                raise ServiceError(
-                    "Validation",
-                    f"inputs has {longest} tokens, and at most {limit} are allowed: shorten it, or "
-                    "give truncate=true",
-                    TOO_LARGE,
-                )
-            return self.engine.classifier.tokenize(texts)
-        except InputError as error:
-            raise ServiceError("Tokenizer", str(error)) from None
-
-    def _predictions(self, logits: np.ndarray, raw_scores: bool) -> list[Prediction]:
+    def _predictions(self, answer: Answer, raw_scores: bool) -> list[Prediction]:
         """Return the scores of all classes, the highest first."""
+        return self._scores(answer.logits, raw_scores)
+
+    def _explanation(self, answer: Answer, raw_scores: bool) -> Explanation:
+        """Return the scores of all classes at every exit."""
+        assert answer.exit_logits is not None
+        return Explanation(
+            predictions=self._predictions(answer, raw_scores),
+            exit_layer=answer.exit_layer,
+            exits=[
+                Exit(
+                    layer=layer,
+                    logits=logits.tolist(),
+                    predictions=self._scores(logits, raw_scores),
+                )
+                for layer, logits in enumerate(answer.exit_logits, start=1)
+            ],
+        )
+
+    def _scores(self, logits: np.ndarray, raw_scores: bool) -> list[Prediction]:
+        if not np.isfinite(logits).all():
+            raise ServiceError("Backend", "the model gives scores that are not finite numbers")
         names = self.engine.classifier.pretrained.label_names or ("LABEL_0",)
         probabilities = expit if len(logits) == 1 else softmax
         scores = logits if raw_scores else probabilities(logits)
         order = np.argsort(-scores, kind="stable")
         return [Prediction(score=float(scores[index]), label=names[index]) for index in order]
 
-    def _explained(
-        self,
-        tokens: Dataset,
-        answers: Sequence[Answer],
-        scores: Sequence[list[Prediction]],
-        raw_scores: bool,
-    ) -> list[Explanation]:
-        logits = self.engine.classifier.all_exit_logits(tokens)
-        return [
-            Explanation(
-                predictions=scores[row],
-                exit_layer=answers[row].exit_layer,
-                exits=[
-                    Exit(
-                        layer=layer,
-                        logits=of_exit[row].tolist(),
-                        predictions=self._predictions(of_exit[row], raw_scores),
-                    )
-                    for layer, of_exit in enumerate(logits, start=1)
-                ],
-            )
-            for row in range(len(answers))
-        ]
+
+def _service_error(error: Exception) -> ServiceError:
+    """Return what the client receives for an error of the engine."""
+    if isinstance(error, TooManyTokens):
+        return ServiceError("Validation", f"{error}, with truncate=true", TOO_LARGE)
+    for kind, error_type in _ERROR_TYPES.items():
+        if isinstance(error, kind):
+            return ServiceError(error_type, str(error))
+    _log.error("a request failed", exc_info=error)
+    return ServiceError("Backend", f"{type(error).__name__}: {error}")
 
 
-def _headers(answers: Sequence[Answer], tokenization: float, total: float) -> dict[str, str]:
-    """Return the headers with the times in milliseconds, those of the slowest row."""
-    seconds = {
-        "x-total-time": total,
-        "x-tokenization-time": tokenization,
-        "x-queue-time": max(answer.queue_seconds for answer in answers),
-        "x-inference-time": max(answer.inference_seconds for answer in answers),
-    }
-    headers = {name: f"{1000 * value:.3f}" for name, value in seconds.items()}
+def _headers(answers: Sequence[Answer], total: float) -> dict[str, str]:
+    """Return the headers of an answer; the times are those of the slowest row."""
+    seconds = (
+        total,
+        answers[0].tokenization_seconds,
+        max(answer.queue_seconds for answer in answers),
+        max(answer.inference_seconds for answer in answers),
+    )
     layers = ",".join(str(answer.exit_layer) for answer in answers)
-    return headers | {"x-exit-layers": layers}
+    return dict(zip(HEADERS, (layers, *(f"{1000 * value:.3f}" for value in seconds)), strict=True))
