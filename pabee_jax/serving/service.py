@@ -119,10 +119,11 @@ class Service:
                 `criterion`.
 
         Raises:
-            InputError: a criterion that does not exist or does not fit the model, or as
-                `EarlyExitClassifier.from_pretrained`.
+            InputError: a criterion that does not exist or does not fit the model, a checkpoint
+                without tokenizer, or as `EarlyExitClassifier.from_pretrained`.
         """
         classifier = EarlyExitClassifier.from_pretrained(checkpoint, **options)
+        classifier.pretrained.require_tokenizer()
         is_regression = classifier.config.is_regression
         default = ("patience",) if is_regression else ("patience", "max_probability")
         allowed = allowed_criteria or default
@@ -176,7 +177,7 @@ class Service:
 
     def info(self) -> Info:
         classifier, config = self.engine.classifier, self.engine.config
-        names = classifier.pretrained.label_names or ("LABEL_0",)
+        names = classifier.pretrained.output_names
         return Info(
             model_id=self._model_id,
             model_dtype=str(classifier.model.dtype),
@@ -204,7 +205,10 @@ class Service:
             criterion = request.exit_criterion
             if criterion is not None:
                 config = self.engine.classifier.config
-                criteria.check(criterion, config.num_hidden_layers, config.num_labels)
+                trained_exits = self.engine.classifier.pretrained.trained_exits
+                criteria.check(
+                    criterion, config.num_hidden_layers, config.num_labels, trained_exits
+                )
         except InputError as error:
             raise ServiceError("Validation", str(error)) from None
         if criterion is not None and criteria.name_of(criterion) not in self._allowed_criteria:
@@ -236,7 +240,7 @@ class Service:
 
     def _predictions(self, logits: np.ndarray, raw_scores: bool) -> list[Prediction]:
         """Return the scores of all classes, the highest first."""
-        names = self.engine.classifier.pretrained.label_names or ("LABEL_0",)
+        names = self.engine.classifier.pretrained.output_names
         probabilities = expit if len(logits) == 1 else softmax
         scores = logits if raw_scores else probabilities(logits)
         order = np.argsort(-scores, kind="stable")
