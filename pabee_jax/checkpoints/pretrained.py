@@ -80,7 +80,7 @@ class Pretrained:
     @property
     def head_pooling(self) -> str:
         """What the classification head of an ordinary classifier reads: "cls" or "mean"."""
-        return self.hugging_face_config.get("classifier_pooling", "cls")
+        return _head_pooling(self.hugging_face_config, self.family)
 
     def with_max_length(self, max_length: int) -> "Pretrained":
         """Return a copy that truncates texts to `max_length` tokens.
@@ -180,7 +180,8 @@ def load_pretrained(
     if exits is None and head is not None:
         # The exits that `attach` trains, so that the same program runs before and after.
         values.setdefault("exit_pooler", "per_exit")
-        values.setdefault("exit_pooling", values.get("classifier_pooling", "cls"))
+        pooling = _head_pooling(values, family_of(values.get("model_type")))
+        values.setdefault("exit_pooling", pooling)
     if exits is not None:
         if trained_labels is not None:
             _check_trained_exits(values, exits, source)
@@ -301,6 +302,11 @@ def _head(values: Mapping[str, Any], tensors: Tensors, source: str) -> int | Non
             "multi_label_classification); supported are one label per text and regression"
         )
     return labels
+
+
+def _head_pooling(values: Mapping[str, Any], family: Family) -> str:
+    # Only ModernBERT has the field; a configuration of another family may hold any field.
+    return values.get("classifier_pooling", "cls") if len(family.head_poolings) > 1 else "cls"
 
 
 def _check_trained_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
