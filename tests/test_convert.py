@@ -161,8 +161,17 @@ def test_without_onnx_runtime_a_warning_says_that_nothing_was_compared(
     assert "onnxruntime is not installed: the model was not compared" in caplog.text
 
 
-@pytest.mark.parametrize("family", ["roberta", "mpnet", "modernbert", "distilbert"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        ("modernbert", "mean"),
+        *(
+            pytest.param(family, pooling, marks=pytest.mark.slow)
+            for family in ("roberta", "mpnet", "modernbert", "distilbert")
+            for pooling in ("cls", "mean")
+        ),
+    ],
+)
 def test_a_head_of_transformers_survives_the_conversion(family, pooling, tmp_path):
     """With PyTorch. Only ModernBERT has the field `classifier_pooling`; others ignore it."""
     torch = pytest.importorskip("torch")

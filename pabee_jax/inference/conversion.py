@@ -123,12 +123,17 @@ def _logits_of_transformers(directory: Path, rows: dict[str, np.ndarray]) -> np.
     import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
+    has_bar = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(directory).eval()
     except Exception as error:  # The errors of transformers have no common base class.
         raise InputError(
             f"transformers cannot load the classifier, which was discarded: {first_line_of(error)}"
         ) from None
+    finally:
+        if has_bar:
+            transformers.utils.logging.enable_progress_bar()
     has_types = getattr(model.config, "type_vocab_size", 0) > 1
     names = [name for name in rows if has_types or name != "token_type_ids"]
     with torch.no_grad():
