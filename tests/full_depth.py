@@ -2,7 +2,7 @@
 
     python full_depth.py CLASSIFIER CHECKPOINT
 
-Prints a JSON object: by driver, the largest difference of the logits of 40 rows of 1 token to the
+Prints a JSON object: by driver, the largest difference of the logits of 16 rows of 1 token to the
 most that the model takes.
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
             for path in sys.argv[1:]
         )
         length = before.config.max_length
-        lengths = np.linspace(1, length, 40).round().astype(int)[:, None]
+        lengths = np.linspace(1, length, 16).round().astype(int)[:, None]
         mask = (np.arange(length) < lengths).astype(int)
         random = np.random.default_rng(0)
         ids = random.integers(2, before.config.vocab_size, mask.shape) * mask
