@@ -1,7 +1,12 @@
 """Exits for a trained classifier: strategy "attach"."""
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from helpers import REFERENCES
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.checkpoints.pretrained import load_pretrained
+from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.configs import attach
 from pabee_jax.data.config import FilesConfig
 from pabee_jax.data.load import load_task
@@ -80,6 +86,9 @@ def test_full_depth_keeps_its_logits_to_the_bit_and_the_early_exits_learn(
     restored = EarlyExitClassifier.from_pretrained(str(tmp_path / "run"))
     assert restored.pretrained.trained_exits == "all"
     assert restored.pretrained.label_names == ("no", "yes")
+    original = EarlyExitClassifier.from_pretrained(str(classifier))
+    structures = [each.structure_and_parameters[0] for each in (original, restored)]
+    assert structures[0] == structures[1], "other programs may round differently"
 
 
 def test_a_classifier_predicts_with_its_head_at_once(classifier):
@@ -180,3 +189,46 @@ def test_the_exits_of_modernbert_pool_as_its_head_does(
     (directory / "config.json").write_text(json.dumps(values))
     transformers.BertTokenizerFast.from_pretrained(sources / "model").save_pretrained(directory)
     assert load_pretrained(str(directory)).model.config.exit_pooling == pooling
+
+
+# The sizes of MiniLM.
+SIZES = {
+    "hidden_size": 384,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "max_position_embeddings": 130,
+    "vocab_size": 2000,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("bert", {}),
+        ("roberta", {"pad_token_id": 1}),
+        ("modernbert", {"classifier_pooling": "mean", "pad_token_id": 0}),
+    ],
+)
+def test_full_depth_is_the_same_to_the_bit_at_the_sizes_that_people_have(family, values, tmp_path):
+    """In every driver, with the compiler's usual settings, which the other tests do not have."""
+    config = transformers.AutoConfig.for_model(family, **SIZES, **values, num_labels=3)
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path / "classifier")
+    exits = {"exit_pooler": "per_exit", "exit_pooling": values.get("classifier_pooling", "cls")}
+    attached = load_pretrained(tmp_path / "classifier", exits=exits)
+    random = np.random.default_rng(0)
+    for parameter in (attached.model.pooler.kernel, attached.model.classifiers.kernel):
+        noise = random.normal(scale=0.1, size=parameter.shape).astype(np.float32)
+        noise[-1] = 0  # Training changes the early exits alone.
+        parameter.set_value(parameter[...] + noise)
+    save_pretrained(dataclasses.replace(attached, trained_exits="all"), tmp_path / "attached")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, str(Path(__file__).with_name("full_depth.py"))]
+    command += [str(tmp_path / "classifier"), str(tmp_path / "attached")]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    differences = json.loads(output.stdout)
+    assert differences == dict.fromkeys(("auto", "full", "loop", "pool"), 0.0)

@@ -291,11 +291,6 @@ def test_a_path_that_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):
     assert_refused(file, "is a file; a checkpoint is a directory")
 
 
-def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint):
-    (checkpoint / "vocab.txt").unlink()
-    assert_refused(checkpoint, "holds no tokenizer")
-
-
 def test_a_token_id_outside_the_models_vocabulary_is_refused(checkpoint):
     (checkpoint / "vocab.txt").write_text("\n".join(f"word{i}" for i in range(9)) + "\nfilm\n")
     classifier = EarlyExitClassifier.from_pretrained(str(checkpoint), num_labels=2)

@@ -1,19 +1,24 @@
 """`pabee-jax convert`, and the ONNX model in ONNX Runtime."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import transformers
 
-from helpers import random_batch, tiny_checkpoint, tiny_model
+from helpers import REFERENCES, random_batch, tiny_checkpoint, tiny_model
 from pabee_jax import EarlyExitClassifier, InputError, MaxProbability, Patience
+from pabee_jax.checkpoints import saving
 from pabee_jax.checkpoints.files import read_tensors
 from pabee_jax.checkpoints.plain import save_plain
 from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.commands import convert as convert_command
 from pabee_jax.commands.convert import convert
 from pabee_jax.commands.convert_options import ConvertOptions
 from pabee_jax.data.tokenization import load_tokenizer
 from pabee_jax.inference.artifact import thresholds
+from pabee_jax.inference.conversion import generated_rows
 from pabee_jax.inference.onnx_model import export_onnx
 
 WORDS = ["good", "fine", "bad", "dull"]
@@ -100,18 +105,108 @@ def test_what_cannot_be_converted_is_refused_with_one_sentence(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("to", ["plain", "pytorch-pabee", "onnx"])
+def test_a_conversion_that_computes_something_else_leaves_nothing(
+    checkpoint, to, tmp_path, monkeypatch
+):
+    """Stand-ins for a fault of a writer: one weight is another, or the file is no model."""
+    write = saving.save
+
+    def write_another(tensors, metadata):
+        name = next(name for name in tensors if name.endswith("layer.0.output.dense.weight"))
+        return write(tensors | {name: tensors[name][::-1].copy()}, metadata=metadata)
+
+    def write_no_model(classifier, directory, length):
+        (directory / "model.onnx").write_bytes(b"no model")
+
+    monkeypatch.setattr(saving, "save", write_another)
+    monkeypatch.setattr(convert_command, "export_onnx", write_no_model)
+    (tmp_path / "mine").write_text("mine")
+    message = "ONNX Runtime cannot open the model" if to == "onnx" else "logits of the .* differ"
+    with pytest.raises(InputError, match=message):
+        convert(ConvertOptions(str(checkpoint), str(tmp_path / "new" / "output"), to))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+class _Session:
+    """Stands in for ONNX Runtime with a model whose rows all exit at layer 1."""
+
+    def __init__(self, path, options):
+        self.logits = np.zeros((8, 2), np.float32)
+
+    def get_inputs(self):
+        return []
+
+    get_overridable_initializers = get_inputs
+
+    def run(self, outputs, inputs):
+        return np.ones(len(self.logits), np.int32), self.logits
+
+
+def test_an_onnx_model_with_other_exit_layers_is_discarded(checkpoint, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", _Session)
+    monkeypatch.setattr(convert_command, "export_onnx", lambda *arguments: None)
+    with pytest.raises(InputError, match="patience 1, rows exit at other layers in ONNX Runtime"):
+        convert(ConvertOptions(str(checkpoint), str(tmp_path / "output"), "onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_runtime_a_warning_says_that_nothing_was_compared(
+    checkpoint, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(convert_command, "export_onnx", lambda *arguments: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    convert(ConvertOptions(str(checkpoint), str(tmp_path / "output"), "onnx"))
+    assert "onnxruntime is not installed: the model was not compared" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        ("modernbert", "mean"),
+        *(
+            pytest.param(family, pooling, marks=pytest.mark.slow)
+            for family in ("roberta", "mpnet", "modernbert", "distilbert")
+            for pooling in ("cls", "mean")
+        ),
+    ],
+)
+def test_a_head_of_transformers_survives_the_conversion(family, pooling, tmp_path):
+    """With PyTorch. Only ModernBERT has the field `classifier_pooling`; others ignore it."""
+    torch = pytest.importorskip("torch")
+    source = shutil.copytree(REFERENCES / "classifiers" / family, tmp_path / "source")
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"classifier_pooling": pooling}))
+    convert(ConvertOptions(str(source), str(tmp_path / "plain"), "plain"))
+    expected = np.load(source / "expected.npz")
+    tokens = {name: torch.tensor(expected[name]) for name in ("input_ids", "attention_mask")}
+    before, after = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(directory).eval()
+        for directory in (source, tmp_path / "plain")
+    )
+    assert not (tmp_path / "plain" / "tokenizer.json").exists()
+    with torch.no_grad():
+        difference = (before(**tokens).logits - after(**tokens).logits).abs().max()
+    assert difference < 2e-5
+
+
+def test_generated_rows_have_every_length_to_the_longest():
+    """And the padding id of RoBERTa, 1, at padding positions alone."""
+    for family, length in (("roberta", 22), ("bert", 24), ("bert", 1)):
+        pretrained = Pretrained(tiny_model(family), None, {}, ("a", "b", "c"), length)
+        rows = generated_rows(pretrained, length)
+        lengths = rows["attention_mask"].sum(axis=1)
+        assert {1, max(1, length - 1), length} <= {*lengths} and lengths.min() == 1
+        if family == "roberta":
+            np.testing.assert_array_equal(rows["input_ids"] != 1, rows["attention_mask"] == 1)
+        assert rows["input_ids"].max() < 60 and rows["input_ids"].shape == (8, length)
+
+
 def test_an_existing_target_is_left_alone(checkpoint, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         convert(ConvertOptions(str(checkpoint), str(tmp_path), "plain"))
     assert not list(tmp_path.iterdir())
-
-
-def test_exits_that_read_the_mean_have_no_plain_head(tmp_path):
-    model = tiny_model("bert", exit_pooling="mean", num_hidden_layers=2)
-    values = {"model_type": "bert"}
-    with pytest.raises(InputError, match="the exits read the mean over the tokens, but"):
-        save_plain(Pretrained(model, None, values, ("a", "b", "c"), 12), tmp_path / "plain", 1)
-    assert not (tmp_path / "plain").exists()
 
 
 @pytest.mark.parametrize("length", [-3, 0, 999])

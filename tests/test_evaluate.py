@@ -128,7 +128,9 @@ def test_a_run_without_weights_config_or_checkpoints_is_an_input_error(run, tmp_
     run_directory.prepare(tmp_path / "new", config, {}, overwrite=False)
     with pytest.raises(InputError, match="is not finished: resume it with the train command"):
         evaluate(options(tmp_path / "new"), None)
-    with pytest.raises(InputError, match="give --config glue:TASK"):
+    with pytest.raises(
+        InputError, match="name the data, with --config files --config.files.dev=FILE or"
+    ):
         evaluate(options(run.parent / "plain"), None)
     with pytest.raises(InputError, match="has no training checkpoints"):
         evaluate(options(run, all_checkpoints=True, output=str(tmp_path)), None)

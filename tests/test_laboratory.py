@@ -222,6 +222,8 @@ def test_risk_control_stores_the_setting_with_its_guarantee(run, tmp_path, capsy
     assert guarantee["mean_exit_layer"] == pytest.approx(exit_layers.mean())
     assert f"on the other {len(other_rows)} rows" in printed
     assert describe(classifier.criterion) in printed
+    card = (copy / "README.md").read_text()
+    assert f"- Exit criterion: {describe(classifier.criterion)}\n" in card
 
 
 def dev_lines(run):

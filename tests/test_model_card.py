@@ -2,11 +2,14 @@
 
 import huggingface_hub
 import pytest
+from etils import epath
 from huggingface_hub import ModelCard
 
 from helpers import tiny_checkpoint
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.checkpoints import hub
+from pabee_jax.checkpoints.saving import save_criterion
+from pabee_jax.criteria import Entropy
 from pabee_jax.training.run import train
 from runs import run_config, sources  # noqa: F401
 
@@ -41,6 +44,23 @@ def test_the_card_of_a_run_has_its_settings_and_its_table_and_the_licence(
     for part in ("learning_rate=0.003", "dev, 23 rows", "accuracy", "no, yes"):
         assert part in card.text, part
     assert str(sources) not in card.content, "a path of this machine"
+
+
+def test_a_criterion_that_is_stored_later_is_in_the_card(classifier, tmp_path):
+    """As `evaluate --calibrate` does; the other lines and a README.md of the user's stay."""
+    classifier.save_pretrained(tmp_path)
+    before = (tmp_path / "README.md").read_text()
+    line = "- Exit criterion: patience 1\n"
+    assert line in before
+    save_criterion(epath.Path(tmp_path), Entropy(0.25))
+    after = (tmp_path / "README.md").read_text()
+    assert after == before.replace(line, "- Exit criterion: entropy, threshold 0.25\n")
+    (tmp_path / "README.md").write_text(line)
+    save_criterion(epath.Path(tmp_path), Patience(0))
+    assert (tmp_path / "README.md").read_text() == line
+    (tmp_path / "README.md").unlink()
+    save_criterion(epath.Path(tmp_path), Patience(1))
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_an_upload_is_one_commit_of_the_checkpoint(classifier, monkeypatch):

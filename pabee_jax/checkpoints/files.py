@@ -3,7 +3,8 @@
 import fnmatch
 import json
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ _SAFETENSORS = "model.safetensors"
 _FLAX = "flax_model.msgpack"
 _TORCH = "pytorch_model.bin"
 _FORMATS = (_SAFETENSORS, _FLAX, _TORCH)
+# Where training programs keep the state_dict: Lightning, tutorials of PyTorch, DeepSpeed.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+# The extensions of weight files that other programs write under names of their own.
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 _HUB_TIMEOUT_SECONDS = 5
 _SIDE_FILES = ("*.json", "vocab.txt", "merges.txt", "*.model")
 
@@ -68,7 +73,7 @@ def read_tensors(directory: Path) -> Tensors:
         for files in (directory / name, directory / f"{name}.index.json"):
             if files.is_file():
                 return _read(files, read)
-    raise InputError(f"{directory} is not a checkpoint: it has none of {', '.join(_FORMATS)}")
+    raise _no_weights([path.name for path in directory.iterdir()], directory)
 
 
 def read_config_json(directory: Path | epath.Path) -> dict[str, Any]:
@@ -145,8 +150,25 @@ def _read_torch(path: Path) -> Tensors:
             f"reading {path} needs PyTorch; install pabee_jax[torch], or convert the file to "
             "model.safetensors"
         ) from None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: np.asarray(tensor.float().numpy()) for name, tensor in state.items()}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} is damaged, or holds other objects than tensors, which are not loaded because "
+            "they can run code; save the tensors alone: torch.save(model.state_dict(), PATH)"
+        ) from None
+    while isinstance(state, Mapping) and (
+        wrapper := next((key for key in _STATE_KEYS if isinstance(state.get(key), Mapping)), None)
+    ):
+        state = state[wrapper]
+    tensors = {}
+    for name, tensor in state.items() if isinstance(state, Mapping) else ():
+        if isinstance(tensor, torch.Tensor):  # A state may have counters beside its tensors.
+            is_float = tensor.is_floating_point()  # NumPy has no bfloat16.
+            tensors[str(name)] = np.asarray((tensor.float() if is_float else tensor).detach())
+    if not tensors:
+        raise InputError(f"{path} holds no tensors; it must hold a model's state_dict")
+    return tensors
 
 
 _READERS: dict[str, Callable[[Path], Tensors]] = {
@@ -204,8 +226,17 @@ def _patterns(files: list[str], source: object) -> list[str]:
     """Return glob patterns of the files to download: the weights in one format only."""
     weights = next((name for name in _FORMATS if _has_format(files, name)), None)
     if weights is None:
-        raise InputError(f"{source} is not a checkpoint: it has none of {', '.join(_FORMATS)}")
+        raise _no_weights(files, source)
     return [*_SIDE_FILES, weights, f"{weights}.index.json", f"{Path(weights).stem}-*"]
+
+
+def _no_weights(files: Iterable[str], source: object) -> InputError:
+    others = sorted(name for name in files if name.endswith(_OTHER_WEIGHTS))
+    remedy = ""
+    if others:
+        format = _SAFETENSORS if others[0].endswith(".safetensors") else _TORCH
+        remedy = f"; if {others[0]} holds the weights, rename it to {format}"
+    return InputError(f"{source} is not a checkpoint: it has none of {', '.join(_FORMATS)}{remedy}")
 
 
 def _has_format(files: list[str], name: str) -> bool:

@@ -1,13 +1,15 @@
 """The model card of a checkpoint: README.md, as the Hugging Face hub shows it."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from pabee_jax.criteria import describe
+from pabee_jax.criteria import ExitCriterion, describe
 
+_CRITERION = "- Exit criterion: "
 # A README.md with this line may be replaced.
 _MARK = "<!-- Written by pabee_jax. -->"
 
@@ -66,8 +68,9 @@ def model_card(pretrained: Any, training: TrainingFacts | None = None) -> str:
         pipeline_tag="text-classification",
         tags=["early-exit", "pabee", "jax"],
     )
-    names = ", ".join(pretrained.label_names) or "one score (regression)"
-    criterion = describe(pretrained.criterion) if pretrained.criterion else "none (full depth)"
+    names = ", ".join(pretrained.output_names)
+    if not pretrained.label_names:
+        names = f"one score, {names} (regression)"
     sections = [
         f"---\n{data.to_yaml()}\n---\n{_MARK}\n",
         "# A classifier with early exits\n",
@@ -75,7 +78,7 @@ def model_card(pretrained: Any, training: TrainingFacts | None = None) -> str:
         "internal classifier (exit). Inference stops for a text as soon as its exits satisfy a "
         "criterion: "
         "[Patience-based Early Exit](https://arxiv.org/abs/2006.04152).\n",
-        f"- Labels: {names}\n- Exit criterion: {criterion}\n"
+        f"- Labels: {names}\n{_criterion_line(pretrained.criterion)}\n"
         f"- Texts are truncated to {pretrained.max_length} tokens\n",
         "## Use\n",
         "```python\nfrom pabee_jax import EarlyExitClassifier\n\n"
@@ -92,6 +95,16 @@ def model_card(pretrained: Any, training: TrainingFacts | None = None) -> str:
         "does its licence.\n",
     ]
     return "\n".join(sections)
+
+
+def with_criterion(card: str, criterion: ExitCriterion) -> str:
+    """Return the text of a card with another exit criterion; the other lines stay."""
+    line = _criterion_line(criterion)
+    return re.sub(rf"^{_CRITERION}.*$", lambda _: line, card, count=1, flags=re.MULTILINE)
+
+
+def _criterion_line(criterion: ExitCriterion | None) -> str:
+    return _CRITERION + (describe(criterion) if criterion else "none (full depth)")
 
 
 def license_of(path: Path) -> str | None:

@@ -37,7 +37,11 @@ CLASSIFIERS_NAMES = ("classifiers", "exit_classifiers")
 # Parameters that are initialized from scratch if the checkpoint lacks them. A missing parameter of
 # the encoder is an error.
 _MAY_BE_MISSING = re.compile(r"(pooler|classifiers|exit_poolers?|exit_classifiers)\.")
-_PREFIXES = "|".join(names.prefix for names in FAMILY_NAMES.values())
+# The prefixes of `torch.compile`, of `DataParallel` and of a Lightning module that has the model as
+# its attribute `model`. ModernBERT's own prefix is the same word.
+_WRAPPERS = ("_orig_mod", "module", "model")
+_FAMILY_PREFIXES = {names.prefix for names in FAMILY_NAMES.values()} - {*_WRAPPERS}
+_PREFIX = re.compile(rf"((?:{'|'.join([*_WRAPPERS, *_FAMILY_PREFIXES])})\.)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +82,7 @@ def from_tensors(
     """
     names_of_family = FAMILY_NAMES[config.family]
     _check_prefixes(tensors, names_of_family.prefix, source)
-    tensors = {canonical_name(name): tensor for name, tensor in tensors.items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if "position_ids" not in name}
+    tensors = _with_canonical_names(tensors, source)
     tensors = names_of_family.prepare(tensors)
     _check_layers(config, len(tensors), source)
     structure, shapes = split(nnx.eval_shape(lambda: _initial_model(config, dtype, seed)))
@@ -99,7 +102,7 @@ def from_tensors(
         expected = shape.shape[1:] if per_exit else shape.shape
         parts = [_checked(tensors[name], name, path, expected, source) for name in names]
         loaded[path] = np.stack(parts) if per_exit else parts[0]
-    _check_encoder([name for names in missing.values() for name in names], source)
+    _check_encoder([name for names in missing.values() for name in names], tensors, source)
     if missing:
         loaded |= _initial_values(config, dtype, seed, tuple(missing))
     if classifier_bias is not None and "classifiers.bias" in missing:
@@ -135,8 +138,11 @@ def to_tensors(model: EarlyExitModel) -> dict[str, np.ndarray]:
 
 
 def canonical_name(name: str) -> str:
-    """Return a tensor's name without wrapper and family prefixes, and with current leaf names."""
-    name = re.sub(rf"^(module\.)?(({_PREFIXES})\.)?", "", name)
+    """Return a tensor's name without wrapper and family prefixes, and with current leaf names.
+
+    No canonical name starts with one of these prefixes, so they are removed in any combination.
+    """
+    name = _PREFIX.sub("", name, count=1)
     for old, new in _OLD_NAMES:
         name = re.sub(old, new, name)
     return name
@@ -261,14 +267,38 @@ def _initial_values(config: ModelConfig, dtype: str, seed: int, paths: tuple[str
 
 def _check_prefixes(tensors: Tensors, prefix: str, source: str) -> None:
     """Raise InputError if the names of the encoder's tensors are those of another family."""
-    prefixes = {re.sub(r"^module\.", "", name).partition(".")[0] for name in tensors}
-    known = {names.prefix for names in FAMILY_NAMES.values()}
-    others = sorted(prefixes & known)
+    prefixes = {part for name in tensors for part in _prefix_of(name).split(".")}
+    others = sorted(prefixes & _FAMILY_PREFIXES)
     if others and prefix not in others:
         raise InputError(
             f"{source}: the weights have names of {_listed(others)}.*, but config.json describes a "
             f"model whose weights are {prefix}.*"
         )
+
+
+def _prefix_of(name: str) -> str:
+    match = _PREFIX.match(name)
+    return match.group() if match else ""
+
+
+def _with_canonical_names(tensors: Tensors, source: str) -> dict[str, np.ndarray]:
+    """Return the tensors by canonical name, without position ids, which are no parameters.
+
+    Raises:
+        InputError: two tensors have the same canonical name, as of a model and its teacher.
+    """
+    names: dict[str, str] = {}
+    for name in tensors:
+        canonical = canonical_name(name)
+        if "position_ids" in canonical:
+            continue
+        if canonical in names:
+            raise InputError(
+                f"{source} has two tensors {canonical}: {names[canonical]} and {name}; keep the "
+                "tensors of one model"
+            )
+        names[canonical] = name
+    return {canonical: tensors[name] for canonical, name in names.items()}
 
 
 def _check_layers(config: ModelConfig, num_tensors: int, source: str) -> None:
@@ -281,13 +311,20 @@ def _check_layers(config: ModelConfig, num_tensors: int, source: str) -> None:
         )
 
 
-def _check_encoder(missing: list[str], source: str) -> None:
+def _check_encoder(missing: list[str], tensors: Tensors, source: str) -> None:
+    """Raise InputError if parameters of the encoder are missing; explain an unknown prefix."""
     required = [name for name in missing if not _MAY_BE_MISSING.match(name)]
-    if required:
-        raise InputError(
-            f"{source} lacks {len(required)} of the encoder's parameters ({_listed(required)}); it "
-            "is not a checkpoint of the model that its config.json describes"
-        )
+    if not required:
+        return
+    prefixed = next((name for name in tensors if name.endswith(f".{required[0]}")), None)
+    reason = "it is not a checkpoint of the model that its config.json describes"
+    if prefixed:
+        prefix = prefixed.removesuffix(required[0])
+        reason = f"the names of its tensors start with {prefix!r}: rename them without this prefix"
+    raise InputError(
+        f"{source} lacks {len(required)} of the encoder's parameters ({_listed(required)}); "
+        f"{reason}"
+    )
 
 
 def _listed(names, limit: int = 6) -> str:

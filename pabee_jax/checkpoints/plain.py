@@ -11,6 +11,7 @@ from pabee_jax.checkpoints.families import FAMILY_NAMES
 from pabee_jax.checkpoints.names import to_tensors
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.checkpoints.saving import write_checkpoint
+from pabee_jax.criteria import ONLY_LAST_EXIT
 from pabee_jax.errors import InputError
 from pabee_jax.models.config import EXIT_CHOICES, PABEE_FAMILIES
 from pabee_jax.models.encoder import EarlyExitModel
@@ -32,12 +33,14 @@ def save_plain(
         flax: write `flax_model.msgpack`, for the Flax classes of transformers 4.
 
     Raises:
-        InputError: there is no such exit, the head of Hugging Face's class has another shape, or
-            Hugging Face has no Flax class for the model type.
+        InputError: there is no such exit, the exit was never trained, the head of Hugging Face's
+            class has another shape, or Hugging Face has no Flax class for the model type.
     """
     config, family = pretrained.model.config, pretrained.family
     if not 1 <= exit <= config.num_hidden_layers:
         raise InputError(f"exit is {exit}; the model has the exits 1 to {config.num_hidden_layers}")
+    if pretrained.trained_exits == "last" and exit < config.num_hidden_layers:
+        raise InputError(f"exit {exit} was never trained: {ONLY_LAST_EXIT}")
     if flax and family.class_prefix not in _FLAX_PREFIXES:
         raise InputError(
             f"transformers has no Flax class for {config.family}; it has one for "
@@ -46,13 +49,15 @@ def save_plain(
     if config.exit_pooling not in family.head_poolings:
         raise InputError(
             "the exits read the mean over the tokens, but the classification head of "
-            f"{config.family} reads the first token; train with --config.pooling=cls"
+            f"{config.family} in transformers reads the first token; convert --to onnx and "
+            "pabee-jax export write such exits, and training with --config.pooling=cls gives exits "
+            "that read the first token"
         )
     model = truncated(pretrained.model, exit)
     values = {
         name: value
         for name, value in pretrained.hugging_face_config.items()
-        if name not in (*EXIT_CHOICES, "early_exit")
+        if name not in (*EXIT_CHOICES, "early_exit", "trained_exits")
     }
     values |= {
         "architectures": [f"{family.class_prefix}ForSequenceClassification"],

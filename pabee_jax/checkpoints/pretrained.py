@@ -4,9 +4,11 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from pabee_jax import criteria
 from pabee_jax.checkpoints.files import read_config_json, read_tensors, resolve
@@ -22,6 +24,7 @@ from pabee_jax.checkpoints.names import (
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.tokenization import (
+    TOKENIZER_FILES,
     Tokenizer,
     check_max_length,
     encode,
@@ -30,8 +33,10 @@ from pabee_jax.data.tokenization import (
 from pabee_jax.errors import InputError, is_unicode, shown
 from pabee_jax.models.config import MOST_LABELS, PABEE_EXITS, ModelConfig
 from pabee_jax.models.encoder import EarlyExitModel
-from pabee_jax.models.families import Family, family_of
+from pabee_jax.models.families import FAMILIES, Family, family_of
 
+# Values of `Pretrained.trained_exits`.
+TRAINED_EXITS = ("all", "last", "none")
 # A tokenizer's `model_max_length` from this value on means that the length is unknown.
 _UNKNOWN_LENGTH = 1_000_000
 
@@ -42,22 +47,29 @@ class Pretrained:
 
     Attributes:
         model: the unstacked model, with parameters in float32.
-        tokenizer: the Hugging Face tokenizer.
+        tokenizer: the Hugging Face tokenizer; None if the checkpoint has no tokenizer.
         hugging_face_config: the values of `config.json`.
         label_names: class names by class id; empty for regression.
         max_length: the number of tokens to which texts are truncated.
         criterion: the exit criterion in `config.json`; None if there is none.
         trained_exits: which exits were trained: "all", "last" (of an ordinary classifier, whose
             head is the last exit), or "none" (of an encoder).
+        score_name: the name of the score of a regression.
     """
 
     model: EarlyExitModel
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     hugging_face_config: dict[str, Any]
     label_names: tuple[str, ...]
     max_length: int
     criterion: ExitCriterion | None = None
     trained_exits: str = "none"
+    score_name: str = "score"
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the model's outputs: of the classes, or of the score of a regression."""
+        return self.label_names or (self.score_name,)
 
     @property
     def family(self) -> Family:
@@ -68,7 +80,7 @@ class Pretrained:
     @property
     def head_pooling(self) -> str:
         """What the classification head of an ordinary classifier reads: "cls" or "mean"."""
-        return self.hugging_face_config.get("classifier_pooling", "cls")
+        return _head_pooling(self.hugging_face_config, self.family)
 
     def with_max_length(self, max_length: int) -> "Pretrained":
         """Return a copy that truncates texts to `max_length` tokens.
@@ -82,8 +94,28 @@ class Pretrained:
             raise InputError(
                 f"max_seq_length is {max_length}, but the model has {positions} positions"
             )
-        check_max_length(self.tokenizer, max_length, "max_seq_length")
+        if self.tokenizer is not None:
+            check_max_length(self.tokenizer, max_length, "max_seq_length")
         return dataclasses.replace(self, max_length=max_length)
+
+    def check_criterion(self, criterion: ExitCriterion) -> None:
+        """Raise InputError if a criterion does not fit the model, or uses an untrained exit."""
+        config = self.model.config
+        criteria.check(criterion, config.num_hidden_layers, config.num_labels, self.trained_exits)
+
+    def require_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer.
+
+        Raises:
+            InputError: the checkpoint has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InputError(
+                "the checkpoint has no tokenizer, which texts need: add its files (one of "
+                f"{', '.join(TOKENIZER_FILES)}) to the checkpoint, or give tokenized rows to "
+                "EarlyExitClassifier.predict"
+            )
+        return self.tokenizer
 
     def encode(
         self,
@@ -104,11 +136,11 @@ class Pretrained:
 
         Raises:
             TooManyTokens: a row is too long, and `truncate` is false.
-            InputError: the model does not have a token id or a token type, or the texts cannot be
-                tokenized.
+            InputError: the model does not have a token id or a token type, the texts cannot be
+                tokenized, or the checkpoint has no tokenizer.
         """
         dataset = encode(
-            self.tokenizer,
+            self.require_tokenizer(),
             texts,
             pairs,
             self.max_length,
@@ -167,6 +199,7 @@ def load_pretrained(
         _check_num_labels(num_labels)
     if not _is_whole(seed):
         raise InputError(f"seed is {shown(seed)}; it must be a whole number")
+    _check_model_type(values, directory)
     tensors = read_tensors(directory)
     trained_name, trained_labels = _trained_classifiers(tensors)
     head = None if trained_labels or not _is_classifier(values) else _head(values, tensors, source)
@@ -177,8 +210,11 @@ def load_pretrained(
             "num_labels= to initialize them from scratch (1 means regression), or train them with "
             "pabee-jax train"
         )
-    if exits is None and head is not None and "classifier_pooling" in values:
-        values.setdefault("exit_pooling", values["classifier_pooling"])
+    if exits is None and head is not None:
+        # The exits that `attach` trains, so that the same program runs before and after.
+        values.setdefault("exit_pooler", "per_exit")
+        pooling = _head_pooling(values, family_of(values.get("model_type")))
+        values.setdefault("exit_pooling", pooling)
     if exits is not None:
         if trained_labels is not None:
             _check_trained_exits(values, exits, source)
@@ -186,6 +222,8 @@ def load_pretrained(
     # transformers reads config.json too, and its error messages are unclear. The values are
     # therefore checked before transformers reads them here and for the tokenizer.
     label_names = _label_names(values, num_labels, source)
+    score_name = _score_name(values, head is not None, source)
+    trained_exits = _trained_exits(values, trained_labels is not None, head is not None, source)
     criterion = _criterion(values, source)
     config = ModelConfig.from_hugging_face(values, num_labels)
     expected_name = classifiers_name(config)
@@ -195,6 +233,8 @@ def load_pretrained(
             f"whose parameters are {expected_name}.*, but the weights are {trained_name}.*"
         )
     tokenizer = load_tokenizer(directory)
+    if tokenizer is None:
+        logging.warning("%s has no tokenizer: it takes tokenized rows, but no texts", source)
     model, report = from_tensors(
         tensors,
         config,
@@ -205,6 +245,12 @@ def load_pretrained(
         source=source,
     )
     log_report(report, source)
+    if trained_exits == "none" and exits is None:  # With `exits`, the caller trains them.
+        logging.warning(
+            "the exits of %s are not trained, so its predictions are random: train them with "
+            "pabee-jax train",
+            source,
+        )
     return Pretrained(
         model=model,
         tokenizer=tokenizer,
@@ -212,7 +258,8 @@ def load_pretrained(
         label_names=label_names,
         max_length=_max_length(tokenizer, config, source),
         criterion=criterion,
-        trained_exits="all" if trained_labels else "last" if head else "none",
+        trained_exits=trained_exits,
+        score_name=score_name,
     )
 
 
@@ -227,6 +274,35 @@ def label_names_of(path_or_hub_id: str | os.PathLike) -> tuple[str, ...]:
     num_labels = values.get("num_labels") or len(values.get("id2label") or (0, 1))
     _check_num_labels(num_labels)
     return _label_names(values, num_labels, str(path_or_hub_id))
+
+
+def _check_model_type(values: Mapping[str, Any], directory: Path) -> None:
+    """Raise InputError if `config.json` lacks the model type, which old programs did not write."""
+    if values.get("model_type"):
+        return
+    architecture = "".join(map(str, values.get("architectures") or ()))
+    likely = [
+        name for name, family in FAMILIES.items() if architecture.startswith(family.class_prefix)
+    ]
+    raise InputError(
+        f"{directory / 'config.json'} has no model_type: add the model's, as in "
+        f'"model_type": "{likely[0] if likely else "bert"}"; supported are {", ".join(FAMILIES)}'
+    )
+
+
+def _trained_exits(
+    values: Mapping[str, Any], has_classifiers: bool, has_head: bool, source: str
+) -> str:
+    """Return which exits were trained; `save_pretrained` writes the value unless it is "all"."""
+    if not has_classifiers:
+        return "last" if has_head else "none"
+    trained = values.get("trained_exits", "all")
+    if trained not in TRAINED_EXITS:
+        raise InputError(
+            f"{source}: trained_exits in config.json is {shown(trained)}; it must be one of "
+            f"{', '.join(TRAINED_EXITS)}"
+        )
+    return trained
 
 
 def _trained_classifiers(tensors: Tensors) -> tuple[str, int] | tuple[None, None]:
@@ -259,6 +335,11 @@ def _head(values: Mapping[str, Any], tensors: Tensors, source: str) -> int | Non
             "multi_label_classification); supported are one label per text and regression"
         )
     return labels
+
+
+def _head_pooling(values: Mapping[str, Any], family: Family) -> str:
+    # Only ModernBERT has the field; a configuration of another family may hold any field.
+    return values.get("classifier_pooling", "cls") if len(family.head_poolings) > 1 else "cls"
 
 
 def _check_trained_exits(values: Mapping[str, Any], exits: Mapping[str, str], source: str) -> None:
@@ -311,6 +392,14 @@ def _label_names(values: Mapping[str, Any], num_labels: int, source: str) -> tup
     return tuple(_label_name(names, index, source) for index in range(num_labels))
 
 
+def _score_name(values: Mapping[str, Any], has_head: bool, source: str) -> str:
+    """Return the one name in `id2label`, or the name that Hugging Face gives a head without one."""
+    names = values.get("id2label")
+    if names and len(names) == 1:
+        return _label_name(names, 0, source)
+    return "LABEL_0" if has_head else "score"
+
+
 def _label_name(names: Mapping[str, Any], index: int, source: str) -> str:
     if str(index) not in names:
         raise InputError(
@@ -325,7 +414,9 @@ def _label_name(names: Mapping[str, Any], index: int, source: str) -> str:
     return str(name)
 
 
-def _max_length(tokenizer: Tokenizer, config: ModelConfig, source: str) -> int:
+def _max_length(tokenizer: Tokenizer | None, config: ModelConfig, source: str) -> int:
+    if tokenizer is None:
+        return config.max_length
     length, positions = tokenizer.model_max_length, config.max_length
     is_number = isinstance(length, int | float) and not isinstance(length, bool)
     if is_number and length >= _UNKNOWN_LENGTH:

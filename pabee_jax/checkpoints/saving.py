@@ -11,10 +11,15 @@ from safetensors.numpy import save
 
 from pabee_jax import criteria
 from pabee_jax.checkpoints.files import read_config_json
-from pabee_jax.checkpoints.model_card import TrainingFacts, may_write, model_card
+from pabee_jax.checkpoints.model_card import (
+    TrainingFacts,
+    may_write,
+    model_card,
+    with_criterion,
+)
 from pabee_jax.checkpoints.names import Tensors, to_flax_names, to_tensors
 from pabee_jax.checkpoints.pretrained import Pretrained, describe_exits
-from pabee_jax.criteria import ExitCriterion
+from pabee_jax.criteria import ONLY_LAST_EXIT, ExitCriterion
 from pabee_jax.data.tokenization import save_tokenizer
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
@@ -43,10 +48,12 @@ def save_pretrained(
         training: what the card says of the training; None if nothing is known.
 
     Raises:
-        InputError: `for_pytorch` is true and PyTorch PABEE cannot compute these exits, or the
-            checkpoint cannot be uploaded.
+        InputError: `for_pytorch` is true and PyTorch PABEE cannot compute these exits or they were
+            never trained, or the checkpoint cannot be uploaded.
     """
-    model, labels = pretrained.model, pretrained.label_names
+    model, names = pretrained.model, pretrained.output_names
+    if for_pytorch and pretrained.trained_exits == "last":
+        raise InputError(f"PyTorch PABEE would use exits that were never trained: {ONLY_LAST_EXIT}")
     if for_pytorch and model.config.family not in PABEE_FAMILIES:
         raise InputError(
             f"PyTorch PABEE cannot run this model: it is {model.config.family}, but PyTorch PABEE "
@@ -65,10 +72,13 @@ def save_pretrained(
         **model.config.exits,
         "architectures": [f"{pretrained.family.class_prefix}{class_name}"],
         "num_labels": model.config.num_labels,
-        "id2label": {str(index): name for index, name in enumerate(labels or ("score",))},
-        "label2id": {name: index for index, name in enumerate(labels or ("score",))},
-        "problem_type": "single_label_classification" if labels else "regression",
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": "single_label_classification" if pretrained.label_names else "regression",
+        "trained_exits": pretrained.trained_exits,
     }
+    if pretrained.trained_exits == "all":
+        del values["trained_exits"]
     if model.config.exits == PABEE_EXITS:
         for name in EXIT_CHOICES:
             del values[name]
@@ -102,7 +112,8 @@ def write_checkpoint(
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a checkpoint is a directory")
     with storage.local_folder(path) as folder:
-        save_tokenizer(pretrained.tokenizer, folder, pretrained.max_length)
+        if pretrained.tokenizer is not None:
+            save_tokenizer(pretrained.tokenizer, folder, pretrained.max_length)
         if card is not None and may_write(folder / "README.md"):
             write_atomically(folder / "README.md", lambda path: path.write_text(card))
         write_atomically(folder / "config.json", lambda path: path.write_text(_json(values)))
@@ -119,7 +130,7 @@ def write_checkpoint(
 def save_criterion(
     directory: epath.Path, criterion: ExitCriterion, guarantee: Mapping[str, Any] | None = None
 ) -> None:
-    """Save an exit criterion in a checkpoint's config.json; other files are not changed.
+    """Save an exit criterion in a checkpoint's config.json, and name it in the model card.
 
     Args:
         directory: the checkpoint directory.
@@ -133,11 +144,15 @@ def save_criterion(
     values["early_exit"] = criteria.to_config(criterion)
     if guarantee is not None:
         values["early_exit"]["guarantee"] = dict(guarantee)
-    try:
-        write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
-    except Exception as error:  # The exception class depends on the kind of storage.
-        reason = storage.reason_of(error)
-        raise InputError(f"{directory}/config.json cannot be written: {reason}") from None
+    card, contents = directory / "README.md", {"config.json": _json(values)}
+    if card.exists() and may_write(card):
+        contents["README.md"] = with_criterion(card.read_text(encoding="utf-8"), criterion)
+    for name, text in contents.items():
+        try:
+            write_atomically(directory / name, lambda path, text=text: path.write_text(text))
+        except Exception as error:  # The exception class depends on the kind of storage.
+            reason = storage.reason_of(error)
+            raise InputError(f"{directory / name} cannot be written: {reason}") from None
 
 
 def _json(values: Any) -> str:

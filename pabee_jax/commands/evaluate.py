@@ -20,7 +20,7 @@ from pabee_jax.commands.evaluate_results import (
     write_data,
 )
 from pabee_jax.commands.options import read_flags
-from pabee_jax.criteria import Oracle, check, check_task, criterion_class, warn
+from pabee_jax.criteria import ONLY_LAST_EXIT, Oracle, check_task, criterion_class, warn
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
@@ -85,10 +85,10 @@ def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrai
             f"the run in {checkpoint} is not finished: resume it with the train command that "
             "started it"
         )
-    if config is None and not checkpoint.is_dir():
+    if config is None and not (checkpoint / run_directory.CONFIG_FILE).is_file():
         raise InputError(
-            f"there is no run directory {options.checkpoint}; for a checkpoint of the hub, also "
-            "name the data to use, with --config glue:TASK"
+            f"{options.checkpoint} is not the directory of a run, whose data would be used: name "
+            "the data, with --config files --config.files.dev=FILE or with --config glue:TASK"
         )
     config = config or run_directory.read_config(checkpoint)
     check_config(config)
@@ -97,8 +97,13 @@ def _load(options: EvaluateOptions, config: TrainConfig | None) -> tuple[Pretrai
     pretrained = load_pretrained(options.checkpoint).with_max_length(config.max_seq_length)
     task = _task(config, pretrained, options)
     shape = pretrained.model.config
+    all_exits = [name for name in ("calibrate", "sweep", "report") if getattr(options, name)]
+    if all_exits and pretrained.trained_exits == "last" and shape.num_hidden_layers > 1:
+        raise InputError(
+            f"--{all_exits[0]} evaluates exits that were never trained: {ONLY_LAST_EXIT}"
+        )
     for setting in options.settings:
-        check(setting, shape.num_hidden_layers, shape.num_labels)
+        pretrained.check_criterion(setting)
         warn(setting, shape.num_hidden_layers, task.is_regression)
     for name in options.criterion_names:
         check_task(criterion_class(name), task.is_regression)

@@ -46,6 +46,7 @@ def predict(options: PredictOptions) -> None:
         mesh=sharding.make_mesh(),
         compilation_cache=options.compilation_cache,
     )
+    classifier.pretrained.require_tokenizer()
     summary = file_job.run(job, classifier, overwrite=options.overwrite)
     print(f"wrote {job.output}: {summary.rows} rows", end="")
     if summary.rows:

@@ -26,10 +26,11 @@ from pabee_jax.criteria.text import (
     parse,
     to_config,
 )
-from pabee_jax.criteria.validation import check, check_labels, check_task, warn
+from pabee_jax.criteria.validation import ONLY_LAST_EXIT, check, check_labels, check_task, warn
 
 __all__ = [
     "CRITERIA",
+    "ONLY_LAST_EXIT",
     "Consistency",
     "Criterion",
     "Divergence",

@@ -77,6 +77,10 @@ class Divergence(Criterion):
             for patience in SWEPT_PATIENCES[: len(logits) - 1]
         }
 
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        return self.patience < num_layers - 1 and self.threshold > 0
+
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del is_regression
         if self.patience < num_layers - 1:
@@ -163,6 +167,11 @@ class Vote(Criterion):
         del count
         return {"": [cls(votes) for votes in range(len(logits), 0, -1)]}
 
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        # With as many votes as layers, the answer is the mean of all exits.
+        return num_layers > 1 and self.votes <= num_layers
+
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del is_regression
         if self.votes < num_layers:
@@ -218,6 +227,10 @@ class Window(Criterion):
             for window in _SWEPT_WINDOWS
             if window <= min(len(logits), _LONGEST_WINDOW)
         }
+
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        return self.votes <= self.window and self.votes < num_layers
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del is_regression

@@ -62,6 +62,14 @@ class ExitCriterion(Protocol[State]):
         """Raise InputError if the criterion cannot be used on a model of this shape."""
         ...
 
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        """Return whether an answer may depend on an exit before the last one.
+
+        A criterion with which every row gets the answer of the last exit can be used on a model
+        whose other exits are not trained.
+        """
+        ...
+
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         """Return warnings about settings that are valid for this model but have no effect."""
         ...
@@ -92,6 +100,10 @@ class Criterion:
 
     def check_model(self, num_layers: int, num_labels: int) -> None:
         del num_layers, num_labels
+
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        return num_layers > 1
 
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del num_layers, is_regression

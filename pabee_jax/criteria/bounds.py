@@ -44,9 +44,12 @@ class FixedLayer(Criterion):
         del count
         return {"": [cls(layer) for layer in range(len(logits), 0, -1)]}
 
-    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
         del is_regression
-        if self.layer < num_layers:
+        return self.layer < num_layers
+
+    def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
+        if self.uses_early_exits(num_layers, is_regression):
             return []
         return [f"fixed layer {self.layer} on {num_layers} layers allows no early exit"]
 

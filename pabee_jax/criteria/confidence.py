@@ -77,6 +77,11 @@ class _Threshold(Criterion):
         slow_to_fast = thresholds[:: 1 if cls.confident_if_low else -1]
         return {"": [cls(threshold) for threshold in slow_to_fast]}
 
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        is_possible = self.threshold > 0 if self.confident_if_low else self.threshold < 1
+        return num_layers > 1 and is_possible
+
 
 @registered("entropy")
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +216,10 @@ class PatientConfidence(Criterion):
             if patience > 1  # With patience 1, the criterion is the same as `Entropy`.
         }
 
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        return self.patience < num_layers and self.threshold > 0
+
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         del is_regression
         if self.patience < num_layers:
@@ -261,6 +270,10 @@ class Ensemble(Criterion):
         weighted = layer / 10 * highest_probability(logits)
         sums = jnp.where(prediction == state.prediction, state.confidence + weighted, weighted)
         return EnsembleState(sums, prediction), sums > self.threshold
+
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        del is_regression
+        return self.threshold < num_layers * (num_layers - 1) / 20  # The largest S before layer L.
 
     @classmethod
     def families(cls, logits, count):

@@ -110,6 +110,10 @@ class Consistency(Criterion):
         score += weights[-2] * _of(prediction, margins) + weights[-1] * earlier
         return state + margins, jax.nn.sigmoid(score) > self.threshold
 
+    def uses_early_exits(self, num_layers, is_regression):
+        del is_regression
+        return num_layers > 1 and self.threshold < 1
+
     def check_model(self, num_layers, num_labels):
         found, expected = np.shape(self.coefficients), (num_layers, num_labels + _NUM_MARGINS)
         if found != expected:

@@ -83,6 +83,10 @@ class Patience(Criterion):
             for patience in SWEPT_PATIENCES[: num_exits - 1]
         }
 
+    def uses_early_exits(self, num_layers: int, is_regression: bool) -> bool:
+        may_agree = not is_regression or self.regression_threshold > 0
+        return 0 < self.patience < num_layers - 1 and may_agree
+
     def warnings(self, num_layers: int, is_regression: bool) -> list[str]:
         messages = []
         if self.patience >= num_layers - 1:

@@ -9,7 +9,14 @@ from absl import logging
 
 from pabee_jax.criteria.base import ExitCriterion
 from pabee_jax.criteria.registry import CRITERIA, as_arrays
+from pabee_jax.criteria.text import describe
 from pabee_jax.errors import InputError, shown
+
+# For messages about a checkpoint that is an ordinary classifier.
+ONLY_LAST_EXIT = (
+    "only the last exit was, which is the head of the classifier; train the others with "
+    "pabee-jax train --config attach"
+)
 
 
 def set_count(criterion: Any, name: str, least: int, most: int = 2**31 - 1) -> None:
@@ -50,10 +57,17 @@ def _is_concrete(value: Any) -> bool:
     return isinstance(value, (int, float, str, np.integer, np.floating))
 
 
-def check(criterion: ExitCriterion, num_layers: int, num_labels: int) -> None:
-    """Raise InputError if a driver cannot use the criterion with a model of this shape.
+def check(
+    criterion: ExitCriterion, num_layers: int, num_labels: int, trained_exits: str = "all"
+) -> None:
+    """Raise InputError if a driver cannot use the criterion with a model.
 
-    One label means that the model is for regression.
+    Args:
+        criterion: the criterion.
+        num_layers: the number of layers of the model.
+        num_labels: the number of outputs; 1 means that the model is for regression.
+        trained_exits: the exits of the model that were trained. With "last", a criterion that may
+            use another exit is refused; with "none", all parameters are random, which is for tests.
     """
     name = type(criterion).__name__
     if isinstance(criterion, type) or not isinstance(criterion, ExitCriterion):
@@ -65,6 +79,11 @@ def check(criterion: ExitCriterion, num_layers: int, num_labels: int) -> None:
     check_task(type(criterion), num_labels == 1)
     criterion.check_model(num_layers, num_labels)
     as_arrays(criterion)  # Checks the values that the class cannot check.
+    if trained_exits == "last" and criterion.uses_early_exits(num_layers, num_labels == 1):
+        raise InputError(
+            f"{describe(criterion)} may use exits that were never trained: {ONLY_LAST_EXIT}, or "
+            "run all layers with patience 0"
+        )
 
 
 def check_labels(criterion: ExitCriterion, num_rows: int) -> None:

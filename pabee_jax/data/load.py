@@ -35,8 +35,9 @@ def load_task(config: DataConfig, label_names: Sequence[str] = ()) -> Task:
         )
     if not config.task:
         raise InputError(
-            "config.task is empty: choose it with --config glue:TASK, with TASK one of "
-            f"{', '.join(glue.GLUE_TASKS)}"
+            "config.task is empty: name your files, with --config files "
+            "--config.files.train=FILE --config.files.dev=FILE, or a task, with --config "
+            f"glue:TASK, TASK being one of {', '.join(glue.GLUE_TASKS)}"
         )
     return glue.task(config.task, config.data_dir)
 

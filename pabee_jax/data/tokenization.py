@@ -2,12 +2,13 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
+from absl import logging
 
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.errors import InputError, first_line_of, shown
@@ -18,23 +19,34 @@ VOCABULARY_FILES = ("vocab.txt", "spiece.model")
 # A text of as many characters per allowed token is probably too long: English has about 4.
 _CHARACTERS_PER_TOKEN = 32
 # One of these files makes a tokenizer.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     *VOCABULARY_FILES,
     *("vocab.json", "sentencepiece.bpe.model"),  # RoBERTa; XLM-RoBERTa and CamemBERT.
 )
 
+# A vocabulary is cased if at least this share of its words has capital letters (of
+# bert-base-cased, a third). So many of these words show whether the tokenizer keeps them.
+_CASED_SHARE = 0.01
+_CASED_SAMPLE = 20
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """Return the tokenizer of a checkpoint directory.
+
+def load_tokenizer(directory: Path) -> Tokenizer | None:
+    """Return the tokenizer of a checkpoint directory; None if the directory has no tokenizer.
 
     Raises:
-        InputError: the tokenizer's files are missing, cannot be read, or hold no words.
+        InputError: one of the tokenizer's files is missing or cannot be read, or they hold no
+            words.
     """
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    has = {name: (directory / name).is_file() for name in (*TOKENIZER_FILES, "merges.txt")}
+    if has["vocab.json"] != has["merges.txt"] and not has["tokenizer.json"]:
+        present, missing = sorted(("vocab.json", "merges.txt"), key=lambda name: not has[name])
         raise InputError(
-            f"{directory} holds no tokenizer: it needs one of {', '.join(_TOKENIZER_FILES)}"
+            f"{directory} has {present}, but lacks {missing}: a byte-level tokenizer needs both "
+            "files, or tokenizer.json"
         )
+    if not any(has.values()):
+        return None
     try:
         # Without `trust_remote_code`, transformers may ask on the terminal whether to run code.
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -48,7 +60,25 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise InputError(
             f"the tokenizer of {directory} has an empty vocabulary: it has only special tokens"
         )
+    if _loses_capitals(tokenizer, words):
+        logging.warning(
+            "the vocabulary of %s has words with capital letters, but its tokenizer converts texts "
+            'to lower case: if the model is cased, set "do_lower_case": false in '
+            "tokenizer_config.json",
+            directory,
+        )
     return tokenizer
+
+
+def _loses_capitals(tokenizer: Tokenizer, words: Set[str]) -> bool:
+    """Return whether a cased vocabulary has a tokenizer that converts texts to lower case."""
+    own = words - tokenizer.added_tokens_encoder.keys()  # Added tokens are never converted.
+    cased = sorted(word for word in own if word != word.lower() and word.isalpha())
+    if len(cased) < _CASED_SHARE * len(own):
+        return False
+    tokens = {token for word in cased[:_CASED_SAMPLE] for token in tokenizer.tokenize(word)}
+    tokens -= set(tokenizer.all_special_tokens)  # Such as [UNK].
+    return bool(cased) and all(token == token.lower() for token in tokens)
 
 
 def check_max_length(tokenizer: Tokenizer, max_length: int, name: str, pair: bool = False) -> None:

@@ -49,6 +49,7 @@ class Artifact:
         label_names: class names by class id; empty for regression.
         criterion: the default criterion of `predict`. Its class is part of the program; its values
             (such as the patience) are inputs of the program.
+        trained_exits: the exits that were trained: "all", "last" or "none".
         jax_version: version of the jax that wrote the program.
         sha256: hexadecimal digests of the program and of the weights, by file name.
     """
@@ -63,6 +64,7 @@ class Artifact:
     num_layers: int
     label_names: tuple[str, ...]
     criterion: ExitCriterion
+    trained_exits: str
     jax_version: str
     sha256: dict[str, str]
 
@@ -108,6 +110,7 @@ class Artifact:
             )
         if values.pop("sha256_of_this", None) != _digest_of(values):
             raise InputError(f"{path} is damaged: its values do not match its sha256")
+        values.setdefault("trained_exits", "all")  # Earlier versions did not write the field.
         field_types = get_type_hints(cls).items()
         return cls(**{name: _value(path, name, kind, values) for name, kind in field_types})
 
@@ -211,8 +214,9 @@ class ExportedClassifier:
                 f"criterion is {criterion!r}, but this program was exported with the exit "
                 f"criterion {type(exported).__name__}: give a setting of that criterion"
             )
-        check(criterion, self.artifact.num_layers, self.artifact.num_labels)
-        warn(criterion, self.artifact.num_layers, self.artifact.num_labels == 1)
+        artifact = self.artifact
+        check(criterion, artifact.num_layers, artifact.num_labels, artifact.trained_exits)
+        warn(criterion, artifact.num_layers, artifact.num_labels == 1)
         return criterion
 
     def _checked_tokens(self, tokens: Tokens) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pabee_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from pabee_jax.checkpoints.saving import save_pretrained
-from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, check, warn
+from pabee_jax.criteria import ExitCriterion, Patience, as_arrays, warn
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.tokenization import Tokenizer
 from pabee_jax.distributed import sharding
@@ -117,8 +117,9 @@ class EarlyExitClassifier:
                 processes. It applies to the whole process, from this call on.
 
         Raises:
-            InputError: as `pabee_jax.checkpoints.pretrained.load_pretrained`; the driver or dtype
-                is unknown; a size is below 1; the cache directory cannot be written.
+            InputError: as `pabee_jax.checkpoints.pretrained.load_pretrained`; the criterion may use
+                exits that were never trained; the driver or dtype is unknown; a size is below 1;
+                the cache directory cannot be written.
         """
         planning.check_driver(driver)
         planning.check_size("chunk_tokens", chunk_tokens)
@@ -147,7 +148,7 @@ class EarlyExitClassifier:
     @criterion.setter
     def criterion(self, criterion: ExitCriterion) -> None:
         config = self.pretrained.model.config
-        check(criterion, config.num_hidden_layers, config.num_labels)
+        self.pretrained.check_criterion(criterion)
         warn(criterion, config.num_hidden_layers, config.is_regression)
         self._criterion = criterion
 
@@ -176,8 +177,8 @@ class EarlyExitClassifier:
         return self.pretrained.model.config
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The Hugging Face tokenizer."""
+    def tokenizer(self) -> Tokenizer | None:
+        """The Hugging Face tokenizer; None if the checkpoint has no tokenizer."""
         return self.pretrained.tokenizer
 
     @property
@@ -201,7 +202,8 @@ class EarlyExitClassifier:
             The predictions of the N inputs, in their order.
 
         Raises:
-            InputError: `inputs` is empty, or the model does not have a token id.
+            InputError: `inputs` is empty, the model does not have a token id, or `inputs` are texts
+                and the checkpoint has no tokenizer.
         """
         planning.check_size("batch_size", batch_size)
         if self.driver == "full":

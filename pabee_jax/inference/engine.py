@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from pabee_jax.criteria import ExitCriterion, as_arrays, check
+from pabee_jax.criteria import ExitCriterion, as_arrays
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.packing import blocks_that_fit, packed
 from pabee_jax.drivers import resident_pool
@@ -323,8 +323,7 @@ class Engine:
         The event loop calls this method: it must not wait for the device or for a compilation.
         """
         criterion = self.classifier.criterion if criterion is None else criterion
-        config = self.classifier.config
-        check(criterion, config.num_hidden_layers, config.num_labels)
+        self.classifier.pretrained.check_criterion(criterion)
         if not len(tokens):
             return []
         longest, limit = int(tokens.lengths.max()), self.classifier.pretrained.max_length

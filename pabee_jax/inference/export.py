@@ -98,6 +98,7 @@ def export(
         num_layers=config.num_hidden_layers,
         label_names=classifier.pretrained.label_names,
         criterion=classifier.criterion,
+        trained_exits=classifier.pretrained.trained_exits,
         jax_version=jax.__version__,
         sha256={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     )

@@ -42,7 +42,8 @@ def export_onnx(
     Its inputs are `input_ids`, `attention_mask` and, for a family with token types,
     `token_type_ids`, each (rows, sequence_length) int64, and a scalar for every threshold of the
     criterion by its name, such as `patience`; absent, the classifier's value. Its outputs are
-    `exit_layers` (rows,) int32, from 1, and `logits` (rows, classes) float32.
+    `exit_layers` (rows,) int32, from 1, and `logits` (rows, classes) float32. If only the last exit
+    was trained, the thresholds are constants, so that no call can use another exit.
 
     Args:
         classifier: the classifier; the class of its criterion is part of the model.
@@ -66,12 +67,14 @@ def export_onnx(
     # onnx_ir warns of every shape that depends on the number of rows.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     names = TOKENS if classifier.config.type_vocab_size > 1 else TOKENS[:2]
-    values = thresholds(criterion)
+    constants = thresholds(criterion)
+    values = {} if classifier.pretrained.trained_exits == "last" else constants
     model = classifier.model
 
     def run(*inputs: jax.Array):
         tokens: dict[str, jax.Array] = dict(zip(names, inputs, strict=False))
-        setting = type(criterion)(**dict(zip(values, inputs[len(names) :], strict=True)))
+        given = dict(zip(values, inputs[len(names) :], strict=True))
+        setting = type(criterion)(**constants | given)
         # Not `arange`: jax2onnx forgets that its length is the number of rows.
         row = jnp.cumsum(jnp.ones_like(inputs[0][:, 0])) - 1
         return loop.early_exit(model, tokens, setting, row, control=Control("cond"))

@@ -165,6 +165,36 @@ def local_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(local)
 
 
+@contextlib.contextmanager
+def new_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
+    """Yield a local folder that becomes `folder` after the `with` block: whole, or not at all.
+
+    Raises:
+        InputError: `folder` cannot be created, or as `local_folder`.
+    """
+    if is_remote(folder):
+        with local_folder(folder) as local:
+            yield local
+        return
+    path = pathlib.Path(folder).absolute()
+    existing = next(parent for parent in path.parents if parent.exists())
+    try:
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=".pabee_jax.", dir=existing))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {reason_of(error)}") from None
+    try:
+        new = scratch / "new"  # `mkdtemp` gives its folder to its owner only.
+        new.mkdir()
+        yield new
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.rename(path)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {reason_of(error)}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def upload(source: pathlib.Path, folder: epath.Path) -> None:
     """Copy all files below `source` to a bucket, in the order of their modification times.
 

@@ -59,7 +59,8 @@ def attention_mask(batch: Batch) -> Mask:
 def _mean_over_tokens(hidden: Hidden, mask: Mask) -> Float[Array, "batch hidden"]:
     """Return the mean over the tokens in the mask; 0 for padding rows, which have no tokens."""
     count = jnp.maximum(mask.sum(axis=1), 1)
-    return jnp.where(mask[:, :, None], hidden, 0).sum(axis=1) / count[:, None]
+    # 0.0, because the operator `Where` of ONNX takes two arrays of one type.
+    return jnp.where(mask[:, :, None], hidden, 0.0).sum(axis=1) / count[:, None]
 
 
 class ExitLinear(nnx.Module):

@@ -131,10 +131,11 @@ class Service:
                 `criterion`.
 
         Raises:
-            InputError: a criterion that does not exist or does not fit the model, or as
-                `EarlyExitClassifier.from_pretrained`.
+            InputError: a criterion that does not exist or does not fit the model, a checkpoint
+                without tokenizer, or as `EarlyExitClassifier.from_pretrained`.
         """
         classifier = EarlyExitClassifier.from_pretrained(checkpoint, **options)
+        classifier.pretrained.require_tokenizer()
         is_regression = classifier.config.is_regression
         default = ("patience",) if is_regression else ("patience", "max_probability")
         allowed = allowed_criteria or default
@@ -150,7 +151,12 @@ class Service:
         self.is_ready = True
 
     def _examples(self) -> Iterator[ExitCriterion]:
-        """Yield a setting of every allowed criterion; a model of one layer has no patience."""
+        """Yield a setting of every allowed criterion; a model of one layer has no patience.
+
+        Requests cannot give a criterion if only the last exit was trained.
+        """
+        if self.engine.classifier.pretrained.trained_exits == "last":
+            return
         config = self.engine.classifier.config
         logits = np.zeros((config.num_hidden_layers, 1, config.num_labels), np.float32)
         for name in self._allowed_criteria:
@@ -191,7 +197,7 @@ class Service:
 
     def info(self) -> Info:
         classifier, config = self.engine.classifier, self.engine.config
-        names = classifier.pretrained.label_names or ("LABEL_0",)
+        names = classifier.pretrained.output_names
         return Info(
             model_id=self._model_id,
             model_dtype=str(classifier.model.dtype),
@@ -218,8 +224,7 @@ class Service:
         try:
             criterion = request.exit_criterion
             if criterion is not None:
-                config = self.engine.classifier.config
-                criteria.check(criterion, config.num_hidden_layers, config.num_labels)
+                self.engine.classifier.pretrained.check_criterion(criterion)
         except InputError as error:
             raise ServiceError("Validation", str(error)) from None
         if criterion is not None and criteria.name_of(criterion) not in self._allowed_criteria:
@@ -253,7 +258,7 @@ class Service:
     def _scores(self, logits: np.ndarray, raw_scores: bool) -> list[Prediction]:
         if not np.isfinite(logits).all():
             raise ServiceError("Backend", "the model gives scores that are not finite numbers")
-        names = self.engine.classifier.pretrained.label_names or ("LABEL_0",)
+        names = self.engine.classifier.pretrained.output_names
         probabilities = expit if len(logits) == 1 else softmax
         scores = logits if raw_scores else probabilities(logits)
         order = np.argsort(-scores, kind="stable")

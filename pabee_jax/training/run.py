@@ -334,7 +334,10 @@ class _Run:
         parameters = jax.device_get(gather(parameters))
         if processes.is_first():
             model = unstacked(merge(self.structure, parameters))
-            finished = dataclasses.replace(self.start, model=model, criterion=criterion)
+            trained_exits = "last" if self.config.loss.weights == "last" else "all"
+            finished = dataclasses.replace(
+                self.start, model=model, criterion=criterion, trained_exits=trained_exits
+            )
             settings = "\n".join(
                 f"{name}={value}"
                 for name, value in changed(self.config).items()

@@ -185,8 +185,8 @@ def read_config(workdir: epath.Path) -> TrainConfig:
         return from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(
-            f"{workdir} has no {CONFIG_FILE}, which names the task and its data; give "
-            "--config glue:TASK"
+            f"{workdir} is not the directory of a run: it has no {CONFIG_FILE}, which names the "
+            "task and its data"
         ) from None
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not the config of a run: {error}") from None
