@@ -17,6 +17,8 @@ from pabee_jax.drivers.replay import replay_many
 from pabee_jax.errors import InputError
 from pabee_jax.inference.predictions import predictions_of
 
+_MOST_ROWS = 10_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
@@ -191,24 +193,42 @@ def rows_needed(risk: float, max_drop: float, level: float) -> int | None:
         level: the error probability of the test, between 0 and 1.
 
     Returns:
-        The number of rows; None if `risk` is not below `max_drop`, or if the number is above 10
-        million.
+        The number of rows; None if `risk` is not below `max_drop`, or if 10 million rows are too
+        few.
     """
-    if risk >= max_drop:
-        return None
-    if risk == 0:
-        return math.ceil(math.log(level) / math.log1p(-max_drop))
-    low, high = 1, 10_000_000
 
-    def proves_bound(rows: int) -> bool:
-        return bool(stats.binom.cdf(math.ceil(risk * rows), rows, max_drop) <= level)
+    def proves_bound(rows):
+        return stats.binom.cdf(np.ceil(risk * rows), rows, max_drop) <= level
 
-    if not proves_bound(high):
+    if risk >= max_drop or not proves_bound(_MOST_ROWS):
         return None
+    # The numbers of rows with the same number of harmed rows form a block, in which more rows are
+    # stronger evidence. The evidence falls at the start of every block, so a binary search over all
+    # numbers of rows would miss the smallest. The last row numbers of the blocks rise.
+    first_harmed, chunk = 0, 4096
+    while True:
+        harmed = np.arange(first_harmed, first_harmed + chunk + 1)
+        ends = _most_rows(harmed, risk)
+        proven = np.flatnonzero(proves_bound(ends))
+        if len(proven):
+            break
+        first_harmed += chunk
+    block = int(proven[0])
+    low, high = int(ends[block - 1]) + 1 if block else 1, int(ends[block])
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if proves_bound(middle) else (middle + 1, high)
     return low
+
+
+def _most_rows(harmed: np.ndarray, risk: float) -> np.ndarray:
+    """Return the largest numbers of rows of which a share of `risk` is at most `harmed` rows."""
+    if risk == 0:
+        return np.full_like(harmed, _MOST_ROWS)
+    rows = np.minimum(harmed / risk, _MOST_ROWS).astype(np.int64)
+    # The division may round.
+    rows += np.ceil(risk * (rows + 1)) <= harmed
+    return rows - (np.ceil(risk * rows) > harmed)
 
 
 def _count_criteria(families: Mapping) -> str:
