@@ -5,7 +5,6 @@ Safe: Early-Exiting with Risk Control" (arXiv 2405.20915) and CALM (arXiv 2207.0
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np

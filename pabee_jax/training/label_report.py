@@ -1,0 +1,69 @@
+"""What a run says about the labels before its first step."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from absl import logging
+
+from pabee_jax.analysis import metrics
+from pabee_jax.data import labels
+from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.task import Examples, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelReport:
+    """The classes of a run with their counts, and the warnings about them.
+
+    Attributes:
+        task: the task of the run.
+        parts: the training rows and the dev rows by the name of their part.
+        is_numbered: the classifier from which the run starts does not name its classes, and
+            nobody has stated their order.
+    """
+
+    task: Task
+    parts: Mapping[str, Examples]
+    is_numbered: bool
+
+    @property
+    def text(self) -> str:
+        """One line for each part with labels; empty for regression."""
+        if self.task.is_regression:
+            return ""
+        return "\n".join(
+            f"{name}, {len(part)} rows: {labels.counts_text(self.task.counts(part.labels))}"
+            for name, part in self.parts.items()
+            if part.labels is not None
+        )
+
+    def warn(self) -> None:
+        """Log likely mistakes in the labels."""
+        scores = next(iter(self.dev.values())).labels
+        if self.task.is_regression and scores is not None:
+            undefined = {name: np.nan for name in self.task.metrics}
+            if len(scores) < 2 or not np.ptp(scores):
+                logging.warning("dev: %s", metrics.undefined([undefined], scores))
+        train = self.parts["train"].labels
+        if not self.task.is_regression and train is not None:
+            for sentence in labels.warnings(self.task.counts(train)):
+                logging.warning("train: %s", sentence)
+
+    def warn_of_order(self, logits: np.ndarray, dataset: Dataset) -> None:
+        """Log that the classifier of the start may have its classes in another order.
+
+        Args:
+            logits: (N, C) the logits at full depth on `dataset`.
+            dataset: dev rows with labels.
+        """
+        assert dataset.labels is not None  # `examples_of` raised InputError otherwise.
+        sentence = metrics.below_constant_answer(
+            logits, dataset.labels, self.task, is_numbered=self.is_numbered
+        )
+        if sentence:
+            logging.warning("dev, before step 1: %s", sentence)
+
+    @property
+    def dev(self) -> Mapping[str, Examples]:
+        return {name: part for name, part in self.parts.items() if name != "train"}
