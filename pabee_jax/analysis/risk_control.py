@@ -44,7 +44,15 @@ class Guarantee:
 
 
 class NoSetting(InputError):
-    """The error for calibration rows on which no setting qualifies, with the rows needed."""
+    """The error for calibration rows on which no setting qualifies, with the rows needed.
+
+    Attributes:
+        is_tested: whether settings were tested on the calibration rows.
+    """
+
+    def __init__(self, message: str, is_tested: bool = False):
+        super().__init__(message)
+        self.is_tested = is_tested
 
 
 def harms(
@@ -178,7 +186,8 @@ def fastest_safe_setting(
         raise NoSetting(
             f"no setting qualifies: the slowest setting harms {100 * risk:.2f}% of {rows} "
             f"calibration rows, too many for a risk of at most {max_drop:g} at confidence "
-            f"{confidence:g}; {advice}"
+            f"{confidence:g}; {advice}",
+            is_tested=True,
         )
     return min(guarantees, key=lambda guarantee: guarantee.mean_exit_layer)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pabee_jax.checkpoints.model_card import TrainingFacts, may_write, model_car
 from pabee_jax.checkpoints.names import Tensors, to_flax_names, to_tensors
 from pabee_jax.checkpoints.pretrained import Pretrained, describe_exits
 from pabee_jax.criteria import ExitCriterion
+from pabee_jax.data import used_rows
 from pabee_jax.data.tokenization import save_tokenizer
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
@@ -133,6 +134,20 @@ def save_criterion(
     values["early_exit"] = criteria.to_config(criterion)
     if guarantee is not None:
         values["early_exit"]["guarantee"] = dict(guarantee)
+    try:
+        write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
+    except Exception as error:  # The exception class depends on the kind of storage.
+        reason = storage.reason_of(error)
+        raise InputError(f"{directory}/config.json cannot be written: {reason}") from None
+
+
+def save_rows_used(directory: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Save the record of used rows in a checkpoint's config.json; see `data.used_rows`.
+
+    Raises:
+        InputError: config.json cannot be read or written.
+    """
+    values = read_config_json(directory) | {used_rows.KEY: list(records)}
     try:
         write_atomically(directory / "config.json", lambda path: path.write_text(_json(values)))
     except Exception as error:  # The exception class depends on the kind of storage.

@@ -42,7 +42,7 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
     the class "1".
     """
     names = set(labels)
-    if all(map(_number, names)):
+    if all(_number(name) is not None for name in names):
         names = {_canonical(name) for name in names}
     return in_own_order(names)
 

@@ -18,6 +18,7 @@ from pabee_jax.checkpoints.model_card import TrainingFacts
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import ExitCriterion
+from pabee_jax.data import used_rows
 from pabee_jax.data.batching import (
     assemble,
     batches_by_bucket,
@@ -40,8 +41,8 @@ from pabee_jax.training import memory, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import PLACES, TrainConfig, changed, check
 from pabee_jax.training.effects import refuse_settings_without_effect
-from pabee_jax.training.label_report import LabelReport
 from pabee_jax.training.log import MetricsLog
+from pabee_jax.training.run_rows import RunRows
 from pabee_jax.training.select_exit import select_exit
 from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import (
@@ -133,18 +134,18 @@ def _train(config: TrainConfig, workdir: epath.Path, *, is_new: bool, overwrite:
             run_directory.prepare(workdir, config, inputs, overwrite=overwrite)
         run_directory.check_shared(workdir)
         is_numbered = are_numbered(class_names) and not config.label_names
-        labels = LabelReport(task, {**examples["train"], **examples["dev"]}, is_numbered)
-        _Run(config, workdir, mesh, task, start, data, steps, labels).run()
+        rows = RunRows(task, {**examples["train"], **examples["dev"]}, is_numbered)
+        _Run(config, workdir, mesh, task, start, data, steps, rows).run()
 
 
 class _Run:
     """A run in one process of possibly several; `run` executes the run."""
 
     def __init__(
-        self, config, workdir, mesh, task, start: Pretrained, data, steps: int, labels: LabelReport
+        self, config, workdir, mesh, task, start: Pretrained, data, steps: int, rows: RunRows
     ):
         self.config = config
-        self.labels = labels
+        self.rows = rows
         self.workdir = workdir
         self.mesh = mesh
         self.task = task
@@ -185,14 +186,14 @@ class _Run:
 
     def _describe_labels(self) -> None:
         """Print the classes and their counts, and log likely mistakes."""
-        self._print(self.labels.text)
+        self._print(self.rows.text)
         if processes.is_first():
-            self.labels.warn()
+            self.rows.warn()
         if self.start.trained_exits != "none":  # The last exit is a trained classifier.
             dataset = next(iter(self.dev_data.values()))
             logits = self.all_exit_logits(dataset)
             if processes.is_first():
-                self.labels.warn_of_order(logits[-1], dataset)
+                self.rows.warn_of_order(logits[-1], dataset)
 
     def _train(self) -> None:
         """Run the steps that remain, with the evaluations and checkpoints that are due."""
@@ -350,8 +351,9 @@ class _Run:
     def _export(self) -> None:
         """Write the last or the best parameters to `workdir` as a Hugging Face style checkpoint."""
         parameters, step = self.state.parameters, self.step
-        if self.config.export == "best" and self.checkpoints.best is not None:
-            step = self.checkpoints.best
+        best = self.checkpoints.best if self.config.export == "best" else None
+        if best is not None:
+            step = best
             parameters = self.checkpoints.parameters(step, parameters)
         self.state = self.state._replace(parameters=parameters)
         criterion, said = self._select_exit()
@@ -359,14 +361,22 @@ class _Run:
         parameters = jax.device_get(gather(parameters))
         if processes.is_first():
             model = unstacked(merge(self.structure, parameters))
-            finished = dataclasses.replace(self.start, model=model, criterion=criterion)
+            uses = [used_rows.CHOSE_STEP] * (best is not None)
+            # The table is printed by the selection.
+            uses += [used_rows.CHOSE_SETTING] * bool(said)
+            finished = dataclasses.replace(
+                self.start,
+                model=model,
+                criterion=criterion,
+                hugging_face_config=self.rows.with_used_rows(self.start.hugging_face_config, uses),
+            )
             settings = "\n".join(
                 f"{name}={value}"
                 for name, value in changed(self.config).items()
                 if name not in PLACES
             )
             facts = TrainingFacts(
-                self.task.name, self.config.model, settings, "\n".join([self.labels.text, *said])
+                self.task.name, self.config.model, settings, "\n".join([self.rows.text, *said])
             )
             save_pretrained(finished, self.workdir, training=facts)
         processes.wait_for_all("the parameters are written")

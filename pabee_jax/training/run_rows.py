@@ -1,20 +1,21 @@
-"""What a run says about the labels before its first step."""
+"""What a run says about its rows before its first step, and records of them at its end."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from pabee_jax.analysis import metrics
-from pabee_jax.data import labels
+from pabee_jax.data import labels, used_rows
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.task import Examples, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelReport:
-    """The classes of a run with their counts, and the warnings about them.
+class RunRows:
+    """The labeled rows of a run.
 
     Attributes:
         task: the task of the run.
@@ -64,6 +65,20 @@ class LabelReport:
         if sentence:
             logging.warning("dev, before step 1: %s", sentence)
 
+    def with_used_rows(self, values: Mapping[str, Any], dev_uses: Sequence[str]) -> dict[str, Any]:
+        """Return the values of `config.json` with the record of the rows that the run has used.
+
+        Args:
+            values: the values of `config.json`, with the record of earlier runs.
+            dev_uses: the uses of the first part of dev.
+        """
+        records = values.get(used_rows.KEY)
+        records = used_rows.with_uses(records, self.parts["train"], [used_rows.TRAINED])
+        if dev_uses:
+            records = used_rows.with_uses(records, next(iter(self.dev.values())), dev_uses)
+        return {**values, used_rows.KEY: records}
+
     @property
     def dev(self) -> Mapping[str, Examples]:
+        """The parts of dev."""
         return {name: part for name, part in self.parts.items() if name != "train"}
