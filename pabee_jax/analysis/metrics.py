@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy import stats
+from scipy import optimize, stats
 from sklearn import metrics as sk
 
 from pabee_jax.data.task import Task
 from pabee_jax.errors import listed
 from pabee_jax.inference.predictions import predictions_of
+
+# The gain in accuracy from which on another order of a classifier's outputs is worth a warning.
+_MUCH_BETTER = 0.1
+# With more classes, the best order takes too long to find.
+_MOST_CLASSES = 1000
 
 
 def _correlation(measure) -> Callable:
@@ -99,14 +104,17 @@ def undefined(
     )
 
 
-def below_constant_answer(
+def wrong_order(
     logits: Float[np.ndarray, "rows classes"],
     labels: Shaped[np.ndarray, " rows"],
     task: Task,
     *,
     is_numbered: bool,
 ) -> str:
-    """Return a sentence if a classifier is worse than the answer that is always the largest class.
+    """Return a sentence if the outputs of a classifier seem to be other classes than assumed.
+
+    Either a constant answer is better than the classifier, or the same outputs in another order are
+    much better.
 
     Args:
         logits: the logits at full depth.
@@ -115,22 +123,31 @@ def below_constant_answer(
         is_numbered: the classifier does not name its classes, and nobody has stated their order.
 
     Returns:
-        The sentence with the likely cause; empty for a better classifier and for regression.
+        The sentence with the likely cause; empty for other classifiers, for regression, and for
+        more than 1,000 classes.
     """
-    if task.is_regression:
+    if task.is_regression or task.num_labels > _MOST_CLASSES:
         return ""
-    counts = np.bincount(labels, minlength=task.num_labels)
-    accuracy, share = np.mean(predictions_of(logits) == labels), counts.max() / len(labels)
-    if accuracy >= share:
+    rows, num_labels, predictions = len(labels), task.num_labels, predictions_of(logits)
+    counts = np.bincount(num_labels * predictions + labels, minlength=num_labels**2)
+    confusion = counts.reshape(num_labels, num_labels)
+    outputs, best_order = optimize.linear_sum_assignment(confusion, maximize=True)
+    accuracy, best = np.trace(confusion) / rows, confusion[outputs, best_order].sum() / rows
+    class_counts = confusion.sum(axis=0)
+    share = class_counts.max() / rows
+    has_better_order = best > max(share, accuracy + _MUCH_BETTER)
+    if accuracy >= share and not has_better_order:
         return ""
-    cause = (
-        "its outputs have no names, and are taken for the classes "
-        f"{listed(task.label_names)} in this order: state another order with config.label_names"
-        if is_numbered
-        else "it may be trained for other rows, or its class names be in the wrong order"
-    )
-    return (
-        f"full depth is right for {accuracy:.2%} of {len(labels)} rows, but "
-        f"{task.label_names[counts.argmax()]!r} is the class of {share:.2%}, so that the "
-        f"classifier is worse than a constant answer: {cause}"
-    )
+    text = f"full depth predicts the class of {accuracy:.2%} of {rows} rows"
+    if accuracy < share:
+        largest = task.label_names[class_counts.argmax()]
+        text += f", and the constant answer {largest!r} that of {share:.2%}"
+    if has_better_order:
+        order = listed([task.label_names[class_id] for class_id in best_order])
+        text += f"; with the outputs in the order {order}, it would be {best:.2%}"
+    if is_numbered:
+        return (
+            f"{text}: the outputs have no names, and are taken for {listed(task.label_names)} in "
+            "this order; state another order with config.label_names"
+        )
+    return f"{text}: the model may be trained for other rows, or its id2label have a wrong order"

@@ -200,7 +200,7 @@ def _warn(
     ]
     for sentence in (
         metrics.undefined(values, labels),
-        metrics.below_constant_answer(last.logits[-1], labels, task, is_numbered=is_numbered),
+        metrics.wrong_order(last.logits[-1], labels, task, is_numbered=is_numbered),
     ):
         if sentence:
             logging.warning("%s", sentence)

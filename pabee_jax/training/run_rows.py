@@ -59,7 +59,7 @@ class RunRows:
             dataset: dev rows with labels.
         """
         assert dataset.labels is not None  # `examples_of` raised InputError otherwise.
-        sentence = metrics.below_constant_answer(
+        sentence = metrics.wrong_order(
             logits, dataset.labels, self.task, is_numbered=self.is_numbered
         )
         if sentence:
