@@ -89,19 +89,18 @@ def _record(
     save_rows_used(options.checkpoint_directory, records or [])
 
 
-def _claim(records: Sequence[Mapping[str, Any]] | None, parts: Sequence[Examples]) -> str:
+def _claim(records: Any, parts: Sequence[Examples]) -> str:
     """Return whether the bound is guaranteed, in words for a reader of config.json."""
-    if records is None:
+    if uses := used_rows.describe(used_rows.uses_of(records, parts)):
         return (
-            f"{_GUARANTEE} if the rows are new to the checkpoint, which does not record the rows "
-            "that it was trained and selected on"
+            f"an estimate without a guarantee: these rows, or many of them, {uses}; calibrate on "
+            "rows that were not used before, with --split test or with other files"
         )
-    uses = used_rows.describe(used_rows.uses_of(records, parts))
-    if not uses:
+    if used_rows.are_known(records):
         return _GUARANTEE
     return (
-        f"an estimate without a guarantee: these rows, or many of them, {uses}; calibrate on rows "
-        "that were not used before, with --split test or with other files"
+        f"{_GUARANTEE} if the rows are new to the checkpoint, which does not record the rows that "
+        "it was trained and selected on"
     )
 
 

@@ -59,6 +59,11 @@ def uses_of(records: Any, examples: Sequence[Examples]) -> dict[str, int]:
     return counts
 
 
+def are_known(records: Any) -> bool:
+    """Return whether the records include the rows that trained the weights."""
+    return any(record["uses"].get(TRAINED) for record in _valid(records))
+
+
 def describe(uses: Mapping[str, int]) -> str:
     """Return what rows were used for, as the end of a sentence: "trained the weights"."""
     words = [words for use, words in _WORDS.items() if uses.get(use)]

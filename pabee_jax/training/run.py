@@ -186,7 +186,8 @@ class _Run:
 
     def _describe_labels(self) -> None:
         """Print the classes and their counts, and log likely mistakes."""
-        self._print(self.rows.text)
+        if self.rows.text:
+            self._print(self.rows.text)
         if processes.is_first():
             self.rows.warn()
         if self.start.trained_exits != "none":  # The last exit is a trained classifier.

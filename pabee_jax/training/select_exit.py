@@ -62,10 +62,13 @@ def select_exit(
     ]
     say(f"\ndev, {len(shown_rows)} rows:\n{table(points)}")
     if selection is None:
-        reason = metrics.undefined([point.metrics for point in points], labels[shown_rows])
-        reason = reason or (
+        reason = (
             f"no early exit keeps the dev {metric_names[0]} within one standard error of full depth"
         )
+        if np.isnan(points[0].metrics[metric_names[0]]):
+            reason = f"the dev {metric_names[0]} is undefined"
+            if np.ptp(labels):  # That all labels are equal was said before the first step.
+                reason += ", because all predictions are equal"
         logging.warning("%s: the checkpoint runs all layers", reason)
         return None
     say(
