@@ -150,8 +150,11 @@ def test_rows_needed_has_limits():
 
 def test_the_error_for_too_few_rows_names_the_rows_needed():
     logits = np.tile(np.float32([[3.0, 0.0]]), (4, 100, 1))
-    with pytest.raises(NoSetting, match="100 calibration rows are too few.* at least 299 rows"):
+    with pytest.raises(
+        NoSetting, match="100 calibration rows are too few.* at least 299 rows"
+    ) as raised:
         fastest_safe_setting({"a": [Entropy(0.5)]}, logits, None, max_drop=0.01, confidence=0.95)
+    assert not raised.value.is_tested
     with pytest.raises(NoSetting, match="for 2 criteria needs at least 368 rows"):
         fastest_safe_setting(
             {"a": [Entropy(0.5)], "b": [Patience(1)]}, logits, None, max_drop=0.01, confidence=0.95
@@ -161,8 +164,11 @@ def test_the_error_for_too_few_rows_names_the_rows_needed():
 def test_the_error_for_no_qualifying_setting_names_the_remedy():
     logits = np.tile(np.float32([[3.0, 0.0]]), (4, 1000, 1))
     logits[-1, :9] *= -1  # Full depth predicts another class on 0.9% of the rows.
-    with pytest.raises(NoSetting, match=r"harms 0.90% of 1000 .*about \d+ calibration rows would"):
+    with pytest.raises(
+        NoSetting, match=r"harms 0.90% of 1000 .*about \d+ calibration rows would"
+    ) as raised:
         fastest_safe_setting({"a": [Entropy(0.5)]}, logits, None, max_drop=0.01, confidence=0.95)
+    assert raised.value.is_tested
     logits[-1, :50] = [0.0, 3.0]
     with pytest.raises(NoSetting, match="use a larger max_drop, because no number of"):
         fastest_safe_setting({"a": [Entropy(0.5)]}, logits, None, max_drop=0.01, confidence=0.95)

@@ -10,6 +10,8 @@ import pytest
 
 from evaluated import finished_run, options
 from pabee_jax import EarlyExitClassifier, InputError
+from pabee_jax.analysis.risk_control import NoSetting
+from pabee_jax.commands import choose_setting
 from pabee_jax.commands.evaluate import evaluate
 from pabee_jax.criteria import MaxProbability
 from pabee_jax.data import used_rows
@@ -140,13 +142,22 @@ def test_rows_that_trained_the_weights_are_recognized(sources, tmp_path):  # noq
     assert "trained the weights" in claim_in(run)
 
 
-def test_a_failed_test_counts_and_changes_nothing_else(tmp_path):
+def test_a_failed_test_counts_and_changes_nothing_else(tmp_path, monkeypatch):
     """Otherwise a user could try criteria and limits on the same rows until one succeeds."""
     run = finished_run(tmp_path, rows=400)
     before = json.loads((run / "config.json").read_text())
-    for criterion, message in (("max_probability", "saves no layer"), ("vote", "no setting qual")):
-        with pytest.raises(InputError, match=message):
-            evaluate(options(run, **EASY | {"max_drop": 0.02, "criterion": [criterion]}), None)
+    with pytest.raises(InputError, match="saves no layer; it is not stored"):
+        evaluate(options(run, **EASY | {"max_drop": 0.02}), None)
+    with pytest.raises(InputError, match="200 calibration rows are too few"):
+        evaluate(options(run, **EASY | {"max_drop": 0.001}), None)  # No test was made.
+
+    def fail(*_, **__):
+        raise NoSetting("no setting qualifies", is_tested=True)
+
+    with monkeypatch.context() as context:
+        context.setattr(choose_setting, "fastest_safe_setting", fail)
+        with pytest.raises(InputError, match="no setting qualifies"):
+            evaluate(options(run, **EASY), None)
     after = json.loads((run / "config.json").read_text())
     assert after.pop("rows_used")[0]["uses"] == {"calibration": 2} and after == before
     evaluate(options(run, **EASY), None)
