@@ -154,8 +154,15 @@ def started(named, sources, model, strategy, **overrides):  # noqa: F811
     return attach_config(sources, model, **values | overrides)
 
 
-@pytest.mark.parametrize("strategy", ["joint", "attach"])
-@pytest.mark.parametrize("task", ["mnli", "files"])
+@pytest.mark.parametrize(
+    ("strategy", "task"),
+    [
+        ("joint", "mnli"),
+        ("attach", "files"),
+        pytest.param("joint", "files", marks=pytest.mark.slow),
+        pytest.param("attach", "mnli", marks=pytest.mark.slow),
+    ],
+)
 def test_training_starts_from_the_classes_of_the_classifier(
     named,
     sources,  # noqa: F811
