@@ -1,6 +1,7 @@
 """The exceptions that end a run early (a user's mistake, a preemption), and parts of messages."""
 
 import reprlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _short = reprlib.Repr()
@@ -21,6 +22,13 @@ def shown(value: Any) -> str:
     A value may be a text of many megabytes, or a list of many levels.
     """
     return " ".join(_short.repr(value).split())
+
+
+def listed(names: Sequence[str], spelling: Callable[[str], str] = str, limit: int = 20) -> str:
+    """Return the first names for a message, in one line."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    parts = [spelling(name) if name.isprintable() else repr(name) for name in names[:limit]]
+    return ", ".join(part if len(part) <= 100 else shown(part) for part in parts) + more
 
 
 def is_unicode(text: str) -> bool:

@@ -112,10 +112,12 @@ def test_every_fitting_criterion_has_a_curve_from_slow_to_fast():
 def test_regression_has_curves_of_the_regression_criteria_only():
     random = np.random.default_rng(1)
     logits = random.normal(size=(4, 50, 1)).astype(np.float32)
-    # An undefined correlation (NaN) counts as 0.
     all_curves = curves(logits, lambda scores: float("nan"), count=5)
     assert {type(curve.settings[0]) for curve in all_curves} == {Patience, FixedLayer}
-    assert all(curve.area == 0 for curve in all_curves)
+    assert all(
+        np.isnan([*curve.scores, *curve.ends, curve.area, curve.at(0.5)]).all()
+        for curve in all_curves
+    )
     with pytest.raises(InputError, match="Entropy is for classification"):
         curves(logits, lambda scores: 0.0, ["entropy"])
 

@@ -1,6 +1,7 @@
 """Tests of the sweeps, the risk control and the report of `evaluate`."""
 
 import csv
+import dataclasses
 import datetime
 import json
 import re
@@ -19,7 +20,21 @@ from pabee_jax import EarlyExitClassifier, InputError, Patience, replay
 from pabee_jax.analysis.selection import halves
 from pabee_jax.checkpoints.saving import save_criterion
 from pabee_jax.commands.evaluate import evaluate
-from pabee_jax.criteria import Entropy, Vote, describe, from_config, parse
+from pabee_jax.criteria import (
+    Divergence,
+    Energy,
+    Ensemble,
+    Entropy,
+    FixedLayer,
+    Margin,
+    MaxProbability,
+    PatientConfidence,
+    Vote,
+    Window,
+    describe,
+    from_config,
+    parse,
+)
 from pabee_jax.training import run_directory
 
 ROWS = 400
@@ -263,6 +278,11 @@ def test_save_pretrained_preserves_a_stored_setting(run, tmp_path):
         ({"criterion": ["divergence:patience=1"]}, "lacks threshold=NUMBER"),
         ({"criterion": ["entropy:threshold=high"]}, "'threshold=high' is not FIELD=NUMBER"),
         ({"criterion": ["entropy:threshold=nan"]}, "is not FIELD=NUMBER"),
+        ({"criterion": ["energy:threshold=-inf"]}, "'threshold=-inf' is not FIELD=NUMBER"),
+        ({"criterion": ["energy:threshold=1e999"]}, "'threshold=1e999' is not FIELD=NUMBER"),
+        ({"criterion": ["entropy:threshold=0x1"]}, "is not FIELD=NUMBER"),
+        ({"criterion": ["entropy:threshold=.1,threshold=.2"]}, "gives threshold twice"),
+        ({"criterion": ["vote:votes=1E20"]}, "votes must be a whole number"),
         ({"criterion": ["entropy:threshold=1.5"]}, "must be a number from 0 to 1, not 1.5"),
         ({"criterion": ["vote:votes=1.5"]}, "votes must be a whole number"),
         ({"max_drop": 0.0, "calibrate": True}, "--max_drop must be between 0 and 1, not 0.0"),
@@ -342,3 +362,33 @@ def test_a_setting_is_described_by_its_name_and_its_fields():
     ):
         assert describe(parse(text)) == description
     assert from_config({"criterion": "vote", "votes": 2, "guarantee": {"rows": 1}}) == Vote(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("entropy:threshold=1E-3", Entropy(0.001)),
+        ("entropy:threshold=1e-3", Entropy(0.001)),
+        ("entropy:threshold=.5", Entropy(0.5)),
+        ("entropy:threshold=1.", Entropy(1.0)),
+        ("entropy:threshold=+1", Entropy(1.0)),
+        ("entropy: threshold = 0.5", Entropy(0.5)),
+        ("max_probability:threshold=9E-1", MaxProbability(0.9)),
+        ("margin:threshold=.25", Margin(0.25)),
+        ("energy:threshold=-1E1,temperature=5E-1", Energy(-10.0, 0.5)),
+        ("divergence:threshold=1E-3,patience=2.", Divergence(2, 0.001)),
+        ("patient_confidence:threshold=5E-1,patience=+2", PatientConfidence(2, 0.5)),
+        ("ensemble:threshold=2E0", Ensemble(2.0)),
+        ("patience:patience=1E1,regression_threshold=1E-1", Patience(10, 0.1)),
+        ("vote:votes=2.0", Vote(2)),
+        ("fixed_layer:layer=3e0", FixedLayer(3)),
+        ("window:votes=2.0,window=3e0", Window(2, 3)),
+    ],
+)
+def test_the_fields_of_every_criterion_take_the_usual_spellings_of_numbers(text, setting):
+    parsed = parse(text)
+    assert parsed == setting
+    assert [type(value) for value in vars(parsed).values()] == [
+        {"int": int, "float": float}[getattr(field.type, "__name__", field.type)]
+        for field in dataclasses.fields(setting)
+    ]

@@ -131,22 +131,30 @@ def test_scores_are_correct_within_a_tolerance():
         harms(exit_scores, full, labels)
 
 
-def test_rows_needed_is_the_smallest_number_that_proves_the_bound():
-    for risk, level in ((0.0, 0.05), (0.004, 0.05), (0.005, 0.01)):
-        needed = rows_needed(risk, 0.01, level)
-        proves_bound = [
-            stats.binom.cdf(math.ceil(risk * rows), rows, 0.01) <= level
-            for rows in (needed, needed - 1)
-        ]
-        assert proves_bound == [True, False]
+@pytest.mark.parametrize("max_drop", [0.01, 0.02, 0.05, 0.3])
+@pytest.mark.parametrize("level", [0.05, 0.01])
+def test_rows_needed_is_the_smallest_number_that_proves_the_bound(max_drop, level):
+    """A fraction of harmed rows rounds up, so that the p-value rises and falls with the rows."""
+    rows = np.arange(1, 60_001)
+    for share in (0.0, 0.1, 0.23, 0.4, 1 / 3, 0.5, 0.77):
+        risk = share * max_drop
+        proven = stats.binom.cdf(np.ceil(risk * rows), rows, max_drop) <= level
+        assert rows_needed(risk, max_drop, level) == rows[proven][0]
+
+
+def test_rows_needed_has_limits():
     assert rows_needed(0.0, 0.01, 0.05) == 299
     assert rows_needed(0.01, 0.01, 0.05) is None
+    assert rows_needed(0.0, 1e-7, 0.05) is None
 
 
 def test_the_error_for_too_few_rows_names_the_rows_needed():
     logits = np.tile(np.float32([[3.0, 0.0]]), (4, 100, 1))
-    with pytest.raises(NoSetting, match="100 calibration rows are too few.* at least 299 rows"):
+    with pytest.raises(
+        NoSetting, match="100 calibration rows are too few.* at least 299 rows"
+    ) as raised:
         fastest_safe_setting({"a": [Entropy(0.5)]}, logits, None, max_drop=0.01, confidence=0.95)
+    assert not raised.value.is_tested
     with pytest.raises(NoSetting, match="for 2 criteria needs at least 368 rows"):
         fastest_safe_setting(
             {"a": [Entropy(0.5)], "b": [Patience(1)]}, logits, None, max_drop=0.01, confidence=0.95
@@ -156,8 +164,11 @@ def test_the_error_for_too_few_rows_names_the_rows_needed():
 def test_the_error_for_no_qualifying_setting_names_the_remedy():
     logits = np.tile(np.float32([[3.0, 0.0]]), (4, 1000, 1))
     logits[-1, :9] *= -1  # Full depth predicts another class on 0.9% of the rows.
-    with pytest.raises(NoSetting, match=r"harms 0.90% of 1000 .*about \d+ calibration rows would"):
+    with pytest.raises(
+        NoSetting, match=r"harms 0.90% of 1000 .*about \d+ calibration rows would"
+    ) as raised:
         fastest_safe_setting({"a": [Entropy(0.5)]}, logits, None, max_drop=0.01, confidence=0.95)
+    assert raised.value.is_tested
     logits[-1, :50] = [0.0, 3.0]
     with pytest.raises(NoSetting, match="use a larger max_drop, because no number of"):
         fastest_safe_setting({"a": [Entropy(0.5)]}, logits, None, max_drop=0.01, confidence=0.95)

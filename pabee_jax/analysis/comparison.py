@@ -1,6 +1,7 @@
 """Comparison of runs: runs that differ in their seed are pooled, groups are compared by row."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 
 from pabee_jax.analysis import metrics
 from pabee_jax.criteria import ExitCriterion
+from pabee_jax.data.labels import class_ids_of
 from pabee_jax.drivers.replay import replay
 from pabee_jax.errors import InputError
 from pabee_jax.inference.predictions import predictions_of
@@ -39,6 +41,32 @@ class Run:
     labels: np.ndarray
     ids: np.ndarray
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The class names by class id; empty for regression, and in results of old versions."""
+        return self.about.get("classes", ())
+
+    @property
+    def positive_class(self) -> int:
+        """The class id to which the F1 of two classes refers."""
+        return self.about.get("positive_class", 1)
+
+    def with_classes_of(self, first: "Run") -> "Run":
+        """Return the run with the class ids of another run of the same classes."""
+        order = class_ids_of(self.class_names, first.class_names)
+        if order is None or order == sorted(order):
+            return self
+        names_and_ids = {
+            "classes": first.class_names,
+            "positive_class": order[self.positive_class],
+        }
+        return dataclasses.replace(
+            self,
+            about=self.about | names_and_ids,
+            logits=self.logits[:, :, np.argsort(order)],
+            labels=np.asarray(order, self.labels.dtype)[self.labels],
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -62,7 +90,8 @@ class Outcome:
         mean_exit_layers: (runs,) the mean exit layer of each run, from 1 to L.
         difference: mean score of this group minus mean score of the first group; None for the
             first group.
-        interval: 95% bootstrap interval of `difference`; None for the first group.
+        interval: 95% bootstrap interval of `difference`; None for the first group. Undefined
+            correlations are NaN.
     """
 
     scores: Sequence[float]
@@ -82,6 +111,8 @@ class Outcome:
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Group the runs whose configurations differ in the seed or the mesh only.
 
+    The classes of all runs get the class ids of the first run.
+
     Returns:
         The groups in the order of their first runs.
 
@@ -89,6 +120,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         InputError: the runs have different tasks, splits or rows.
     """
     first = runs[0]
+    runs = [run.with_classes_of(first) for run in runs]
     for run in runs[1:]:
         for name in ("task", "split"):
             if run.about.get(name) != first.about.get(name):
@@ -142,7 +174,7 @@ def compared(
     Returns:
         One list per group, with one outcome per setting.
     """
-    labels = groups[0].runs[0].labels
+    labels, positive_class = groups[0].runs[0].labels, groups[0].runs[0].positive_class
     random = np.random.default_rng(seed)
     draws = random.integers(0, len(labels), (RESAMPLES, len(labels)))
     outcomes_by_group, baseline = [], []
@@ -151,18 +183,23 @@ def compared(
         for index, setting in enumerate(settings):
             replays = [_replay(setting, run) for run in group.runs]
             exit_layers, exit_logits = zip(*replays, strict=True)
-            resampled = resampled_metric(exit_logits, labels, metric, draws)
+            resampled = resampled_metric(exit_logits, labels, metric, draws, positive_class)
             outcome = Outcome(
-                [metrics.compute([metric], logits, labels)[metric] for logits in exit_logits],
+                [
+                    metrics.compute([metric], logits, labels, positive_class)[metric]
+                    for logits in exit_logits
+                ],
                 [float(layers.mean()) for layers in exit_layers],
             )
             if outcomes_by_group:
                 base_outcome, base_resampled = baseline[index]
-                low, high = np.nanquantile(resampled - base_resampled, (0.025, 0.975))
                 difference = float(np.mean(outcome.scores) - np.mean(base_outcome.scores))
-                outcome = dataclasses.replace(
-                    outcome, difference=difference, interval=(float(low), float(high))
-                )
+                interval = (math.nan, math.nan)
+                if not math.isnan(difference):
+                    differences = resampled - base_resampled
+                    low, high = np.nanquantile(differences, (0.025, 0.975))
+                    interval = (float(low), float(high))
+                outcome = dataclasses.replace(outcome, difference=difference, interval=interval)
             else:
                 baseline.append((outcome, resampled))
             outcomes.append(outcome)
@@ -175,6 +212,7 @@ def resampled_metric(
     labels: np.ndarray,
     metric: str,
     draws: Int[np.ndarray, "b n"],
+    positive_class: int = 1,
 ) -> Float[np.ndarray, " b"]:
     """Return the metric on each draw of rows, averaged over the runs."""
     if metric == "accuracy":  # A mean over rows needs no scikit-learn call for each resample.
@@ -182,7 +220,10 @@ def resampled_metric(
         return correct[draws].mean(axis=1)
 
     def mean_over_runs(rows):
-        values = [metrics.compute([metric], logits[rows], labels[rows]) for logits in exit_logits]
+        values = [
+            metrics.compute([metric], logits[rows], labels[rows], positive_class)
+            for logits in exit_logits
+        ]
         return np.mean([value[metric] for value in values])
 
     return np.array([mean_over_runs(rows) for rows in draws])

@@ -1,7 +1,6 @@
 """Trade-off curves of every criterion, from one forward pass: metric against mean exit layer."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,8 +26,8 @@ class Curve:
         name: the criterion, and the fields that its settings share ("divergence, patience 2").
         settings: the criteria, in the order of `mean_exit_layers` and `scores`.
         mean_exit_layers: (settings,) the mean exit layer of each setting, from 1 to L.
-        scores: (settings,) the metric of each setting, as a fraction; 0 for an undefined
-            correlation.
+        scores: (settings,) the metric of each setting, as a fraction; NaN for an
+            undefined correlation.
         ends: the metric when every row exits at layer 1, and the metric at full depth.
         num_layers: L, the number of layers of the model.
     """
@@ -67,7 +66,9 @@ class Curve:
         points, other_points = (
             np.unique(np.round(np.stack(curve.line, axis=1), 6), axis=0) for curve in (self, other)
         )
-        return points.shape == other_points.shape and np.allclose(points, other_points, atol=2e-6)
+        return points.shape == other_points.shape and np.allclose(
+            points, other_points, atol=2e-6, equal_nan=True
+        )
 
     @property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +106,7 @@ def curves(
         for name, criterion in CRITERIA.items()
         if criterion.for_regression or not is_regression
     ]
-    ends = _score(score, logits[0]), _score(score, logits[-1])
+    ends = score(logits[0]), score(logits[-1])
     all_curves = []
     for name in names or fitting_names:
         check_task(criterion_class(name), is_regression)
@@ -144,10 +145,5 @@ def _curve(name, settings, logits, score, ends) -> Curve:
     for start in range(0, len(settings), settings_at_once):
         exit_layers, exit_logits = replay_many(settings[start : start + settings_at_once], logits)
         mean_exit_layers += exit_layers.mean(axis=1).tolist()
-        scores += [_score(score, setting_logits) for setting_logits in exit_logits]
+        scores += [score(setting_logits) for setting_logits in exit_logits]
     return Curve(name, settings, np.array(mean_exit_layers), np.array(scores), ends, len(logits))
-
-
-def _score(score, logits) -> float:
-    value = score(logits)
-    return 0.0 if math.isnan(value) else value

@@ -147,6 +147,6 @@ def metrics_of(
     metrics_by_name = {}
     for part, where in rows.parts.items():
         suffix = f"_{part.partition('_')[2]}" if len(rows.parts) > 1 else ""
-        values = metrics.compute(task.metrics, logits[where], labels[where])
+        values = metrics.compute(task.metrics, logits[where], labels[where], task.positive_class)
         metrics_by_name |= {f"{name}{suffix}": value for name, value in values.items()}
     return metrics_by_name

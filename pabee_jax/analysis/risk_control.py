@@ -5,7 +5,6 @@ Safe: Early-Exiting with Risk Control" (arXiv 2405.20915) and CALM (arXiv 2207.0
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,8 @@ from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers.replay import replay_many
 from pabee_jax.errors import InputError
 from pabee_jax.inference.predictions import predictions_of
+
+_MOST_ROWS = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,15 @@ class Guarantee:
 
 
 class NoSetting(InputError):
-    """The error for calibration rows on which no setting qualifies, with the rows needed."""
+    """The error for calibration rows on which no setting qualifies, with the rows needed.
+
+    Attributes:
+        is_tested: whether settings were tested on the calibration rows.
+    """
+
+    def __init__(self, message: str, is_tested: bool = False):
+        super().__init__(message)
+        self.is_tested = is_tested
 
 
 def harms(
@@ -177,7 +186,8 @@ def fastest_safe_setting(
         raise NoSetting(
             f"no setting qualifies: the slowest setting harms {100 * risk:.2f}% of {rows} "
             f"calibration rows, too many for a risk of at most {max_drop:g} at confidence "
-            f"{confidence:g}; {advice}"
+            f"{confidence:g}; {advice}",
+            is_tested=True,
         )
     return min(guarantees, key=lambda guarantee: guarantee.mean_exit_layer)
 
@@ -191,24 +201,42 @@ def rows_needed(risk: float, max_drop: float, level: float) -> int | None:
         level: the error probability of the test, between 0 and 1.
 
     Returns:
-        The number of rows; None if `risk` is not below `max_drop`, or if the number is above 10
-        million.
+        The number of rows; None if `risk` is not below `max_drop`, or if 10 million rows are too
+        few.
     """
-    if risk >= max_drop:
-        return None
-    if risk == 0:
-        return math.ceil(math.log(level) / math.log1p(-max_drop))
-    low, high = 1, 10_000_000
 
-    def proves_bound(rows: int) -> bool:
-        return bool(stats.binom.cdf(math.ceil(risk * rows), rows, max_drop) <= level)
+    def proves_bound(rows):
+        return stats.binom.cdf(np.ceil(risk * rows), rows, max_drop) <= level
 
-    if not proves_bound(high):
+    if risk >= max_drop or not proves_bound(_MOST_ROWS):
         return None
+    # The numbers of rows with the same number of harmed rows form a block, in which more rows are
+    # stronger evidence. The evidence falls at the start of every block, so a binary search over all
+    # numbers of rows would miss the smallest. The last row numbers of the blocks rise.
+    first_harmed, chunk = 0, 4096
+    while True:
+        harmed = np.arange(first_harmed, first_harmed + chunk + 1)
+        ends = _most_rows(harmed, risk)
+        proven = np.flatnonzero(proves_bound(ends))
+        if len(proven):
+            break
+        first_harmed += chunk
+    block = int(proven[0])
+    low, high = int(ends[block - 1]) + 1 if block else 1, int(ends[block])
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if proves_bound(middle) else (middle + 1, high)
     return low
+
+
+def _most_rows(harmed: np.ndarray, risk: float) -> np.ndarray:
+    """Return the largest numbers of rows of which a share of `risk` is at most `harmed` rows."""
+    if risk == 0:
+        return np.full_like(harmed, _MOST_ROWS)
+    rows = np.minimum(harmed / risk, _MOST_ROWS).astype(np.int64)
+    # The division may round.
+    rows += np.ceil(risk * (rows + 1)) <= harmed
+    return rows - (np.ceil(risk * rows) > harmed)
 
 
 def _count_criteria(families: Mapping) -> str:

@@ -1,6 +1,7 @@
 """The fastest setting whose metric is within one standard error of the metric at full depth."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ def fastest_within_one_standard_error(
     logits: Float[np.ndarray, "exits rows classes"],
     labels: Shaped[np.ndarray, " rows"],
     metric: str,
+    positive_class: int = 1,
 ) -> Selection | None:
     """Return the setting with the lowest mean exit layer that loses at most one standard error.
 
@@ -54,23 +56,28 @@ def fastest_within_one_standard_error(
         logits: the logits of every exit.
         labels: the labels of the rows.
         metric: a name in `metrics.METRICS`.
+        positive_class: the class id to which "f1" refers.
 
     Returns:
-        None if no setting that saves a layer qualifies.
+        None if no setting that saves a layer qualifies, or if the metric at full depth is NaN.
     """
     num_layers, rows, _ = logits.shape
     draws = np.random.default_rng(0).integers(0, rows, (_RESAMPLES, rows))
-    full_depth = metrics.compute([metric], logits[-1], labels)[metric]
-    resampled_full_depth = resampled_metric([logits[-1]], labels, metric, draws)
+    full_depth = metrics.compute([metric], logits[-1], labels, positive_class)[metric]
+    if math.isnan(full_depth):
+        return None
+    resampled_full_depth = resampled_metric([logits[-1]], labels, metric, draws, positive_class)
     exit_layers, answers = replay_many(settings, logits)
     mean_exit_layers = exit_layers.mean(axis=1)
     for index in np.argsort(mean_exit_layers, kind="stable"):
         if mean_exit_layers[index] >= num_layers:
             return None
-        score = metrics.compute([metric], answers[index], labels)[metric]
-        resampled = resampled_metric([answers[index]], labels, metric, draws)
+        score = metrics.compute([metric], answers[index], labels, positive_class)[metric]
+        if math.isnan(score):
+            continue
+        resampled = resampled_metric([answers[index]], labels, metric, draws, positive_class)
         standard_error = float(np.nanstd(resampled_full_depth - resampled))
-        if full_depth - score <= standard_error:  # False if a correlation is NaN.
+        if full_depth - score <= standard_error:
             return Selection(
                 settings[index],
                 score,

@@ -389,7 +389,14 @@ def _label_names(values: Mapping[str, Any], num_labels: int, source: str) -> tup
         return ()
     if not names or len(names) != num_labels:
         return tuple(f"LABEL_{index}" for index in range(num_labels))
-    return tuple(_label_name(names, index, source) for index in range(num_labels))
+    label_names = tuple(_label_name(names, index, source) for index in range(num_labels))
+    for index, name in enumerate(label_names):
+        if (first := label_names.index(name)) < index:
+            raise InputError(
+                f"{source}: id2label in config.json gives classes {first} and {index} the same "
+                f"name, {shown(name)}; give every class its own name"
+            )
+    return label_names
 
 
 def _score_name(values: Mapping[str, Any], has_head: bool, source: str) -> str:

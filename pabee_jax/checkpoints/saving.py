@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from pabee_jax.checkpoints.model_card import (
 from pabee_jax.checkpoints.names import Tensors, to_flax_names, to_tensors
 from pabee_jax.checkpoints.pretrained import Pretrained, describe_exits
 from pabee_jax.criteria import ONLY_LAST_EXIT, ExitCriterion
+from pabee_jax.data import used_rows
 from pabee_jax.data.tokenization import save_tokenizer
 from pabee_jax.errors import InputError
 from pabee_jax.io import storage
@@ -147,6 +148,21 @@ def save_criterion(
     card, contents = directory / "README.md", {"config.json": _json(values)}
     if card.exists() and may_write(card):
         contents["README.md"] = with_criterion(card.read_text(encoding="utf-8"), criterion)
+    _replace(directory, contents)
+
+
+def save_rows_used(directory: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Save the record of used rows in a checkpoint's config.json; see `data.used_rows`.
+
+    Raises:
+        InputError: config.json cannot be read or written.
+    """
+    values = read_config_json(directory) | {used_rows.KEY: list(records)}
+    _replace(directory, {"config.json": _json(values)})
+
+
+def _replace(directory: epath.Path, contents: Mapping[str, str]) -> None:
+    """Write files of a checkpoint, each atomically."""
     for name, text in contents.items():
         try:
             write_atomically(directory / name, lambda path, text=text: path.write_text(text))

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import traverse_util
 
+from pabee_jax.analysis import metrics
 from pabee_jax.analysis.comparison import Run, compared, grouped
-from pabee_jax.analysis.metrics import METRICS
 from pabee_jax.commands import command_line
 from pabee_jax.commands.compare_options import CompareOptions
 from pabee_jax.commands.options import read_flags
@@ -70,7 +71,7 @@ def compare(
     groups = grouped(runs)
     task_metrics = runs[0].about.get("metrics") or []
     metric = metric or (task_metrics[0] if task_metrics else "")
-    if metric not in METRICS or metric not in task_metrics:
+    if metric not in metrics.METRICS or metric not in task_metrics:
         raise InputError(f"--metric {metric!r} is not one of the task's: {', '.join(task_metrics)}")
     num_layers = min(len(run.logits) for run in runs)
     is_regression = runs[0].logits.shape[2] == 1
@@ -82,6 +83,14 @@ def compare(
         for run in runs:
             check(setting, len(run.logits), run.logits.shape[2])
     outcomes = compared(groups, settings, metric)
+    values = [
+        {metric: score}
+        for group_outcomes in outcomes
+        for outcome in group_outcomes
+        for score in outcome.scores
+    ]
+    if undefined := metrics.undefined(values, groups[0].runs[0].labels):
+        logging.warning("%s", undefined)
     print(tables.comparison_table(groups, settings, outcomes, metric))
     records = files.comparison_records(groups, settings, outcomes, metric)
     with folder.replace() as staging:

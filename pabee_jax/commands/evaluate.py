@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
-from pabee_jax.analysis import measured, operating_points
+from pabee_jax.analysis import measured, metrics, operating_points
 from pabee_jax.analysis.curves import Curve, curves
 from pabee_jax.analysis.operating_points import OperatingPoint
 from pabee_jax.analysis.rows import Rows
@@ -21,6 +21,7 @@ from pabee_jax.commands.evaluate_results import (
 )
 from pabee_jax.commands.options import read_flags
 from pabee_jax.criteria import ONLY_LAST_EXIT, Oracle, check_task, criterion_class, warn
+from pabee_jax.data.labels import are_numbered
 from pabee_jax.data.load import load_task
 from pabee_jax.data.task import Task
 from pabee_jax.errors import InputError
@@ -70,6 +71,8 @@ def evaluate(options: EvaluateOptions, config: TrainConfig | None) -> None:
         raise InputError(f"--all_checkpoints: no checkpoint is kept in {options.checkpoint}")
     last = evaluated[-1]
     last_curves = _curves(options, task, rows, last)
+    is_numbered = are_numbered(pretrained.label_names) and not (config and config.label_names)
+    _warn(task, rows, evaluated, last_curves, is_numbered=is_numbered)
     if options.sweep:
         _show_curves(options, task, rows, last, last_curves)
     write_data(options, output, task, rows, evaluated, last_curves)
@@ -125,12 +128,6 @@ def _task(config: TrainConfig, pretrained: Pretrained, options: EvaluateOptions)
         )
     if options.tolerance is not None and not task.is_regression:
         raise InputError(f"--tolerance is for regression; task {task.name} is a classification")
-    names = pretrained.label_names
-    if task.label_names != names and set(task.label_names) == set(names):
-        raise InputError(
-            f"{options.checkpoint} has the classes {', '.join(names)} in this order; task "
-            f"{task.name} has the order {', '.join(task.label_names)}"
-        )
     return task
 
 
@@ -190,6 +187,30 @@ def _curves(options: EvaluateOptions, task: Task, rows: Rows, evaluated: Evaluat
     return curves(evaluated.logits, score, options.criterion_names)
 
 
+def _warn(
+    task: Task,
+    rows: Rows,
+    evaluated: Sequence[Evaluated],
+    last_curves: Sequence[Curve],
+    *,
+    is_numbered: bool,
+) -> None:
+    """Log what is undefined, and whether the classes may be in another order."""
+    labels, last = rows.dataset.labels, evaluated[-1]
+    if labels is None:
+        return
+    values = [point.metrics for result in evaluated for point in result.points]
+    values += [
+        {last.metric: score} for curve in last_curves for score in (*curve.ends, *curve.scores)
+    ]
+    for sentence in (
+        metrics.undefined(values, labels),
+        metrics.wrong_order(last.logits[-1], labels, task, is_numbered=is_numbered),
+    ):
+        if sentence:
+            logging.warning("%s", sentence)
+
+
 def _show(name: str, points: list[OperatingPoint], rows: Rows) -> None:
     print(f"\n{name}: {len(rows.dataset)} rows")
     print(tables.table(points))
@@ -207,5 +228,5 @@ def _show_curves(
         (best,) = operating_points.replayed(evaluated.logits, [oracle], task, rows)
         print(
             f"oracle (each row exits at the first exit that is correct): "
-            f"{100 * best.metrics[metric]:.2f} at mean exit layer {best.mean_exit_layer:.2f}"
+            f"{tables.percent(best.metrics[metric])} at mean exit layer {best.mean_exit_layer:.2f}"
         )

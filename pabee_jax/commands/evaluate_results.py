@@ -99,6 +99,7 @@ def write_data(
         "examples": len(rows.dataset),
         "driver": options.driver,
         "metrics": list(task.metrics),
+        **_classes(task, rows),
         **files.environment(),
         "files": sorted([*written, *figures, *kept]),
         "rows": records,
@@ -118,6 +119,16 @@ def write_data(
         path = storage.local_path_of(options.predictions)
         for submission in files.write_submission(path, last.points[0], task, rows):
             print(f"wrote {submission}")
+
+
+def _classes(task: Task, rows: Rows) -> dict[str, Any]:
+    """Return the classes by class id, the number of rows of each, and the class of F1."""
+    if task.is_regression:
+        return {}
+    labels = rows.dataset.labels
+    counts = None if labels is None else list(task.counts(labels).values())
+    f1 = {"positive_class": task.positive_class} if "f1" in task.metrics else {}
+    return {"classes": list(task.label_names), "class_counts": counts, **f1}
 
 
 def draw_figures(

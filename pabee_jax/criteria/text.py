@@ -1,6 +1,7 @@
 """Criteria as text: descriptions, command-line arguments, and values of `config.json`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,15 +45,17 @@ def parse(text: str) -> ExitCriterion:
         Entropy(threshold=0.3)
 
     Raises:
-        InputError: the criterion or a field is unknown, a required field is missing, or a value is
-            not a number or out of range.
+        InputError: the criterion or a field is unknown, a required field is missing, a field is
+            given twice, or a value is not a finite number or out of range.
     """
     name, _, fields = text.partition(":")
     values: dict[str, Any] = {"criterion": name}
     for part in fields.split(",") if fields else ():
-        field, _, number = part.partition("=")
+        field, _, number = (piece.strip() for piece in part.partition("="))
+        if field in values:
+            raise InputError(f"{text!r} gives {field} twice; give it once")
         try:
-            values[field] = float(number) if "." in number or "e" in number else int(number)
+            values[field] = _number(number)
         except ValueError:
             raise InputError(
                 f"{text!r}: {part!r} is not FIELD=NUMBER, as in entropy:threshold=0.3"
@@ -70,7 +73,25 @@ def parse(text: str) -> ExitCriterion:
         )
     if missing := [field for field in required if field not in values]:
         raise InputError(f"{text!r} lacks {' and '.join(f'{field}=NUMBER' for field in missing)}")
+    for field in dataclasses.fields(kind):
+        if field.type in (float, "float") and field.name in values:
+            values[field.name] = float(values[field.name])
     return from_config(values)
+
+
+def _number(text: str) -> int | float:
+    """Return a finite number in any spelling of Python: an int for a whole number.
+
+    Raises:
+        ValueError: the text is not a finite number.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    try:
+        return int(text)
+    except ValueError:
+        return int(number) if number.is_integer() else number
 
 
 def criterion_class(name: str | None) -> type:

@@ -33,8 +33,11 @@ class DataConfig:
             `datasets` library downloads the task from the Hugging Face hub. For task "files", the
             folder that the paths in `files` are relative to.
         files: see `FilesConfig`.
+        label_names: the classes of the task in the order of the classifier's outputs, separated by
+            commas. A classifier that names its outputs itself needs no `label_names`.
     """
 
     task: str = ""
     data_dir: str = ""
     files: FilesConfig = dataclasses.field(default_factory=FilesConfig)
+    label_names: str = ""

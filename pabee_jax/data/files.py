@@ -6,17 +6,19 @@
 import codecs
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
+from pabee_jax.data import labels
 from pabee_jax.data.task import Examples, Task
-from pabee_jax.errors import InputError, first_line_of, is_unicode, shown
+from pabee_jax.errors import InputError, first_line_of, is_unicode, listed, shown
 from pabee_jax.io import storage
 
 
@@ -57,30 +59,34 @@ class Table:
         return texts
 
     def labels(self, column: str) -> list[str]:
-        """Return a column of class labels as strings: 1 and 1.0 as "1", true as "true"."""
-        labels: list[str] = []
+        """Return a column of class labels as strings, see `labels.spelled`."""
+        result: list[str] = []
         for row, value in enumerate(self.cells[column]):
-            if isinstance(value, float):  # Some writers store integers as floats if a cell is null.
-                value = None if math.isnan(value) else int(value) if value.is_integer() else value
-            if value is not None and not isinstance(value, str | int | float):
-                raise self.error(row, f"label {shown(value)} is neither a string nor a number")
-            label = str(value).lower() if isinstance(value, bool) else str(value).strip()
-            if value is None or not label:
+            try:
+                label = labels.spelled(value)
+            except InputError as error:
+                raise self.error(row, str(error)) from None
+            if label is None:
                 raise self.error(row, f"the label in column {column!r} is empty")
             if not is_unicode(label):
                 message = f"the label in column {column!r} holds an incomplete Unicode escape"
                 raise self.error(row, message)
-            labels.append(label)
-        return labels
+            result.append(label)
+        return result
 
     def class_ids(self, column: str, names: Sequence[str]) -> np.ndarray:
-        """Return a column of labels as their positions in `names`, (N,) int32."""
-        ids = {name: class_id for class_id, name in enumerate(names)}
-        labels = self.labels(column)
-        for row, label in enumerate(labels):
-            if label not in ids:
-                raise self.error(row, f"label {shown(label)} is not one of {_listed(names)}")
-        return np.asarray([ids[label] for label in labels], np.int32)
+        """Return a column of labels as ids of the classes `names`, (N,) int32.
+
+        See `labels.class_id_of` for the class that a label names.
+        """
+        class_id = functools.cache(labels.class_id_of(names))
+        ids: list[int] = []
+        for row, label in enumerate(self.labels(column)):
+            row_id = class_id(label)
+            if row_id is None:
+                raise self.error(row, f"label {shown(label)} is not one of {listed(names)}")
+            ids.append(row_id)
+        return np.asarray(ids, np.int32)
 
     def scores(self, column: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
         """Return a column of finite numbers from `low` to `high`, (N,) float32."""
@@ -257,7 +263,7 @@ def read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) 
             columns of the same name.
     """
     table = _READERS[path.suffix.lower()](path, [*wanted, *optional])
-    available = f"it has {_listed(table.columns, repr)}"
+    available = f"it has {listed(table.columns, repr)}"
     for name in wanted:
         if name not in table.columns:
             raise InputError(f"{path} has no column {name!r}: {available}")
@@ -269,22 +275,21 @@ def read_table(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) 
     return table
 
 
-def _listed(names: Sequence[str], spelled: Callable[[str], str] = str, limit: int = 20) -> str:
-    """Return the first names for a message, in one line."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    parts = [spelled(name) if name.isprintable() else repr(name) for name in names[:limit]]
-    return ", ".join(part if len(part) <= 100 else shown(part) for part in parts) + more
-
-
 def _class_names(path: Path, label: str) -> tuple[str, ...]:
-    """Return the distinct labels of the training file, in numerical order if all are integers."""
-    names = set(read_table(path, [label]).labels(label))
+    """Return the classes of the training file, see `labels.class_names`."""
+    spelled = list(dict.fromkeys(read_table(path, [label]).labels(label)))
+    names = labels.class_names(spelled)
     if len(names) < 2:
-        raise InputError(f"{path} has only one label, {shown(names.pop())}: two or more are needed")
-    # Python refuses to convert an integer of thousands of digits.
-    if all(re.fullmatch(r"-?\d{1,100}", name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+        raise InputError(f"{path} has only one label, {shown(spelled[0])}: two or more are needed")
+    if len(names) < len(spelled):
+        logging.warning(
+            "%s: labels that are equal as numbers, such as 1 and 1.0, are one class: %s are the "
+            "classes %s",
+            path,
+            listed(spelled),
+            listed(names),
+        )
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +336,7 @@ def task(
     label: str = "label",
     regression: bool = False,
     label_names: Sequence[str] = (),
+    classifier: Sequence[str] = (),
 ) -> Task:
     """Return a task from a user's files; `Task.read` reads the file of a split.
 
@@ -342,6 +348,8 @@ def task(
             `regression`: the rows then have no labels.
         regression: the labels are scores, not classes.
         label_names: class names by class id; if empty, the distinct labels of the training file.
+        classifier: without `label_names`, the names of a classifier's outputs. If the labels of the
+            training file name some of them, these are the class names.
 
     Raises:
         InputError: no file is given, `text` is empty, `label` is empty while the classes are
@@ -353,7 +361,7 @@ def task(
     names = tuple(label_names)
     if not text:
         raise InputError("files.text is empty: it must name the column of the texts")
-    if not label and not names and not regression:
+    if not label and not names and not regression and not classifier:
         raise InputError(
             "files.label is empty: it must name the column of the labels, unless a checkpoint has "
             "the class names"
@@ -362,15 +370,21 @@ def task(
         raise InputError("no data files: give a train, dev or test file")
     if regression and names:
         raise InputError("label_names are for classification: leave them out with regression")
+    if classifier and not (regression or names or label):
+        names = tuple(classifier)
     if not regression and not names:
         if "train" not in paths:
-            raise InputError("the class names are unknown: give the train file or label_names")
-        names = _class_names(paths["train"], label)
+            raise InputError(
+                "the class names are unknown: give the train file, or config.label_names"
+            )
+        names = labels.in_order_of(classifier, _class_names(paths["train"], label))
     if len(set(names)) < len(names) or len(names) == 1:
-        raise InputError(f"label_names must be two or more different names, not {_listed(names)}")
+        raise InputError(f"label_names must be two or more different names, not {listed(names)}")
     if regression:
         metrics = ("pearson", "spearman")
     else:
         metrics = ("accuracy", "f1" if len(names) == 2 else "macro_f1")
     read = _Reader(paths, text, text_pair, label, names)
-    return Task("files", names, metrics, read, submission_labels=names)
+    # F1 is that of the same class, whatever the order of the classes in a checkpoint.
+    own_order = tuple(map(names.index, labels.in_own_order(names)))
+    return Task("files", names, metrics, read, submission_labels=names, own_order=own_order)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pabee_jax.data import glue
 from pabee_jax.data.files import checked_path, read_table, read_text
+from pabee_jax.data.labels import class_id_of
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError, is_unicode, shown
 
@@ -63,9 +64,9 @@ def read_pairs(name: str, task: Task) -> PerturbedPairs:
             if not text.strip():
                 raise table.error(row, f"column {column!r} is empty: it must hold a text")
     labels = table.labels("label")
-    names = task.label_names
-    if set(labels) <= set(task.submission_labels):
-        names = task.submission_labels
+    class_id = class_id_of(task.submission_labels)
+    is_submission = all(class_id(label) is not None for label in set(labels))
+    names = task.submission_labels if is_submission else task.label_names
     ids = [str(row) for row in range(len(table))]
     class_ids = table.class_ids("label", names)
     original, perturbed = (
@@ -132,7 +133,9 @@ def _advglue_pairs(path: Path, content: Mapping[str, Sequence[Any]], task: Task)
                 )
             labels.append(label)
             ids.append(f"{part} {record.get('idx', index)}")
-    original, perturbed = (_examples(texts[kind], labels, ids) for kind in texts)
+    # AdvGLUE's class ids are in the task's own order.
+    class_ids = np.asarray(task.own_order or range(task.num_labels), np.int32)[labels]
+    original, perturbed = (_examples(texts[kind], class_ids, ids) for kind in texts)
     return PerturbedPairs(original, perturbed)
 
 
@@ -145,7 +148,7 @@ def _texts(record: Mapping[str, Any], columns: Sequence[str], place: str) -> lis
     return [record[column] for column in columns]
 
 
-def _examples(texts: Sequence[Sequence[str]], labels: Sequence[int], ids: Sequence[str]):
+def _examples(texts: Sequence[Sequence[str]], class_ids: np.ndarray, ids: Sequence[str]):
     first, *second = zip(*texts, strict=True)
     pairs = list(second[0]) if second else None
-    return Examples(list(first), pairs, np.asarray(labels, np.int32), ids)
+    return Examples(list(first), pairs, class_ids, ids)

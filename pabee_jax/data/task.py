@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from pabee_jax.data.labels import class_ids_of
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -42,6 +44,8 @@ class Task:
             one part with the name of the split ("dev"); MNLI has "dev_matched" and
             "dev_mismatched".
         submission_labels: spelling of each class in a GLUE submission file; empty for regression.
+        own_order: the class ids in the task's own order, which does not depend on the order of the
+            classes in a checkpoint; empty if the order is 0, 1, ...
     """
 
     name: str
@@ -49,6 +53,7 @@ class Task:
     metrics: tuple[str, ...]
     read: Callable[[str], Mapping[str, Examples]]
     submission_labels: tuple[str, ...] = ()
+    own_order: tuple[int, ...] = ()
 
     @property
     def is_regression(self) -> bool:
@@ -58,3 +63,44 @@ class Task:
     def num_labels(self) -> int:
         """Width of a classifier's output: the number of classes, or 1 for regression."""
         return len(self.label_names) or 1
+
+    @property
+    def positive_class(self) -> int:
+        """The class to which the F1 of two classes refers: the second in the task's own order."""
+        return self.own_order[1] if self.own_order else 1
+
+    def counts(self, labels: np.ndarray) -> dict[str, int]:
+        """Return the number of rows of each class, in the order of the class ids."""
+        counts = np.bincount(labels, minlength=self.num_labels).tolist()
+        return dict(zip(self.label_names, counts, strict=True))
+
+    def with_classes(self, names: Sequence[str]) -> "Task | None":
+        """Return the task with the class names and the class ids of a classifier.
+
+        Args:
+            names: the classes of the classifier in the order of its outputs.
+
+        Returns:
+            None if `names` are not the classes of the task, see `labels.class_id_of`.
+        """
+        order = class_ids_of(self.label_names, names) or class_ids_of(self.submission_labels, names)
+        if order is None or len(names) != self.num_labels:
+            return None
+        class_ids = np.asarray(order, np.int32)
+
+        def read(split: str) -> dict[str, Examples]:
+            return {
+                name: part
+                if part.labels is None
+                else dataclasses.replace(part, labels=class_ids[part.labels])
+                for name, part in self.read(split).items()
+            }
+
+        submission_labels = tuple(self.submission_labels[i] for i in np.argsort(order))
+        return dataclasses.replace(
+            self,
+            label_names=tuple(names),
+            read=read,
+            submission_labels=submission_labels,
+            own_order=tuple(order),
+        )

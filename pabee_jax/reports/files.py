@@ -1,6 +1,7 @@
 """Writers of result files: JSON and CSV tables, predictions per row, and GLUE submissions."""
 
 import csv
+import math
 import os
 import platform
 import re
@@ -52,12 +53,17 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `rows` as CSV, with one column for every name in any row."""
+    """Write `rows` as CSV, with one column for every name in any row, and NaN as an empty cell."""
     with path.open("w", newline="", encoding="utf-8", errors=UNENCODABLE) as file:
         # The rows of different criteria have different columns.
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: without_nan(row[name]) for name in row} for row in rows)
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value for a cell of a CSV: None, which is an empty cell, for NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_predictions(path: Path, points: Sequence[OperatingPoint], task: Task, rows: Rows) -> None:

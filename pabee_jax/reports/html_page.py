@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html
 import io
+import math
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from pabee_jax.io.atomic import write_atomically
-from pabee_jax.reports.files import UNENCODABLE
+from pabee_jax.reports.files import UNENCODABLE, without_nan
+from pabee_jax.reports.tables import UNDEFINED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,12 +152,14 @@ def _cell(tag: str, value: Any, is_text: bool) -> str:
 
 
 def _format(value: Any) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return UNDEFINED
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
+    csv.writer(text).writerows([header, *(map(without_nan, row) for row in rows)])
     return "data:text/csv;charset=utf-8," + urllib.parse.quote(text.getvalue(), errors=UNENCODABLE)
 
 

@@ -20,7 +20,7 @@ from pabee_jax.reports.files import named, records
 from pabee_jax.reports.html_page import Section, write_page
 from pabee_jax.reports.line_styles import BLUE, GRAY, RED, draw_curves
 from pabee_jax.reports.tables import labels as labels_of
-from pabee_jax.reports.tables import table_lines
+from pabee_jax.reports.tables import percent, table_lines
 
 _EXAMPLES = 12
 _LONGEST_TEXT = 300
@@ -62,7 +62,7 @@ def write_report(
         quality = [metrics_of(exit_logits, task, rows) for exit_logits in logits]
         metric = next(iter(quality[-1]))
         facts += [
-            (f"{name.replace('_', ' ')} at full depth", f"{100 * value:.2f}%")
+            (f"{name.replace('_', ' ')} at full depth", percent(value) + "%" * (value == value))
             for name, value in quality[-1].items()
         ]
         sections += [trade_off(curves, metric), exit_quality(quality, metric)]

@@ -6,6 +6,7 @@ import jax
 
 from pabee_jax.analysis.rows import Rows
 from pabee_jax.checkpoints.pretrained import Pretrained
+from pabee_jax.data.labels import counts_text
 from pabee_jax.data.task import Task
 from pabee_jax.models.parameters import split
 from pabee_jax.reports.files import environment
@@ -34,6 +35,7 @@ def facts_of(
     return [
         ("task and split", f"{task.name}, {split_name}"),
         ("rows", str(len(rows.dataset))),
+        *_classes(task, rows),
         ("checkpoint", checkpoint),
         (
             "model",
@@ -45,3 +47,13 @@ def facts_of(
         ("versions", ", ".join(versions)),
         ("written at (UTC)", now.isoformat(timespec="seconds")),
     ]
+
+
+def _classes(task: Task, rows: Rows) -> list[tuple[str, str]]:
+    labels = rows.dataset.labels
+    if task.is_regression or labels is None:
+        return []
+    facts = [("rows by class", counts_text(task.counts(labels)))]
+    if "f1" in task.metrics:
+        facts.append(("class of F1", task.label_names[task.positive_class]))
+    return facts

@@ -1,11 +1,20 @@
 """Text tables of operating points, curves and comparisons."""
 
+import math
 from collections.abc import Sequence
 
 from pabee_jax.analysis.comparison import Group, Outcome
 from pabee_jax.analysis.curves import SAVINGS, Curve
 from pabee_jax.analysis.operating_points import OperatingPoint, mean_exit_by_kind
 from pabee_jax.criteria import ExitCriterion, Patience, describe
+
+# The value of a correlation of equal scores; null in JSON, and an empty cell in CSV.
+UNDEFINED = "undefined"
+
+
+def percent(value: float) -> str:
+    """Return a metric in percent for a table."""
+    return UNDEFINED if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def table(points: Sequence[OperatingPoint]) -> str:
@@ -32,7 +41,7 @@ def table_lines(points: Sequence[OperatingPoint]) -> list[list[str]]:
     for point, label in zip(points, numbers if only_patience else settings, strict=True):
         line = [
             label,
-            *(f"{100 * point.metrics[name]:.2f}" for name in names),
+            *(percent(point.metrics[name]) for name in names),
             f"{point.mean_exit_layer:.2f}",
             f"{100 * point.layers_saved:.1f}%",
             f"{point.layer_speedup:.2f}x",
@@ -72,12 +81,9 @@ def kinds_table(points: Sequence[OperatingPoint], kinds: Sequence[str]) -> str:
 def curves_table(curves: Sequence[Curve], metric: str) -> str:
     """Return a table with one line per curve in percent, sorted by descending area."""
     header = ["criterion", *(f"{share:.0%} saved" for share in SAVINGS), "area"]
-    order = sorted(curves, key=lambda curve: -curve.area)
-    lines = [
-        [curve.name, *(f"{100 * value:.2f}" for value in (*map(curve.at, SAVINGS), curve.area))]
-        for curve in order
-    ]
-    full_depth = f"{metric} at full depth: {100 * curves[0].ends[1]:.2f}; with layers saved:"
+    order = sorted(curves, key=lambda curve: (math.isnan(curve.area), -curve.area))
+    lines = [[curve.name, *map(percent, (*map(curve.at, SAVINGS), curve.area))] for curve in order]
+    full_depth = f"{metric} at full depth: {percent(curves[0].ends[1])}; with layers saved:"
     return f"{full_depth}\n{aligned([header, *lines])}"
 
 
@@ -111,15 +117,17 @@ def comparison_table(
 
 
 def _spread(outcome: Outcome) -> str:
-    text = f"{100 * outcome.median:.2f}"
-    if len(outcome.scores) == 1:
+    text = percent(outcome.median)
+    if len(outcome.scores) == 1 or math.isnan(outcome.median):
         return text
-    return f"{text} [{100 * min(outcome.scores):.2f}, {100 * max(outcome.scores):.2f}]"
+    return f"{text} [{percent(min(outcome.scores))}, {percent(max(outcome.scores))}]"
 
 
 def _difference(outcome: Outcome) -> str:
     if outcome.difference is None or outcome.interval is None:
         return ""
+    if math.isnan(outcome.difference):
+        return UNDEFINED
     low, high = outcome.interval
     return f"{100 * outcome.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 

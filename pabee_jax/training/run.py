@@ -18,6 +18,7 @@ from pabee_jax.checkpoints.model_card import TrainingFacts
 from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.checkpoints.saving import save_pretrained
 from pabee_jax.criteria import ExitCriterion
+from pabee_jax.data import used_rows
 from pabee_jax.data.batching import (
     assemble,
     batches_by_bucket,
@@ -29,16 +30,19 @@ from pabee_jax.data.batching import (
     training_lengths,
 )
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.labels import are_numbered
 from pabee_jax.data.load import load_task
 from pabee_jax.distributed import processes, sharding
 from pabee_jax.errors import InputError, Preempted
 from pabee_jax.io import storage
 from pabee_jax.models.parameters import merge, split, stacked, unstacked
+from pabee_jax.reports.tables import UNDEFINED
 from pabee_jax.training import memory, run_directory
 from pabee_jax.training.checkpoint import Checkpoints
 from pabee_jax.training.config import PLACES, TrainConfig, changed, check
 from pabee_jax.training.effects import refuse_settings_without_effect
 from pabee_jax.training.log import MetricsLog
+from pabee_jax.training.run_rows import RunRows
 from pabee_jax.training.select_exit import select_exit
 from pabee_jax.training.speed import Speed
 from pabee_jax.training.start import (
@@ -103,7 +107,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike, *, overwrite: bool = 
 def _train(config: TrainConfig, workdir: epath.Path, *, is_new: bool, overwrite: bool) -> None:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch_size(config.batch_size, config.gradient_accumulation, mesh)
-    task = load_task(config, classifier_label_names(config))
+    class_names = classifier_label_names(config)
+    task = load_task(config, class_names, is_new_head=config.strategy != "attach")
     examples = {name: examples_of(config, task, name) for name in ("train", "dev")}
     (training_examples,) = examples["train"].values()
     steps = total_steps(config, len(training_examples))
@@ -128,14 +133,19 @@ def _train(config: TrainConfig, workdir: epath.Path, *, is_new: bool, overwrite:
             stack.enter_context(run_directory.locked(workdir))
             run_directory.prepare(workdir, config, inputs, overwrite=overwrite)
         run_directory.check_shared(workdir)
-        _Run(config, workdir, mesh, task, start, data, steps).run()
+        is_numbered = are_numbered(class_names) and not config.label_names
+        rows = RunRows(task, {**examples["train"], **examples["dev"]}, is_numbered)
+        _Run(config, workdir, mesh, task, start, data, steps, rows).run()
 
 
 class _Run:
     """A run in one process of possibly several; `run` executes the run."""
 
-    def __init__(self, config, workdir, mesh, task, start: Pretrained, data, steps: int):
+    def __init__(
+        self, config, workdir, mesh, task, start: Pretrained, data, steps: int, rows: RunRows
+    ):
         self.config = config
+        self.rows = rows
         self.workdir = workdir
         self.mesh = mesh
         self.task = task
@@ -163,6 +173,8 @@ class _Run:
         self.log = MetricsLog(self.workdir, self.step)
         closing = contextlib.closing
         with closing(self.checkpoints), closing(self.log), StopRequest() as self.stop:
+            if self.step == 0:
+                self._describe_labels()
             self._train()
             self._export()
 
@@ -171,6 +183,18 @@ class _Run:
         if restored := self.checkpoints.restore_latest(self.state):
             self.state, self.step = restored, int(restored.step)
             self._print(f"resumed from step {self.step} of {self.total_steps}")
+
+    def _describe_labels(self) -> None:
+        """Print the classes and their counts, and log likely mistakes."""
+        if self.rows.text:
+            self._print(self.rows.text)
+        if processes.is_first():
+            self.rows.warn()
+        if self.start.trained_exits != "none":  # The last exit is a trained classifier.
+            dataset = next(iter(self.dev_data.values()))
+            logits = self.all_exit_logits(dataset)
+            if processes.is_first():
+                self.rows.warn_of_order(logits[-1], dataset)
 
     def _train(self) -> None:
         """Run the steps that remain, with the evaluations and checkpoints that are due."""
@@ -291,18 +315,21 @@ class _Run:
             The last exit's primary metric on the first part of dev.
         """
         results = {}
+        names, positive_class = self.task.metrics, self.task.positive_class
         for name, dataset in self.dev_data.items():
             labels, logits = dataset.labels, self.all_exit_logits(dataset)
             assert labels is not None  # `examples_of` raised InputError otherwise.
             exit_metrics = [
-                metrics.compute(self.task.metrics, exit_logits, labels) for exit_logits in logits
+                metrics.compute(names, exit_logits, labels, positive_class)
+                for exit_logits in logits
             ]
             results[name] = {
-                metric: [values[metric] for values in exit_metrics] for metric in self.task.metrics
+                metric: [values[metric] for values in exit_metrics] for metric in names
             }
         self.log.write(self.step, results)
-        score = next(iter(results.values()))[self.task.metrics[0]][-1]
-        self._print(f"step {self.step}: dev {self.task.metrics[0]} {score:.4f} at the last exit")
+        score = next(iter(results.values()))[names[0]][-1]
+        shown = UNDEFINED if math.isnan(score) else f"{score:.4f}"
+        self._print(f"step {self.step}: dev {names[0]} {shown} at the last exit")
         return score
 
     def all_exit_logits(self, dataset: Dataset) -> np.ndarray:
@@ -325,8 +352,9 @@ class _Run:
     def _export(self) -> None:
         """Write the last or the best parameters to `workdir` as a Hugging Face style checkpoint."""
         parameters, step = self.state.parameters, self.step
-        if self.config.export == "best" and self.checkpoints.best is not None:
-            step = self.checkpoints.best
+        best = self.checkpoints.best if self.config.export == "best" else None
+        if best is not None:
+            step = best
             parameters = self.checkpoints.parameters(step, parameters)
         self.state = self.state._replace(parameters=parameters)
         criterion, said = self._select_exit()
@@ -335,15 +363,24 @@ class _Run:
         if processes.is_first():
             model = unstacked(merge(self.structure, parameters))
             trained_exits = "last" if self.config.loss.weights == "last" else "all"
+            uses = [used_rows.CHOSE_STEP] * (best is not None)
+            # The table is printed by the selection.
+            uses += [used_rows.CHOSE_SETTING] * bool(said)
             finished = dataclasses.replace(
-                self.start, model=model, criterion=criterion, trained_exits=trained_exits
+                self.start,
+                model=model,
+                criterion=criterion,
+                trained_exits=trained_exits,
+                hugging_face_config=self.rows.with_used_rows(self.start.hugging_face_config, uses),
             )
             settings = "\n".join(
                 f"{name}={value}"
                 for name, value in changed(self.config).items()
                 if name not in PLACES
             )
-            facts = TrainingFacts(self.task.name, self.config.model, settings, "\n".join(said))
+            facts = TrainingFacts(
+                self.task.name, self.config.model, settings, "\n".join([self.rows.text, *said])
+            )
             save_pretrained(finished, self.workdir, training=facts)
         processes.wait_for_all("the parameters are written")
         self._print(f"the parameters of step {step} are in {self.workdir}")
@@ -364,7 +401,8 @@ class _Run:
             said.append(message)
             self._print(message)
 
-        return select_exit(logits, dataset.labels, self.task.metrics, say), said
+        names, positive_class = self.task.metrics, self.task.positive_class
+        return select_exit(logits, dataset.labels, names, say, positive_class), said
 
     def _print(self, message: str) -> None:
         """Print `message` on process 0, without breaking the progress bar."""

@@ -23,6 +23,7 @@ def select_exit(
     labels: np.ndarray,
     metric_names: Sequence[str],
     say: Callable[[str], None],
+    positive_class: int = 1,
 ) -> ExitCriterion | None:
     """Select the criterion of a finished checkpoint, and print its table on dev.
 
@@ -34,6 +35,7 @@ def select_exit(
         labels: the labels (N,) of dev.
         metric_names: the task's metrics; the first is the primary metric.
         say: prints a message.
+        positive_class: the class id to which "f1" refers.
 
     Returns:
         None, with a warning, if no patience that saves a layer qualifies.
@@ -47,7 +49,7 @@ def select_exit(
     if num_rows >= _ENOUGH_FOR_HALVES:
         rows, shown_rows = halves(num_rows)
     selection = fastest_within_one_standard_error(
-        settings, logits[:, rows], labels[rows], metric_names[0]
+        settings, logits[:, rows], labels[rows], metric_names[0], positive_class
     )
     shown: list[ExitCriterion] = [Patience(0)]
     if num_classes > 1:
@@ -55,16 +57,19 @@ def select_exit(
     elif selection is not None:
         shown.append(selection.setting)
     points = [
-        _point(setting, logits[:, shown_rows], labels[shown_rows], metric_names)
+        _point(setting, logits[:, shown_rows], labels[shown_rows], metric_names, positive_class)
         for setting in shown
     ]
     say(f"\ndev, {len(shown_rows)} rows:\n{table(points)}")
     if selection is None:
-        logging.warning(
-            "no early exit keeps the dev %s within one standard error of full depth: the "
-            "checkpoint runs all layers",
-            metric_names[0],
+        reason = (
+            f"no early exit keeps the dev {metric_names[0]} within one standard error of full depth"
         )
+        if np.isnan(points[0].metrics[metric_names[0]]):
+            reason = f"the dev {metric_names[0]} is undefined"
+            if np.ptp(labels):  # That all labels are equal was said before the first step.
+                reason += ", because all predictions are equal"
+        logging.warning("%s: the checkpoint runs all layers", reason)
         return None
     say(
         f"selected: {describe(selection.setting)}, the fastest setting within one standard error "
@@ -77,8 +82,12 @@ def select_exit(
 
 
 def _point(
-    setting: ExitCriterion, logits: np.ndarray, labels: np.ndarray, metric_names: Sequence[str]
+    setting: ExitCriterion,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    metric_names: Sequence[str],
+    positive_class: int,
 ) -> OperatingPoint:
     exit_layers, answers = replay(setting, logits)
-    values = metrics.compute(metric_names, answers, labels)
+    values = metrics.compute(metric_names, answers, labels, positive_class)
     return OperatingPoint(setting, exit_layers, answers, values, len(logits))

@@ -15,6 +15,8 @@ from pabee_jax.criteria import Patience
 from pabee_jax.data import demo
 from pabee_jax.data.batching import training_lengths
 from pabee_jax.data.dataset import Dataset
+from pabee_jax.data.labels import are_numbered
+from pabee_jax.data.load import other_classes
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.distributed import processes, sharding
 from pabee_jax.errors import InputError
@@ -58,16 +60,11 @@ def examples_of(config: TrainConfig, task: Task, split: str) -> Mapping[str, Exa
 
 
 def classifier_label_names(config: TrainConfig) -> tuple[str, ...]:
-    """Return the class names of the classifier that gets exits, for the user's own files.
+    """Return the names of the outputs of the classifier from which a run starts.
 
-    The labels of the files then have the class ids of the classifier. Without names of its own
-    ("LABEL_0"), the classes are the sorted labels of the files, as in other runs.
+    For a plain encoder, these are the names that its `config.json` gives.
     """
-    if config.strategy != "attach" or config.task != "files" or config.files.regression:
-        return ()
-    names = label_names_of(config.model) if config.model else ()
-    is_unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return () if is_unnamed and config.files.label else names
+    return label_names_of(config.model) if config.model else ()
 
 
 def with_answers(parts: Mapping[str, Dataset], start: Pretrained) -> Mapping[str, Dataset]:
@@ -132,7 +129,10 @@ def starting_point(
         ).with_max_length(config.max_seq_length)
         _check_model(config, start.model.config, mesh)
         if config.strategy == "attach":
-            _check_classifier(config, task, start)
+            _check_classifier(config, start)
+        has_names = start.trained_exits != "none" and not are_numbered(start.label_names)
+        if has_names and not config.label_names and task.label_names != start.label_names:
+            raise other_classes(start.label_names, task)
     elif config.strategy == "attach":
         raise InputError("config.model is empty; give the classifier that gets exits")
     elif config.task == "demo":
@@ -142,7 +142,7 @@ def starting_point(
     return dataclasses.replace(start, label_names=task.label_names, criterion=None)
 
 
-def _check_classifier(config: TrainConfig, task: Task, start: Pretrained) -> None:
+def _check_classifier(config: TrainConfig, start: Pretrained) -> None:
     """Raise InputError unless the exits can be attached to the classifier `start`."""
     if start.trained_exits == "none":
         raise InputError(
@@ -153,15 +153,6 @@ def _check_classifier(config: TrainConfig, task: Task, start: Pretrained) -> Non
         raise InputError(
             f"config.pooling is {config.pooling!r}, but the classification head of {config.model} "
             f"reads {start.head_pooling!r}; exits that are attached read the same"
-        )
-    names, own_names = (
-        [name.casefold() for name in label_names]
-        for label_names in (task.label_names, start.label_names)
-    )
-    if names != own_names and set(names) == set(own_names):
-        raise InputError(
-            f"the classes of {config.model} are {', '.join(start.label_names)}, but task "
-            f"{task.name} has the order {', '.join(task.label_names)}"
         )
 
 
