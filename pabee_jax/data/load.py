@@ -31,6 +31,7 @@ def load_task(config: DataConfig, label_names: Sequence[str] = ()) -> Task:
             text_pair=values.text_pair,
             label=values.label,
             regression=values.regression,
+            skip_bad_rows=values.skip_bad_rows,
             label_names=() if values.regression else label_names,
         )
     if not config.task:
