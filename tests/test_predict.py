@@ -356,16 +356,16 @@ def test_an_input_that_changed_since_the_kill_is_refused(
     """The file has the same size as before; both the text and a kept column count."""
     source, output = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv"
     killed_job(checkpoint, output, source, keep="id")
-    content = source.read_text()
+    content = source.read_bytes()
     if not is_killed_at_join:
         (tmp_path / "out.csv.parts" / "000006.json").unlink()
-    for old, new in {"\n9,": "\n8,", "\n12,": "\n13,", "film": "plot"}.items():
-        source.write_text(content.replace(old, new, 1))
+    for old, new in {b"\n9,": b"\n8,", b"\n12,": b"\n13,", b"film": b"plot"}.items():
+        source.write_bytes(content.replace(old, new, 1))
         before = snapshot(tmp_path)
         with pytest.raises(InputError, match="rows that have changed in --input since"):
             run(checkpoint, output, source, keep="id")
         after = snapshot(tmp_path)
-        assert before.keys() - after.keys() == set(), "parts were removed"
+        assert before.keys() == after.keys(), "parts were removed"
         assert not output.exists()
     run(checkpoint, output, source, keep="id", overwrite=True)
     expected = tmp_path / "expected.csv"
@@ -378,9 +378,8 @@ def test_rows_that_were_not_read_before_the_kill_may_change(checkpoint, tmp_path
     killed_job(checkpoint, output, source)
     for block in (5, 6):
         (tmp_path / "out.csv.parts" / f"{block:06d}.json").unlink()
-    content = source.read_text().splitlines()
-    content[45] = content[45][::-1].replace(content[45][-1], content[45][-1], 1)[::-1]
-    source.write_text("\n".join([*content[:46], *reversed(content[46:])]) + "\n")
+    lines = source.read_bytes().splitlines(keepends=True)
+    source.write_bytes(b"".join([*lines[:41], *reversed(lines[41:])]))
     run(checkpoint, output, source)
     run(checkpoint, tmp_path / "expected.csv", source)
     assert output.read_bytes() == (tmp_path / "expected.csv").read_bytes()

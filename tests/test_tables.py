@@ -120,6 +120,7 @@ def test_what_the_csv_module_writes_is_read_as_it_was(tmp_path_factory, cells):
         ("text,n,n\na,1,2\n", ["a"], ""),
         (b"text,n\xe9\na,caf\xe9\n", ["a"], ""),
         ("id;text\n1;a, b\n", ["a, b"], "separated by semicolons, not by commas"),
+        ("text,a;b;c\na,1\n", ["a"], ""),
         ("id\ttext\n1\ta, b\n", ["a, b"], "separated by tabs, not by commas"),
         # As Spark writes it.
         (
@@ -202,7 +203,7 @@ def test_only_repeated_names_that_are_asked_for_are_a_problem(tmp_path):
     [
         ("a.csv", "text,text\na,b\n", "more than one column 'text'"),
         ("a.csv", "\n\n", "is empty"),
-        ("a.csv", "id;body\n1;a\n", "no column 'text': it has 'id;body'"),
+        ("a.csv", "id;body\n1;a\n", "no column 'text': it has 'id', 'body'"),
         ("a.csv", 'text,"id\n1,2\n', "line 1: malformed CSV"),
         ("a.csv", "text,id\na,1\n".encode("utf-16"), "line 1: not UTF-8 text but UTF-16"),
         ("a.tsv", "text\tid\na\t1\n".encode("utf-16-le"), "line 1: not UTF-8 text but UTF-16"),

@@ -162,14 +162,16 @@ def dialect_of(path: Any, columns: Sequence[str]) -> Dialect:
 
 def _csv_dialect(path: Any, columns: Sequence[str]) -> Dialect:
     """Return RFC 4180's dialect, unless the header or fewer bad lines show another."""
-    dialect = Dialect(",", "doubled")
-    for delimiter, name in ((",", ""), (";", "semicolons"), ("\t", "tabs")):
+    names = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+    def fit(delimiter: str) -> tuple[bool, int]:
         header = next(records(path, Dialect(delimiter, "doubled")), None)
-        if header is not None and set(columns) <= set(header.cells):
-            dialect = Dialect(delimiter, "doubled")
-            if name:
-                logging.warning("%s: the cells are separated by %s, not by commas", path, name)
-            break
+        return (set(columns) <= set(header.cells), len(header.cells)) if header else (False, 0)
+
+    delimiter = max(names, key=fit)
+    if delimiter != ",":
+        logging.warning("%s: the cells are separated by %s, not by commas", path, names[delimiter])
+    dialect = Dialect(delimiter, "doubled")
     with text_of(path, "\n") as file:
         has_escapes = any('\\"' in line for line in file)
     if has_escapes and (bad_lines := _bad_lines(records(path, dialect))):

@@ -36,13 +36,13 @@ class PerturbedPairs:
 def read_pairs(name: str, task: Task) -> PerturbedPairs:
     """Return the pairs in AdvGLUE's `dev_ann.json` or in a table.
 
-    A table (.tsv, .csv, .jsonl, .json with one object per line, .parquet) has the columns
+    A table (.tsv, .csv, .jsonl, .json, .parquet, as `open_table` reads it) has the columns
     `original`, `perturbed` and `label`, and for tasks of two texts `original_pair` and
     `perturbed_pair`. Its labels are the task's class names or the spellings of GLUE's TSV files.
 
     Raises:
-        InputError: the task is a regression task, the file cannot be read, or a row lacks a text or
-            has a label that the task does not have.
+        InputError: the task is a regression task, the file cannot be read, or a row lacks a text
+            or a label, or has a label that the task does not have.
     """
     if task.is_regression:
         raise InputError(

@@ -276,11 +276,12 @@ def _remove_files(job: FileJob, keep: Collection[str] = (lock.LOCK_FILE,)) -> No
 
 def _remove_folder(job: FileJob) -> None:
     _remove_files(job, keep=())
-    if job.folder.exists():
-        try:
-            job.folder.rmdir()
-        except OSError:
-            logging.warning("%s holds files that predict has not made; it stays", job.folder)
+    if not job.folder.exists():
+        return
+    if any(job.folder.iterdir()):
+        logging.warning("%s holds files that predict has not made; it stays", job.folder)
+    else:
+        job.folder.rmdir()
 
 
 def _finished(job: FileJob, overwrite: bool) -> tuple[list[Summary], Iterator[_Block]]:
