@@ -166,7 +166,8 @@ def _csv_dialect(path: Any, columns: Sequence[str]) -> Dialect:
 
     def fit(delimiter: str) -> tuple[bool, int]:
         header = next(records(path, Dialect(delimiter, "doubled")), None)
-        return (set(columns) <= set(header.cells), len(header.cells)) if header else (False, 0)
+        cells = header.cells if header else []
+        return set(columns) <= set(cells), max(1, len(cells))
 
     delimiter = max(names, key=fit)
     if delimiter != ",":
