@@ -261,3 +261,15 @@ def test_parquet_values_that_python_does_not_have_are_text(tmp_path):
     assert [row.cells["time"] for row in rows] == times
     assert [row.cells["price"] for row in rows] == prices
     assert rows[0].cells["date"] == "1970-01-01" and rows[1].cells["date"].startswith("12921")
+
+
+@pytest.mark.parametrize("empty", ["text", "pair", "label"])
+def test_an_empty_cell_of_either_text_or_of_the_label_is_a_problem(tmp_path, empty):
+    cells = {"text": "a", "pair": "b", "label": "c", "note": ""}
+    lines = [cells, cells | {empty: " \t"}, cells | {empty: None}]
+    content = "".join(f"{json.dumps(line)}\n" for line in lines)
+    options = dict(texts=("text", "pair"), labels=["label"], others=["note"])
+    rows = rows_of(tmp_path / "rows.jsonl", content, **options)
+    problems = problems_of(rows)
+    assert list(problems) == ["line 2", "line 3"] and texts_of(rows) == ["a"]
+    assert all(f"column '{empty}' is " in problem for problem in problems.values())
