@@ -1,6 +1,7 @@
 """A user's own files: formats, labels, and the message about every kind of mistake."""
 
 import csv
+import decimal
 import json
 
 import numpy as np
@@ -148,13 +149,17 @@ def test_a_null_text_or_label_is_refused(tmp_path, kind):
         ("a.csv", "text,label\n", "a.csv has no rows"),
         ("a.csv", "text,label\nx,\n", "line 2: the label in column 'label' is empty"),
         ("a.tsv", "text\tlabel\nx\ta\ty\n", "line 2: 3 cells where the header has 2"),
-        ("a.tsv", "text\tlabel\n\nx\ta\n", "line 2: 1 cells where the header has 2"),
+        ("a.tsv", "text\tlabel\n\nx\n", "line 3: 1 cells where the header has 2"),
         ("a.csv", "text,label,text\nx,a,y\nx,b,y\n", "more than one column 'text'"),
         ("a.csv", 'text,label\n"x,a\n', "line 2: malformed CSV"),
         ("a.csv", "text,label\nx,a\ny,a\n", "only one label, 'a'"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "line 2: malformed JSON"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n\n{"text": "x"}\n', "line 2: malformed JSON"),
-        ("a.json", '[{"text": "x"}]', "line 1: not a JSON object"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": 1}\n\n{"text": "x"}\n',
+            "line 3: the label .* is empty",
+        ),
+        ("a.json", '[{"text": "x", "label": 1}, 2]', "row 2: not a JSON object"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": 5, "label": 2}', "line 2: the text"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}\n{"text": "", "label": 2}', "line 1: .*Uni"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x"}', "line 2: the label .* is empty"),
@@ -164,9 +169,14 @@ def test_a_null_text_or_label_is_refused(tmp_path, kind):
         ("a.jsonl", '{"text": "x", "label": 1' + "0" * 5000 + "}", "line 1: malformed JSON"),
         ("a.jsonl", '{"text": [["x"]], "label": 1}\n{"text": "", "label": 2}', "line 1: the text"),
         ("a.jsonl", '{"text": ' + "[" * 9999, "line 1: malformed JSON"),
-        ("a.csv", b"text,label\nx,a\ncaf\xe9,b\n", "line 3: not UTF-8"),
+        ("a.csv", b"text,label\nx,a\ncaf\xe9,b\n", "line 3: the text .* is not UTF-8"),
+        ("a.jsonl", b'{"text": "caf\xe9", "label": 1}', "line 1: the text .* is not UTF-8"),
+        ("a.jsonl", '{"text": "x", "label": 1}'.encode("utf-16"), "line 1: .*UTF-16"),
+        ("a.csv", "text,label\nx,a\n ,b\n,b\n", "line 3: .* is empty; 2 of 3 rows cannot be used"),
+        ("a.csv", "text,label\n,a\n", "; 1 of 1 rows cannot .* set files.skip_bad_rows"),
+        ("a.csv", 'text,label\n"two\nlines",a,b\nx,a\n', "lines 2 to 3: 3 cells where"),
         ("a.csv", "text,label\nx,a\n".encode("utf-16"), "line 1: not UTF-8"),
-        ("a.csv", "text,label\nx,a".encode("utf-16-le"), r"no column 'label': it has 't"),
+        ("a.csv", "text,label\nx,a".encode("utf-16-le"), "line 1: not UTF-8 text but UTF-16"),
         ("a.parquet", "text,label\n", "a.parquet is not a readable Parquet file"),
     ],
 )
@@ -180,7 +190,7 @@ def test_an_invalid_file_raises_one_line_with_the_file_and_the_reason(
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("score", ["high", "", "nan", "-inf", "1e39"])
+@pytest.mark.parametrize("score", ["high", "nan", "-inf", "1e39"])
 def test_a_score_that_is_not_a_finite_number_is_refused(tmp_path, score):
     path = write(tmp_path / "train.csv", text=["x"], label=[score])
     with pytest.raises(InputError, match=r"train\.csv, line 2: score .* not a finite number"):
@@ -201,6 +211,35 @@ def test_nul_characters_and_texts_of_a_megabyte_are_read_as_they_are(tmp_path, k
     texts = ["a\0b", "x" * 1_000_000]
     path = write(tmp_path / f"train.{kind}", text=texts, label=["a", "b"])
     assert read(train=path).texts == texts
+
+
+def test_decimals_are_labels_and_scores(tmp_path):
+    values = [decimal.Decimal(text) for text in ("1.50", "2.00", "-0.25")]
+    path = write(tmp_path / "train.parquet", text=["x", "y", "z"], label=values)
+    assert files.task(train=path).label_names == ("-0.25", "1.5", "2")
+    assert read(train=path, regression=True).labels.tolist() == [1.5, 2, -0.25]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_cannot_be_used_are_skipped_on_request_with_their_count(tmp_path, kind, caplog):
+    """The ids stay the numbers of the rows in the file, and a skipped row makes no class."""
+    texts, labels = ["x", " ", "y", "z", "x"], ["a", "only here", "", "b", "a"]
+    path = write(tmp_path / f"train.{kind}", text=texts, label=labels)
+    place = {"csv": "line 3", "tsv": "line 3", "parquet": "row 2"}.get(kind, "line 2")
+    with pytest.raises(InputError, match=f"{place}: .*2 of 5 rows cannot be used: .*skip_bad_rows"):
+        files.task(train=path)
+    task = files.task(train=path, skip_bad_rows=True)
+    examples = task.read("train")["train"]
+    assert task.label_names == ("a", "b") and examples.texts == ["x", "z", "x"]
+    assert examples.ids == ["0", "3", "4"]
+    (warning,) = caplog.messages
+    assert f"skipped 2 of 5 rows; the first, {path}, {place}: the text" in warning
+
+
+def test_a_file_of_rows_that_cannot_be_used_is_refused_although_they_are_skipped(tmp_path):
+    path = write(tmp_path / "dev.csv", text=["", " "], label=["a", "b"])
+    with pytest.raises(InputError, match="line 2: .*; 2 of 2 rows cannot be used"):
+        read("dev", dev=path, label_names="ab", skip_bad_rows=True)
 
 
 def test_parquet_columns_of_other_types_are_refused(tmp_path):

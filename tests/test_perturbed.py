@@ -78,7 +78,8 @@ def test_advglue_file_is_read_without_conversion(tmp_path):
     [
         (STSB, "x.tsv", "original", "needs a classification task; stsb is a regression task"),
         (SST2, "x.tsv", "original\tlabel\na\t1\n", "has no column 'perturbed'"),
-        (SST2, "x.tsv", "original\tperturbed\tlabel\na\t\t1\n", "line 2: column 'perturbed' is"),
+        (SST2, "x.tsv", "original\tperturbed\tlabel\na\t\t1\n", "line 2: .*'perturbed' is empty"),
+        (SST2, "x.csv", "original,perturbed,label\na,b,\n", "the label in column 'label' is empty"),
         (SST2, "x.tsv", "original\tperturbed\tlabel\na\tb\t2\n", "label '2' is not one of"),
         (SST2, "x.tsv", "original\tperturbed\tlabel\na\tb\n", "2 cells where the header has 3"),
         (MRPC, "x.tsv", "original\tperturbed\tlabel\na\tb\t1\n", "no column 'original_pair'"),

@@ -1,6 +1,8 @@
 """`pabee-jax predict`: the rows of files, in every format, after kills and with bad rows."""
 
 import csv
+import datetime
+import decimal
 import itertools
 import json
 import os
@@ -18,7 +20,7 @@ from helpers import film_texts, tiny_classifier
 from pabee_jax import EarlyExitClassifier, InputError, Patience
 from pabee_jax.commands.predict import predict
 from pabee_jax.commands.predict_options import PredictOptions
-from pabee_jax.data import row_files
+from pabee_jax.data import tables
 from pabee_jax.inference import file_job
 
 TEXTS = film_texts(50)
@@ -106,12 +108,12 @@ def read_any(path):
 )
 def test_every_format_can_be_read_and_written(checkpoint, tmp_path, suffix, blocks_of_8):
     """The output of one format is the input of the next command."""
-    source = write_csv(tmp_path / "rows.csv", [*TEXTS, 'a "quoted", film', ""])
+    source = write_csv(tmp_path / "rows.csv", [*TEXTS, 'a "quoted", film', '"quoted"'])
     first, second = tmp_path / f"first{suffix}", tmp_path / "second.jsonl"
     run(checkpoint, first, source, keep="text")
     run(checkpoint, second, first, keep="text")
     rows, again = read_any(first), read_any(second)
-    assert [row["text"] for row in rows] == [*TEXTS, 'a "quoted", film', ""]
+    assert [row["text"] for row in rows] == [*TEXTS, 'a "quoted", film', '"quoted"']
     for name in ("label", "exit_layer", "score_LABEL_0", "text"):
         assert [str(row[name]) for row in rows] == [str(row[name]) for row in again], name
 
@@ -166,17 +168,27 @@ def test_a_bad_row_goes_to_the_errors_with_its_line_and_stops_nothing(
     assert f"{len(problems)} rows could not be used" in capsys.readouterr().out
 
 
-def test_a_file_of_bad_rows_alone_gives_an_output_without_rows(checkpoint, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
-    run(checkpoint, tmp_path / "out.csv", tmp_path / "rows.jsonl")
-    assert (tmp_path / "out.csv").read_text() == "label,score_LABEL_0,score_LABEL_1,exit_layer\n"
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_a_file_with_a_header_alone_gives_an_output_without_rows(checkpoint, tmp_path, suffix):
-    (tmp_path / "rows.csv").write_text("id,text\n")
-    run(checkpoint, tmp_path / f"out{suffix}", tmp_path / "rows.csv", keep="id")
-    assert read_any(tmp_path / f"out{suffix}") == []
+@pytest.mark.parametrize(
+    ("name", "content", "problems"),
+    [
+        ("rows.jsonl", '{"text": 1}\n{"text": ""}\n', ["it must be a string", "is empty"]),
+        ("rows.csv", "id,text\n", []),
+        ("rows.csv", "id,text\n\n\n", []),
+    ],
+)
+def test_without_a_row_that_can_be_used_the_command_fails_and_keeps_the_old_output(
+    checkpoint, tmp_path, name, content, problems
+):
+    (tmp_path / name).write_text(content)
+    output, errors = tmp_path / "out.csv", tmp_path / "out.csv.errors.jsonl"
+    output.write_text("mine\n")
+    with pytest.raises(InputError, match="no row of --input can be used"):
+        run(checkpoint, output, tmp_path / name, overwrite=True)
+    assert output.read_text() == "mine\n"
+    assert not (tmp_path / "out.csv.parts").exists()
+    found = read_any(errors) if problems else []
+    assert errors.exists() == bool(problems)
+    assert all(problem in row["error"] for row, problem in zip(found, problems, strict=True))
 
 
 def test_a_checkpoint_that_was_trained_again_does_not_continue_the_job(
@@ -275,6 +287,247 @@ def test_an_output_that_exists_and_the_parts_of_another_job_are_refused(
     assert layers == classifier.predict(TEXTS).exit_layers.tolist()
 
 
+def snapshot(folder):
+    """Return the bytes of all files below a folder, and its empty folders."""
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def killed_job(checkpoint, output, *inputs, **options):
+    """Run a job that is killed before it joins its parts."""
+
+    def stop(*arguments):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_job, "_join", stop)
+        with pytest.raises(Killed):
+            run(checkpoint, output, *inputs, **options)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.txt": "years of work"},
+        {"job.json": "{}"},
+        {"job.json": '{"job": {"mine": 1}}'},
+        {"job.json": "[1]", "000000.json": "[1]"},
+        {"000000.rows.csv": "mine"},
+        {".lock": "mine"},
+        None,
+    ],
+    ids=str,
+)
+def test_a_folder_of_the_user_is_left_as_it_is(checkpoint, tmp_path, files, overwrite):
+    source, folder = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv.parts"
+    if files is None:
+        folder.write_text("a file")
+    else:
+        (folder / "sub").mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="was not made by predict"):
+        run(checkpoint, tmp_path / "out.csv", source, overwrite=overwrite)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_of_the_user_among_the_parts_stays(checkpoint, tmp_path, blocks_of_8, caplog):
+    source, folder = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv.parts"
+    killed_job(checkpoint, tmp_path / "out.csv", source)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "000009.errors.jsonl.txt").write_text("mine")
+    run(checkpoint, tmp_path / "out.csv", source)
+    assert len(read_csv(tmp_path / "out.csv")) == len(TEXTS)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "000009.errors.jsonl.txt",
+        "notes.txt",
+    ]
+    assert "files that predict has not made" in caplog.text
+
+
+@pytest.mark.parametrize("is_killed_at_join", [True, False])
+def test_an_input_that_changed_since_the_kill_is_refused(
+    checkpoint, tmp_path, blocks_of_8, is_killed_at_join
+):
+    """The file has the same size as before; both the text and a kept column count."""
+    source, output = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv"
+    killed_job(checkpoint, output, source, keep="id")
+    content = source.read_bytes()
+    if not is_killed_at_join:
+        (tmp_path / "out.csv.parts" / "000006.json").unlink()
+    for old, new in {b"\n9,": b"\n8,", b"\n12,": b"\n13,", b"film": b"plot"}.items():
+        source.write_bytes(content.replace(old, new, 1))
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match="rows that have changed in --input since"):
+            run(checkpoint, output, source, keep="id")
+        after = snapshot(tmp_path)
+        assert before.keys() == after.keys(), "parts were removed"
+        assert not output.exists()
+    run(checkpoint, output, source, keep="id", overwrite=True)
+    expected = tmp_path / "expected.csv"
+    run(checkpoint, expected, source, keep="id")
+    assert output.read_bytes() == expected.read_bytes()
+
+
+def test_rows_that_were_not_read_before_the_kill_may_change(checkpoint, tmp_path, blocks_of_8):
+    source, output = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv"
+    killed_job(checkpoint, output, source)
+    for block in (5, 6):
+        (tmp_path / "out.csv.parts" / f"{block:06d}.json").unlink()
+    lines = source.read_bytes().splitlines(keepends=True)
+    source.write_bytes(b"".join([*lines[:41], *reversed(lines[41:])]))
+    run(checkpoint, output, source)
+    run(checkpoint, tmp_path / "expected.csv", source)
+    assert output.read_bytes() == (tmp_path / "expected.csv").read_bytes()
+
+
+def test_parts_of_version_0_1_are_refused_with_a_way_out(checkpoint, tmp_path, blocks_of_8):
+    source, output = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv"
+    killed_job(checkpoint, output, source)
+    job_file = tmp_path / "out.csv.parts" / "job.json"
+    description = json.loads(job_file.read_text())["job"]
+    del description["digests"]
+    job_file.write_text(json.dumps(description))
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="earlier version of pabee_jax, .* with --overwrite"):
+        run(checkpoint, output, source)
+    assert snapshot(tmp_path) == before
+    run(checkpoint, output, source, overwrite=True)
+    assert len(read_csv(output)) == len(TEXTS)
+
+
+def test_files_that_appear_at_the_place_of_the_output_after_a_kill_stay(
+    checkpoint, tmp_path, blocks_of_8
+):
+    source, output = write_csv(tmp_path / "rows.csv"), tmp_path / "out.csv"
+    errors = tmp_path / "out.csv.errors.jsonl"
+
+    def killed_before_join(path):
+        raise Killed
+
+    for path in (output, errors):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(file_job, "_finished", killed_before_join)
+            with pytest.raises((Killed, TypeError)):
+                run(checkpoint, output, source)
+        path.write_text("mine")
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match=f"{path.name} exists; replace it with --overwrite"):
+            run(checkpoint, output, source)
+        assert snapshot(tmp_path) == before
+        path.unlink()
+
+
+@pytest.mark.parametrize("output", ["rows.csv", "folder.csv"])
+def test_an_output_that_would_replace_an_input_or_a_folder_is_refused(checkpoint, tmp_path, output):
+    source = write_csv(tmp_path / "rows.csv")
+    (tmp_path / "folder.csv").mkdir()
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="would replace --input|is a folder"):
+        run(checkpoint, tmp_path / output, source, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+# The values of a kept column in three blocks of 8 rows, whose types differ.
+KEPT = {
+    "integers, then text": [*range(8), *"abcdefgh", *[None] * 8],
+    "integers, then floats": [*range(8), *[0.5] * 8, *range(8)],
+    "an integer that a float does not hold": [2**60 + 1] * 8 + [0.5] * 16,
+    "integers beyond 64 bits": [2**63] * 8 + [2**64 + 1] * 8 + [1] * 8,
+    "one block of several types": [1, "a", True, None, 2.5, 2**70, [1], {"a": 1}] * 3,
+    "booleans, then integers": [True] * 8 + [1] * 16,
+    "objects of different names": [{"a": 1}] * 8 + [{"b": "x"}] * 8 + [{}] * 8,
+    "lists, then text": [[1]] * 8 + ["a"] * 8 + [[]] * 8,
+    "nothing, then text": [None] * 8 + ["a"] * 16,
+    "no number": [float("nan"), float("inf"), 1.0, 2] * 6,
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_kept_column_of_several_types_can_be_written(
+    checkpoint, tmp_path, suffix, blocks_of_8, caplog
+):
+    source, output = tmp_path / "rows.jsonl", tmp_path / f"out{suffix}"
+    names = [f"c{index}" for index in range(len(KEPT))]
+    values = list(zip(*KEPT.values(), strict=True))
+    records = [dict(zip(names, row, strict=True)) | {"text": TEXTS[0]} for row in values]
+    source.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    run(checkpoint, output, source, keep=",".join(names))
+    rows = read_any(output)
+    assert len(rows) == 24
+    for name, column in zip(names, KEPT.values(), strict=True):
+        for value, row in zip(column, rows, strict=True):
+            check_written(row[name], value, suffix)
+    warned = [message for message in caplog.messages if "values of several types" in message]
+    assert len(warned) == len({*warned}), "a column is warned about once"
+    assert ("'c0'" in caplog.text) == (suffix == ".parquet")
+
+
+def check_written(written, value, suffix):
+    """`written` is `value`, as itself or as its text."""
+    if isinstance(value, float) and value not in (0.5, 2.5, 1.0):
+        assert str(written) in ("nan", "inf") or (written is None and suffix == ".jsonl")
+    elif value is None:
+        assert written == (None if suffix in (".jsonl", ".parquet") else "")
+    elif suffix == ".jsonl" or (suffix == ".parquet" and not isinstance(written, str)):
+        # Parquet gives every object of a column all names.
+        found = written if not isinstance(value, dict) else {k: written[k] for k in value}
+        assert found == value
+    elif isinstance(value, bool | dict | list):
+        assert json.loads(written) == value or isinstance(value, dict)
+    else:
+        assert written == value or written in (str(value), str(float(value)))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_kept_columns_of_parquet_can_be_written(checkpoint, tmp_path, suffix, blocks_of_8):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    times = [datetime.datetime(2026, 1, 1, 0, 0, row) for row in range(20)]
+    prices = [decimal.Decimal(10) ** (row // 5) + decimal.Decimal("0.25") for row in range(20)]
+    columns = {
+        "text": TEXTS[:20],
+        "time": times,
+        "price": prices,
+        "kind": pyarrow.array(["a", "b"] * 10).dictionary_encode(),
+        "raw": pyarrow.array([b"x"] * 20),
+        "far": pyarrow.array([4_000_000] * 20, pyarrow.int32()).cast(pyarrow.date32()),
+    }
+    folder = tmp_path / "x.parquet"
+    folder.mkdir()
+    table = pyarrow.table(columns)
+    for part in (0, 1):
+        parquet.write_table(table.slice(10 * part, 10), folder / f"part-{part}.parquet")
+    (folder / "_SUCCESS").touch()
+    output = tmp_path / f"out{suffix}"
+    run(checkpoint, output, folder, keep="time,price,kind,raw,far")
+    rows = read_any(output)
+    is_typed = suffix == ".parquet"
+    assert [row["time"] for row in rows] == (times if is_typed else list(map(str, times)))
+    assert [row["price"] for row in rows] == (prices if is_typed else list(map(str, prices)))
+    assert [row["kind"] for row in rows] == ["a", "b"] * 10
+
+
+def test_a_column_name_with_a_tab_is_refused_for_tsv(checkpoint, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "good", "a\tb": 1}))
+    with pytest.raises(InputError, match=r"the name of column .*write .csv"):
+        run(checkpoint, tmp_path / "out.tsv", tmp_path / "rows.jsonl", keep="a\tb")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_the_lines_of_the_rows_that_could_not_be_used_are_counted(checkpoint, tmp_path, capsys):
+    content = 'id,text\n1,"two\nlines",x\n2,good\n3," "\n4,"open\n5,bad\n'
+    (tmp_path / "rows.csv").write_text(content)
+    run(checkpoint, tmp_path / "out.csv", tmp_path / "rows.csv", keep="id")
+    assert [row["id"] for row in read_csv(tmp_path / "out.csv")] == ["2", "5"]
+    errors = read_any(tmp_path / "out.csv.errors.jsonl")
+    assert [error["where"] for error in errors] == ["lines 2 to 3", "line 5", "line 6"]
+    assert "3 rows (4 lines) could not be used" in capsys.readouterr().out
+
+
 REFUSED = {
     "no input": (dict(input=()), "--input is missing"),
     "no output": (dict(output=""), "--output is missing"),
@@ -315,8 +568,8 @@ def test_unusable_options_are_refused_and_write_nothing(checkpoint, tmp_path, mo
 
 def test_a_csv_record_over_several_lines_has_the_number_of_its_first_line(tmp_path):
     (tmp_path / "rows.csv").write_text('text\n"a\nb"\nc\n"d\n\ne"\n')
-    rows = list(row_files.open_file(str(tmp_path / "rows.csv")).rows())
-    assert [(row.place, row.cells["text"]) for row in rows] == [
+    rows = list(tables.open_table(tmp_path / "rows.csv", ["text"]).rows())
+    assert [(row.first, row.cells["text"]) for row in rows] == [
         (2, "a\nb"),
         (4, "c"),
         (5, "d\n\ne"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pabee_jax.commands import command_line
 from pabee_jax.commands.options import read_flags
 from pabee_jax.commands.predict_options import PredictOptions
-from pabee_jax.data import row_files
+from pabee_jax.data.tables import open_table
 from pabee_jax.distributed import sharding
 from pabee_jax.inference import file_job
 from pabee_jax.inference.classifier import EarlyExitClassifier
@@ -27,11 +27,14 @@ def predict(options: PredictOptions) -> None:
     """Write the predictions of the rows, and the rows that cannot be used.
 
     Raises:
-        InputError: a checkpoint or a file that cannot be used, or an output that exists.
+        InputError: a checkpoint or a file that cannot be used, an output that exists, or no row
+            that can be used.
     """
+    texts = [options.text, *([options.text_pair] if options.text_pair else [])]
+    paths = [storage.path_of(name) for name in options.input]
     job = FileJob(
         checkpoint=options.checkpoint,
-        inputs=[row_files.open_file(name) for name in options.input],
+        inputs=[open_table(path, texts, others=options.kept_columns) for path in paths],
         output=storage.path_of(options.output),
         text=options.text,
         text_pair=options.text_pair,
@@ -54,4 +57,5 @@ def predict(options: PredictOptions) -> None:
         print(f", mean exit layer {mean:.2f} of {classifier.num_layers}", end="")
     print()
     if summary.bad_rows:
-        print(f"{summary.bad_rows} rows could not be used: see {job.errors}")
+        lines = "" if summary.bad_lines == summary.bad_rows else f" ({summary.bad_lines} lines)"
+        print(f"{summary.bad_rows} rows{lines} could not be used: see {job.errors}")

@@ -23,8 +23,8 @@ class PredictOptions:
         "Required: run or checkpoint directory (local or gs://BUCKET/...), or hub id.", ""
     )
     input: tuple[str, ...] = option(
-        "Required: file of rows: .csv, .tsv, .jsonl, .json (one object per line) or .parquet, "
-        "local or gs://; may be given several times.",
+        "Required: file of rows: .csv, .tsv, .jsonl, .json (one object per line, or one array) or "
+        ".parquet (also a folder of files), local or gs://; may be given several times.",
         (),
     )
     output: str = option("Required: file to write: .csv, .tsv, .jsonl or .parquet.", "")

@@ -12,6 +12,8 @@ class FilesConfig:
         text, text_pair, label: column names; `text_pair` is empty for single texts, and `label`
             may be empty for the strategy "attach": the rows then have no labels.
         regression: the labels are scores, not classes.
+        skip_bad_rows: leave out the rows that cannot be read or have an empty text or label.
+            Otherwise, such a row is an error.
     """
 
     train: str = ""
@@ -21,6 +23,7 @@ class FilesConfig:
     text_pair: str = ""
     label: str = "label"
     regression: bool = False
+    skip_bad_rows: bool = False
 
 
 @dataclasses.dataclass

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pabee_jax.data.files import Table, tsv_rows
+from pabee_jax.data.files import Table
+from pabee_jax.data.tables import read_text
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.io import storage
@@ -152,7 +153,7 @@ def _find(folder: Path, layout: _Layout, name: str) -> Path:
 def _tsv_table(layout: _Layout, path: Path, hidden: bool) -> Table:
     """Return the task's columns, and `index`: the file's column, else the row number from 0."""
     wanted = layout.columns if hidden else (*layout.columns, layout.label)
-    rows = tsv_rows(path)
+    rows = _tsv_rows(path)
     header: Sequence[str] = rows[0][1]
     if set(wanted) <= set(header):
         del rows[0]
@@ -179,6 +180,16 @@ def _tsv_table(layout: _Layout, path: Path, hidden: bool) -> Table:
     else:
         cells["index"] = [str(number) for number, _, _ in full]
     return Table(path, header, cells, [line for _, line, _ in full])
+
+
+def _tsv_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the line number and the cells of every line; quotation marks are text."""
+    # `str.splitlines` would also split at \x85 and \u2028, which occur inside sentences.
+    lines = read_text(path).removesuffix("\n").split("\n")
+    rows = [(n, line.removesuffix("\r").split("\t")) for n, line in enumerate(lines, 1)]
+    while rows[-1][1] == [""]:
+        rows.pop()
+    return rows
 
 
 def _read_hub(layout: _Layout, load: Callable[[], Any], part: str) -> Examples:

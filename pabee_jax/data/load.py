@@ -85,6 +85,7 @@ def _files_task(
         text_pair=values.text_pair,
         label=values.label,
         regression=values.regression,
+        skip_bad_rows=values.skip_bad_rows,
         label_names=() if values.regression else names,
         # A new head has no classes that could replace those of the files.
         classifier=classifier if values.label or not is_new_head else (),

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from pabee_jax.data import glue
-from pabee_jax.data.files import checked_path, read_table, read_text
+from pabee_jax.data.files import read_table
 from pabee_jax.data.labels import class_id_of
+from pabee_jax.data.tables import checked_path, read_text
 from pabee_jax.data.task import Examples, Task
 from pabee_jax.errors import InputError, is_unicode, shown
+from pabee_jax.io import storage
 
 # AdvGLUE's names of the parts of a task, where they are not the task's name.
 _ADVGLUE_PARTS = {"mnli": ("mnli", "mnli-mm")}
@@ -35,34 +37,29 @@ class PerturbedPairs:
 def read_pairs(name: str, task: Task) -> PerturbedPairs:
     """Return the pairs in AdvGLUE's `dev_ann.json` or in a table.
 
-    A table (.tsv, .csv, .jsonl, .json with one object per line, .parquet) has the columns
+    A table (.tsv, .csv, .jsonl, .json, .parquet, as `open_table` reads it) has the columns
     `original`, `perturbed` and `label`, and for tasks of two texts `original_pair` and
     `perturbed_pair`. Its labels are the task's class names or the spellings of GLUE's TSV files.
 
     Raises:
-        InputError: the task is a regression task, the file cannot be read, or a row lacks a text or
-            has a label that the task does not have.
+        InputError: the task is a regression task, the file cannot be read, or a row lacks a text
+            or a label, or has a label that the task does not have.
     """
     if task.is_regression:
         raise InputError(
             f"--perturbed needs a classification task; {task.name} is a regression task"
         )
-    path = checked_path(name)
+    path = Path(checked_path(storage.local_path_of(name)))
     content = _read_advglue_json(path)
     if content is not None:
         return _advglue_pairs(path, content, task)
     firsts, seconds = ["original", "perturbed"], ["original_pair", "perturbed_pair"]
-    if len(glue.text_columns(task.name)) == 2:
-        table = read_table(path, [*firsts, *seconds, "label"])
-    else:
-        table = read_table(path, [*firsts, "label"], optional=seconds)
+    optional = [] if len(glue.text_columns(task.name)) == 2 else seconds
+    table = read_table(path, [*firsts, *seconds], "label", optional=optional)
     takes_pairs = any(column in table.cells for column in seconds)
-    for column in [*firsts, *(seconds if takes_pairs else [])]:
+    for column in seconds if takes_pairs else []:
         if column not in table.cells:
             raise InputError(f"{path} has no column {column!r}: pairs of texts need both columns")
-        for row, text in enumerate(table.texts(column)):
-            if not text.strip():
-                raise table.error(row, f"column {column!r} is empty: it must hold a text")
     labels = table.labels("label")
     class_id = class_id_of(task.submission_labels)
     is_submission = all(class_id(label) is not None for label in set(labels))

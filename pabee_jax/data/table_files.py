@@ -2,14 +2,15 @@
 
 import csv
 import io
-import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from pabee_jax.errors import InputError
+from pabee_jax.io import strict_json
 from pabee_jax.io.atomic import write_atomically
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -28,6 +29,16 @@ def check_extension(path: epath.Path) -> None:
             raise InputError(f"writing {path} needs pyarrow: pip install pyarrow") from None
 
 
+def check_columns(path: epath.Path, columns: Sequence[str]) -> None:
+    """Raise InputError if the format of `path` cannot hold the names of these columns."""
+    for name in columns:
+        if path.suffix.lower() == ".tsv" and any(character in name for character in "\t\r\n"):
+            raise InputError(
+                f"the name of column {name!r} holds a tab or a line break, which .tsv cannot; "
+                "write .csv"
+            )
+
+
 def problem_of(record: Record, path: epath.Path) -> str:
     """Return why the format of `path` cannot hold the record; empty if it can."""
     if path.suffix.lower() != ".tsv":
@@ -41,17 +52,24 @@ def problem_of(record: Record, path: epath.Path) -> str:
 def write_part(path: epath.Path, columns: Sequence[str], records: Sequence[Record]) -> None:
     """Write the records of a part, atomically."""
     if path.suffix.lower() == ".parquet":
-        table = _arrow_table(columns, records)
-        write_atomically(path, lambda temporary: _write_parquet(temporary, [table]))
+        arrays = [_arrow_array([record[name] for record in records]) for name in columns]
+        write_atomically(path, lambda temporary: _write_parquet(temporary, columns, [arrays]))
         return
     text = _as_text(path.suffix.lower(), columns, records)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def join(path: epath.Path, columns: Sequence[str], parts: Sequence[epath.Path]) -> None:
-    """Write the rows of all parts to `path`, atomically."""
+    """Write the rows of all parts to `path`, atomically.
+
+    If no type of Parquet holds the values of a column in all parts, the column becomes text, and a
+    warning is logged.
+    """
     if path.suffix.lower() == ".parquet":
-        write_atomically(path, lambda temporary: _write_parquet(temporary, _tables(parts)))
+        types = _common_types(path, columns, parts)
+        write_atomically(
+            path, lambda temporary: _write_parquet(temporary, columns, _cast_parts(parts, types))
+        )
         return
     header = _header(path.suffix.lower(), columns).encode()
     write_atomically(path, lambda temporary: concatenate(temporary, parts, header))
@@ -68,8 +86,7 @@ def concatenate(path: epath.Path, parts: Iterable[epath.Path], header: bytes = b
 
 def _as_text(suffix: str, columns: Sequence[str], records: Sequence[Record]) -> str:
     if suffix == ".jsonl":
-        lines = (json.dumps(dict(record), ensure_ascii=False, default=str) for record in records)
-        return "".join(f"{line}\n" for line in lines)
+        return "".join(f"{_json(dict(record))}\n" for record in records)
     buffer = io.StringIO()
     writer = _csv_writer(buffer, suffix)
     writer.writerows([_text(record[name]) for name in columns] for record in records)
@@ -96,45 +113,88 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    return _json(value) if isinstance(value, bool | dict | list) else str(value)
 
 
-def _arrow_table(columns: Sequence[str], records: Sequence[Record]):
-    import pyarrow
-
-    values = {name: [record[name] for record in records] for name in columns}
-    try:
-        return pyarrow.table(values)
-    except pyarrow.ArrowException:  # A column with values of several types.
-        return pyarrow.table(
-            {name: list(map(_text, of_column)) for name, of_column in values.items()}
-        )
+def _json(value: Any) -> str:
+    """Return the value as JSON, with null for NaN and text for what JSON does not have."""
+    return strict_json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _tables(parts: Sequence[epath.Path]):
-    """Yield the tables of all parts, with the schema that fits all of them."""
+def _arrow_array(values: Sequence[Any]):
+    """Return an array that Parquet can hold: of text if the values have several types."""
     import pyarrow
     from pyarrow import parquet
 
-    def schema_of(part):
+    try:
+        array = pyarrow.array(values)
+        if pyarrow.types.is_nested(array.type):  # Parquet has no object without names.
+            parquet.write_table(pyarrow.table({"": array}), pyarrow.BufferOutputStream())
+        return array
+    # Python's integers may be larger than those of Arrow.
+    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
+        texts = [None if value is None else _text(value) for value in values]
+        return pyarrow.array(texts, pyarrow.string())
+
+
+def _cast(array: Any, kind: Any):
+    import pyarrow
+
+    if array.type == kind:
+        return array
+    if pyarrow.types.is_string(kind):
+        return pyarrow.array(
+            [None if value is None else _text(value) for value in array.to_pylist()], kind
+        )
+    return array.cast(kind)
+
+
+def _arrays(part: epath.Path) -> list[Any]:
+    from pyarrow import parquet
+
+    with part.open("rb") as file:
+        return parquet.read_table(file).columns
+
+
+def _common_types(path: epath.Path, columns: Sequence[str], parts: Sequence[epath.Path]):
+    """Return a type for every column in which the values of all parts can be written."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def schema_of(part: epath.Path):
         with part.open("rb") as file:
             return parquet.read_schema(file)
 
-    # A column may have no value in one part, or integers in one part and floats in another.
-    schema = pyarrow.unify_schemas(map(schema_of, parts), promote_options="permissive")
+    schemas = [schema_of(part) for part in parts]
+    types = []
+    for index, name in enumerate(columns):
+        fields = [pyarrow.schema([("", schema.types[index])]) for schema in schemas]
+        try:
+            kind = pyarrow.unify_schemas(fields, promote_options="permissive").types[0]
+            if any(field.types[0] != kind for field in fields):
+                for part in parts:  # An integer may have more digits than a float.
+                    _cast(_arrays(part)[index], kind)
+        except (pyarrow.ArrowException, ValueError, OverflowError):
+            logging.warning("%s: column %r has values of several types; it is text", path, name)
+            kind = pyarrow.string()
+        types.append(kind)
+    return types
+
+
+def _cast_parts(parts: Sequence[epath.Path], types: Sequence[Any]) -> Iterator[list[Any]]:
     for part in parts:
-        with part.open("rb") as file:
-            yield parquet.read_table(file).cast(schema)
+        yield [_cast(array, kind) for array, kind in zip(_arrays(part), types, strict=True)]
 
 
-def _write_parquet(path: epath.Path, tables: Iterable[Any]) -> None:
+def _write_parquet(
+    path: epath.Path, columns: Sequence[str], tables: Iterable[Sequence[Any]]
+) -> None:
+    import pyarrow
     from pyarrow import parquet
 
     tables = iter(tables)
-    first = next(tables)
+    first = pyarrow.table(list(next(tables)), names=list(columns))
     with path.open("wb") as file, parquet.ParquetWriter(file, first.schema) as writer:
         writer.write_table(first)
-        for table in tables:
-            writer.write_table(table)
+        for arrays in tables:
+            writer.write_table(pyarrow.table(list(arrays), names=list(columns)))

@@ -5,9 +5,13 @@ import math
 from typing import Any
 
 
-def dumps(values: Any, indent: int | None = None) -> str:
-    """Return `values` as JSON text, with null in place of every number that is not finite."""
-    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+def dumps(values: Any, **options: Any) -> str:
+    """Return `values` as JSON text, with null in place of every number that is not finite.
+
+    Args:
+        options: further arguments of `json.dumps`.
+    """
+    return json.dumps(_finite(values), allow_nan=False, **options)
 
 
 def _finite(values: Any) -> Any:
