@@ -293,6 +293,7 @@ def test_the_evidence_shows_no_row_with_a_setting_that_was_chosen_on_it():
     assert before[1] != after[1], "the setting of the second half does not depend on the first"
 
 
+@pytest.mark.slow
 def test_the_headline_shows_ordinary_fine_tuning_beside_the_preset():
     logits, labels = evidence_logits()
     better = logits + 9 * np.eye(2, dtype=np.float32)[labels]

@@ -161,7 +161,9 @@ def test_runs_that_cannot_be_compared_are_input_errors(tmp_path):
         with pytest.raises(InputError, match="rows: its results cannot be read"):
             compare([str(tmp_path / "rows")], [], "", tmp_path / "out")
     shutil.rmtree(tmp_path / "rows")
-    with pytest.raises(InputError, match="rows has no"):
+    with pytest.raises(
+        InputError, match="rows is not the directory of a run: it has no train_config.json"
+    ):
         compare([str(tmp_path / "rows")], [], "", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -96,6 +96,7 @@ def test_loop_and_pool_equal_full_and_replay(name, labels, devices, rows):
     assert is_decided.mean() > 0.9, "too few rows are decided: choose another seed or threshold"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pooling", "devices"),
     [

@@ -56,7 +56,8 @@ def test_the_table_and_the_result_files_agree_with_a_replay(run, tmp_path, capsy
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("driver", [pytest.param("loop", marks=pytest.mark.slow), "pool"])
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["loop", "pool"])
 def test_a_driver_gives_every_row_the_exit_and_the_class_of_the_replay(run, tmp_path, driver):
     evaluate(options(run, output=str(tmp_path / "full")), None)
     evaluate(options(run, output=str(tmp_path / driver), driver=driver, batch_size=7), None)

@@ -247,17 +247,9 @@ def batch_for(model, rows, **options):
     return batch
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "modernbert",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "modernbert"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("exits", "devices"),
-    [(EXITS[0], 1), pytest.param(EXITS[1], 8, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("exits", "devices"), [(EXITS[0], 1), (EXITS[1], 8)])
 def test_every_driver_gives_the_same_exits(family, exits, devices):
     """Rows of 2 to 18 tokens: ModernBERT's local layers do not see all of them."""
     model = tiny_model(family, num_hidden_layers=4, **exits, **WINDOW.get(family, {}))

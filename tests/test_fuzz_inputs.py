@@ -237,6 +237,7 @@ ARTIFACT = Artifact(
     num_layers=2,
     label_names=("no", "yes"),
     criterion=Patience(1),
+    trained_exits="all",
     jax_version="0.10",
     sha256={},
 )

@@ -229,6 +229,7 @@ def test_two_classes_of_one_name_are_refused(named, sources, tmp_path):  # noqa:
         evaluate(options(model, output=str(tmp_path / "out")), data(named, "files"))
 
 
+@pytest.mark.slow
 def test_runs_of_classifiers_with_other_orders_are_compared_class_by_class(
     named,
     sources,  # noqa: F811

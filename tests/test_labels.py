@@ -354,3 +354,26 @@ def test_perturbed_texts_get_the_class_ids_of_the_classifier(glue, tmp_path):
         writer.writerow(columns)
         writer.writerows([["a", "b", "c", "d", name] for name in MNLI])
     assert read_pairs(str(path), task).original.labels.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["label_1", "LABEL_0"], ("LABEL_0", "LABEL_1")),
+        (["1", "1"], ("0", "1")),
+        (["yes", "no"], None),
+        (["0", "2"], None),
+    ],
+)
+def test_without_training_file_the_labels_are_those_of_the_classifier(cells, expected, tmp_path):
+    """Names that are not the classifier's would get class ids in an arbitrary order."""
+    dev = tmp_path / "dev.csv"
+    dev.write_text("text,label\n" + "".join(f"good,{cell}\n" for cell in cells))
+    options = dict(dev=str(dev), classifier=("LABEL_0", "LABEL_1"))
+    if expected is None:
+        with pytest.raises(InputError, match="the class names are unknown: give the train file"):
+            files.task(**options)
+    else:
+        task = files.task(**options)
+        assert task.label_names == expected
+        assert task.read("dev")["dev"].labels.tolist() == [1, int(cells[1][-1])]

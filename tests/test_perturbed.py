@@ -132,6 +132,7 @@ def test_an_invalid_file_is_refused(tmp_path, task, name, text, message):
         read_pairs(write(tmp_path / name, text), task)
 
 
+@pytest.mark.slow
 def test_every_setting_is_evaluated_on_original_and_perturbed_texts(tmp_path, capsys):
     run = finished_run(tmp_path / "source")
     lines = [json.loads(line) for line in (run.parent / "dev.jsonl").read_text().splitlines()]

@@ -349,7 +349,7 @@ def test_a_file_of_the_user_among_the_parts_stays(checkpoint, tmp_path, blocks_o
     assert "files that predict has not made" in caplog.text
 
 
-@pytest.mark.parametrize("is_killed_at_join", [True, False])
+@pytest.mark.parametrize("is_killed_at_join", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_input_that_changed_since_the_kill_is_refused(
     checkpoint, tmp_path, blocks_of_8, is_killed_at_join
 ):

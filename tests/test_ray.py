@@ -22,6 +22,7 @@ def checkpoint(tmp_path_factory):
     return tiny_classifier(tmp_path_factory.mktemp("checkpoint"), 2)
 
 
+@pytest.mark.slow
 def test_the_actor_adds_the_columns_of_the_predictions(checkpoint):
     predictor = Predictor(checkpoint, text="sentence", criterion=Patience(1))
     batch = {"sentence": np.array(TEXTS, object), "id": np.arange(len(TEXTS))}

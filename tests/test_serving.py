@@ -368,7 +368,13 @@ def send(service, requests):
 
 
 @pytest.mark.parametrize("service", [({}, {"max_waiting": 1})], indirect=True)
-@pytest.mark.parametrize("fields", [{"truncate": True}, {"truncate": True, "explain": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"truncate": True, "explain": True},
+        pytest.param({"truncate": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_requests_that_are_too_many_are_refused_before_they_are_tokenized(
     service, fields, monkeypatch
 ):

@@ -115,7 +115,8 @@ def test_loss_weights_of_every_step(fields, expected):
     np.testing.assert_allclose([phase.weights for phase in phases], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("pooler", ["shared", pytest.param("per_exit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pooler", ["shared", "per_exit"])
 def test_a_step_of_the_last_exit_alone_does_not_change_the_early_exits(pooler):
     """The early exits have momentum from an earlier joint step, and weight decay."""
     config = config_of(strategy="alternating", pooler=pooler)

@@ -81,7 +81,7 @@ def claim_in(run):
     return json.loads((run / "config.json").read_text())["early_exit"]["guarantee"]["claim"]
 
 
-@pytest.mark.parametrize("export", ["last", "best"])
+@pytest.mark.parametrize("export", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_a_run_records_its_rows_and_calibrating_on_them_is_an_estimate(
     sources,  # noqa: F811
     export,
@@ -133,6 +133,7 @@ def test_new_rows_are_guaranteed_once(sources, tmp_path, capsys):  # noqa: F811
     assert {"calibration": 2} in uses_in(tmp_path / "further")
 
 
+@pytest.mark.slow
 def test_rows_that_trained_the_weights_are_recognized(sources, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     train(run_config(sources, learning_rate=3e-2), run)

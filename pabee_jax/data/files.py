@@ -162,6 +162,19 @@ def _class_names(table: Table, label: str) -> tuple[str, ...]:
     return names
 
 
+def _classifier_names(classifier: Sequence[str], table: Table, label: str) -> tuple[str, ...]:
+    """Return the classes of a classifier, as the labels of a file without training file spell them.
+
+    Raises:
+        InputError: the labels are neither class ids nor names of the classifier's classes.
+    """
+    spelled = tuple(dict.fromkeys(table.labels(label))) if label in table.columns else ()
+    names = labels.in_order_of(classifier, spelled)
+    if (names != tuple(classifier) and not labels.are_numbered(names)) or not names:
+        raise InputError("the class names are unknown: give the train file, or config.label_names")
+    return names
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Reads the file of a split when it is called; the `read` of a task."""
@@ -261,11 +274,10 @@ def task(
     if classifier and not (regression or names or label):
         names = tuple(classifier)
     if not regression and not names:
-        if "train" not in paths:
-            raise InputError(
-                "the class names are unknown: give the train file, or config.label_names"
-            )
-        names = labels.in_order_of(classifier, _class_names(table("train"), label))
+        if "train" in paths:
+            names = labels.in_order_of(classifier, _class_names(table("train"), label))
+        else:
+            names = _classifier_names(classifier, table(next(iter(paths))), label)
     if len(set(names)) < len(names) or len(names) == 1:
         raise InputError(f"label_names must be two or more different names, not {listed(names)}")
     if regression:
