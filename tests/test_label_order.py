@@ -17,7 +17,8 @@ from evaluated import options
 from pabee_jax import EarlyExitClassifier, InputError
 from pabee_jax.commands.compare import compare
 from pabee_jax.commands.evaluate import evaluate
-from pabee_jax.data.config import FilesConfig
+from pabee_jax.data.config import DataConfig, FilesConfig
+from pabee_jax.data.load import load_task
 from pabee_jax.io import storage
 from pabee_jax.training.config import TrainConfig
 from pabee_jax.training.run import train
@@ -254,3 +255,11 @@ def test_runs_of_classifiers_with_other_orders_are_compared_class_by_class(
     full_depth = [record for record in records if record["setting"] == "patience 0"]
     assert [record["macro_f1"] for record in full_depth] == [1.0, 1.0]
     assert full_depth[1]["difference"] == 0
+
+
+def test_the_demo_maps_its_labels_to_a_classifier_in_another_order():
+    own = load_task(DataConfig(task="demo"))
+    reordered = load_task(DataConfig(task="demo"), own.label_names[::-1])
+    expected = [own.label_names[label] for label in own.read("dev")["dev"].labels]
+    actual = [reordered.label_names[label] for label in reordered.read("dev")["dev"].labels]
+    assert actual == expected and reordered.label_names == own.label_names[::-1]

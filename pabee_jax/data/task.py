@@ -96,7 +96,8 @@ class Task:
                 for name, part in self.read(split).items()
             }
 
-        submission_labels = tuple(self.submission_labels[i] for i in np.argsort(order))
+        spellings = self.submission_labels or self.label_names
+        submission_labels = tuple(spellings[i] for i in np.argsort(order))
         return dataclasses.replace(
             self,
             label_names=tuple(names),
