@@ -1,6 +1,7 @@
 """The order of a classifier's classes, from its checkpoint to every result.
 
-The labels of the rows are the predictions of transformers, so the accuracy must be 100%.
+The labels of the rows are the predictions of transformers (which needs PyTorch), so the accuracy
+must be 100%.
 """
 
 import csv
@@ -9,7 +10,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
@@ -32,6 +32,7 @@ ROWS = 60
 @pytest.fixture(scope="module")
 def named(sources, tmp_path_factory):  # noqa: F811
     """A classifier of `NAMES`, and rows with its predictions as labels, as MNLI and as files."""
+    torch = pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("named")
     make_classifier(sources, folder / "model", NAMES)
     random = np.random.default_rng(1)
