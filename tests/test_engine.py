@@ -23,6 +23,9 @@ from pabee_jax.inference.programs import run_full_pool
 
 TEXTS = film_texts(60)
 SIZES = EngineConfig(max_tokens=96, max_rows=12)
+# As in the comparisons with transformers. Programs of other sizes round otherwise, and the random
+# layers amplify that: by up to 2.6e-5, on some CPUs.
+TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=["albert", pytest.param("bert", marks=pytest.mark.slow)])
@@ -44,7 +47,7 @@ def expected(classifier, texts, criterion):
 def check_answers(answers, predictions):
     assert [answer.exit_layer for answer in answers] == predictions.exit_layers.tolist()
     for answer, logits in zip(answers, predictions.logits, strict=True):
-        np.testing.assert_allclose(answer.logits, logits, atol=2e-5)
+        np.testing.assert_allclose(answer.logits, logits, atol=TOLERANCE)
         assert answer.queue_seconds >= 0 and answer.inference_seconds > 0
 
 
@@ -299,11 +302,11 @@ def test_all_exits_are_answered_with_one_program(classifier):
         assert asyncio.run(engine.predict(texts))[0].exit_logits is None
     check_answers(answers, expected(classifier, texts, Patience(1)))
     logits = np.stack([answer.exit_logits for answer in answers], axis=1)
-    np.testing.assert_allclose(logits, classifier.all_exit_logits(texts), atol=2e-5)
-    np.testing.assert_allclose(single.exit_logits, logits[:, 3], atol=2e-5)
+    np.testing.assert_allclose(logits, classifier.all_exit_logits(texts), atol=TOLERANCE)
+    np.testing.assert_allclose(single.exit_logits, logits[:, 3], atol=TOLERANCE)
     for answer in answers:
         np.testing.assert_allclose(
-            answer.logits, answer.exit_logits[answer.exit_layer - 1], atol=2e-5
+            answer.logits, answer.exit_logits[answer.exit_layer - 1], atol=TOLERANCE
         )
 
 
