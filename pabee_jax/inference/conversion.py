@@ -60,7 +60,7 @@ def compare_onnx(classifier: EarlyExitClassifier, path: Path, length: int) -> No
     if importlib.util.find_spec("onnxruntime") is None:
         logging.warning("onnxruntime is not installed: the model was not compared with its source")
         return
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
