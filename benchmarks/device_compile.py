@@ -40,7 +40,6 @@ from benchmarks.models import SHAPES
 from pabee_jax.criteria import Patience, as_arrays
 from pabee_jax.distributed import sharding
 from pabee_jax.drivers.ragged import RaggedBatch
-from pabee_jax.drivers.shapes import ChunkSizes
 from pabee_jax.errors import InputError, first_line_of
 from pabee_jax.inference import planning
 from pabee_jax.inference.programs import run_loop, run_pool
@@ -184,7 +183,8 @@ def programs(options, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     )
     row = abstract((rows,), jnp.int32)
     tokens = abstract((rows * length,), jnp.int32)
-    pool = functools.partial(run_pool.trace, sizes=ChunkSizes.of(options.chunk_tokens, length))
+    sizes = planning.ACCELERATOR.large_sizes(length, options.chunk_tokens)
+    pool = functools.partial(run_pool.trace, sizes=sizes)
     drivers = {
         "loop": (run_loop.trace, batch),
         "pool": (pool, RaggedBatch(tokens, tokens, tokens, tokens, row)),

@@ -93,6 +93,11 @@ def test_compile_time_has_a_record_per_depth(tmp_path):
     assert [record["layers"] for record in records] == [2, 8]
     assert records[0]["of the first"] == 1
     assert all(record["trace, s"] > 0 and record["compile, s"] > 0 for record in records)
+    process = run("compile_time", *arguments[:1], *arguments[2:], "--programs=loop,pool,few")
+    assert process.returncode == 0, process.stderr
+    records = json.loads((tmp_path / "compile_time.json").read_text())["records"]
+    names = ["loop cls", "loop mean", "pool cls", "pool mean", "few cls", "few mean"]
+    assert [record["program"] for record in records] == names
 
 
 @pytest.fixture(scope="module")

@@ -97,14 +97,14 @@ def test_the_number_of_programs_is_bounded_for_any_batch_sizes(classifier, drive
 
 
 @pytest.mark.parametrize("longest", [1, 32, 128, 129, 300, 512])
-def test_few_rows_have_small_chunks_of_at_most_three_sizes(longest):
+def test_few_rows_have_small_chunks_of_few_sizes(longest):
     """A size costs seconds of compiling; a chunk costs its tokens whether or not rows fill it."""
     config, mesh = tiny_model().config, sharding.make_mesh(1)
-    small, large = (plan.sizes.tokens for plan in planning.pool_plans(config, mesh, longest))
-    assert len(small) <= 3 and len(large) <= 2
-    assert longest <= min(large) and small[-1] <= max(64, longest)
-    given = planning.pool_plans(config, mesh, longest, chunk_tokens=longest)
-    assert {plan.sizes.tokens[0] for plan in given} == {longest}
+    small, large = (plan.sizes for plan in planning.pool_plans(config, mesh, longest))
+    assert len(small.tokens) == 3 and len(large.tokens) == 2
+    assert small.tokens[-1] <= 64 and small.block_tokens <= max(128, longest)
+    given = planning.pool_plans(config, mesh, longest, chunk_tokens=40)
+    assert {plan.sizes.tokens for plan in given} == {(40, 10)}
 
 
 def test_the_pool_plan_predicts_the_memory_and_fits_the_free_memory(monkeypatch):

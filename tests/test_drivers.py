@@ -180,8 +180,8 @@ def test_control_does_not_change_the_results(control, chunk_rows):
 def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     """A row that exits at layer e starts e layers and finishes e - 1 of them.
 
-    The test counts the tokens in the methods of a transformer layer. A chunk holds as many whole
-    rows as fit, and the tokens that do not fill a chunk run in chunks of a quarter.
+    The test counts the tokens in the methods of a transformer layer. The tokens that do not fill a
+    chunk run in chunks of a quarter.
     """
     tokens = {"keys_values": [], "finish": []}
 
@@ -205,7 +205,7 @@ def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     chunk = chunk_rows * lengths.max()
     exits = ChunkSizes.of(int(chunk), int(lengths.max())).exit_rows
     windows = [
-        tokens_of_chunks(np.sort(lengths[exit_layers >= layer])[::-1], chunk)
+        tokens_of_chunks(lengths[exit_layers >= layer].sum(), chunk)
         for layer in range(1, layers + 1)
     ]
     # With several transformer layers per layer, all but the last run as a whole when it starts.
@@ -219,15 +219,13 @@ def test_the_pool_computes_only_active_rows(monkeypatch, name, chunk_rows):
     assert (exit_layers * lengths).sum() <= sum(windows) < (layers * lengths).sum()
 
 
-def tokens_of_chunks(lengths: np.ndarray, chunk: int) -> int:
-    """Return the tokens of the chunks for rows in descending order of length, in plain Python."""
-    smallest, total = max(chunk // 4, 12), 0
-    for size in (chunk, smallest):
-        while lengths.sum() > size - smallest:
-            most_rows = min(size // 4, size // 9) if lengths[0] > 8 else size // 4
-            fit = int((np.cumsum(lengths[: max(1, most_rows)]) <= size).sum())
-            lengths, total = lengths[fit:], total + size
-    return total
+def tokens_of_chunks(tokens: int, chunk: int) -> int:
+    """Return the tokens of the chunks that hold these tokens."""
+    quarter = chunk // 4
+    full = 0
+    while tokens - full * chunk > chunk - quarter:
+        full += 1
+    return full * chunk + max(0, -(-(tokens - full * chunk) // quarter)) * quarter
 
 
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")

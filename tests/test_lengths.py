@@ -24,8 +24,7 @@ from pabee_jax.checkpoints.pretrained import Pretrained
 from pabee_jax.data.dataset import Dataset
 from pabee_jax.data.packing import packed
 from pabee_jax.distributed import sharding
-from pabee_jax.drivers.ragged import chunk_shapes
-from pabee_jax.drivers.shapes import ChunkSizes
+from pabee_jax.drivers.shapes import ChunkSizes, sequence_lengths
 from pabee_jax.inference.engine import Engine, EngineConfig
 from pabee_jax.models.config import ModelConfig
 
@@ -336,22 +335,23 @@ def test_an_onnx_model_equals_transformers_at_every_length(family, pooling, tmp_
 @given(
     chunk=st.integers(1, 2000),
     longest=st.integers(1, 1100),
-    smallest=st.integers(8, 600) | st.none(),
+    step=st.sampled_from([8, 16, 64]),
+    growth=st.sampled_from([1.25, 2.0]),
 )
-def test_no_row_is_longer_than_the_last_length_class_of_its_chunk(chunk, longest, smallest):
-    """Whatever rows remain, the chunk that runs them has a class for the longest of them."""
-    sizes = ChunkSizes.of(max(chunk, longest), longest, smallest)
-    for shape in chunk_shapes(sizes):
-        assert shape.lengths[-1] == min(shape.tokens, longest)
+def test_every_row_has_a_length_class_and_fits_into_a_block(chunk, longest, step, growth):
+    lengths = sequence_lengths(longest, step, growth)
+    assert lengths[-1] == longest and list(lengths) == sorted(set(lengths))
+    sizes = ChunkSizes.of(chunk, longest)
+    assert sizes.longest == longest <= sizes.block_tokens
 
 
 def test_sizes_and_rows_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="cannot hold 300 tokens"):
-        ChunkSizes((256,), 300)
-    with pytest.raises(ValueError, match="cannot hold 300 tokens"):
-        ChunkSizes((1024, 256), 300)
-    with pytest.raises(ValueError, match="must descend"):
-        ChunkSizes((256, 512), 100)
+    with pytest.raises(ValueError, match="299 tokens cannot hold a row of 300"):
+        ChunkSizes((256, 64), (8, 300), 299)
+    with pytest.raises(ValueError, match="chunks must descend"):
+        ChunkSizes((256, 512), (8, 100), 512)
+    with pytest.raises(ValueError, match="classes must ascend"):
+        ChunkSizes((512, 256), (100, 8), 512)
     rows = rows_up_to("bert", 128)
     with pytest.raises(ValueError, match="a row has 128 tokens; the program is for 100"):
         packed(rows, 1, 128, 10_000, 100)

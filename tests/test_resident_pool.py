@@ -17,7 +17,7 @@ from pabee_jax.drivers.full import all_exit_logits
 from pabee_jax.drivers.shapes import ChunkSizes
 
 SLOW = pytest.mark.slow
-SIZES = dict(sizes=ChunkSizes.of(32, 16, smallest=8, block_factor=2))
+SIZES = dict(sizes=ChunkSizes.of(32, 16))
 MAX_ROWS, MAX_TOKENS, NEW_ROWS, NEW_TOKENS = 12, 96, 4, 64
 
 

@@ -12,6 +12,7 @@ from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers import exit_rule
 from pabee_jax.drivers.exit_rule import Exits, ExitState, Layer
 from pabee_jax.models.encoder import EarlyExitModel
+from pabee_jax.models.groups import LayerGroup
 
 # (layer from 0, hidden states, done) -> (hidden states, logits of this layer's exit). The hidden
 # states are a pytree that the driver chooses. The values of rows that are done are not used.
@@ -118,3 +119,15 @@ def on_group(
         return function(groups[group], *operands)
     branches = [functools.partial(function, group) for group in groups]
     return jax.lax.switch(jnp.array(layer_groups)[layer], branches, *operands)
+
+
+def copied_group(model: EarlyExitModel, layer: Layer) -> LayerGroup:
+    """Return the parameters of `layer` (from 0, traced or not); for a traced layer, a copy.
+
+    Against `on_group`, a function is compiled once and not once per group.
+    """
+    groups, layer_groups = model.groups, model.config.layer_groups
+    if isinstance(layer, int) or len(groups) == 1:
+        return groups[layer_groups[layer] if isinstance(layer, int) else 0]
+    branches = [lambda group=group: group for group in groups]
+    return jax.lax.switch(jnp.array(layer_groups)[layer], branches)

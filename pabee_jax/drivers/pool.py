@@ -1,9 +1,9 @@
 """Driver `pool`: runs many rows layer by layer and computes only the rows that have not exited.
 
-The rows have different lengths and no padding (see `ragged`). The pool keeps the tokens of the
-active rows (the rows that have not exited) in flat arrays. At every layer, it copies them chunk by
-chunk out of these arrays and back, without the rows that have exited, so that the active rows stay
-in order and without gaps.
+The rows have different lengths and no padding: the pool keeps the tokens of the active rows (the
+rows that have not exited) in flat arrays. A layer consists of what it does to single tokens, chunk
+by chunk (`ragged`), and of attention, block by block of rows (`row_tokens`). Its first pass over
+the tokens moves the active rows together, so that they stay in order and without gaps.
 
 With CLS pooling, a row does not need its exit layer for all tokens. The exit reads only the first
 token, for which the layer computes keys and values of all tokens (a sixth of its matrix products)
@@ -28,35 +28,56 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pabee_jax.criteria import ExitCriterion
 from pabee_jax.drivers.exit_rule import Exits
-from pabee_jax.drivers.layer_loop import CONTROL, Control, Layer, on_group, run_layers, zero_logits
+from pabee_jax.drivers.layer_loop import (
+    CONTROL,
+    Control,
+    Layer,
+    copied_group,
+    on_group,
+    run_layers,
+    zero_logits,
+)
 from pabee_jax.drivers.ragged import (
     ActiveRows,
     RaggedBatch,
     active_rows,
-    chunk_shapes,
-    from_bits,
-    over_rows,
+    map_tokens,
+    read,
     slices,
-    take,
-    to_bits,
+    store,
 )
+from pabee_jax.drivers.row_tokens import STEP, Attention, RowTokens
 from pabee_jax.drivers.shapes import ChunkSizes, run_while_more_than
 from pabee_jax.models.encoder import EarlyExitModel, full_precision
 from pabee_jax.models.side_inputs import SideInputs
-from pabee_jax.models.transformer import TokenHeads, Tokens, attention
+
+
+class PoolTokens(NamedTuple):
+    """Flat arrays of the tokens of rows, as `store` returns them.
+
+    Attributes:
+        hidden: the hidden states; with CLS pooling, the input of the layer that was started.
+        query: the attention queries, and then what attention returns in their place. They are not
+            used by a later layer.
+        keys, values: with CLS pooling, those of the layer that was started; otherwise they are not
+            used by a later layer.
+    """
+
+    hidden: Array
+    query: Array
+    keys: Array
+    values: Array
 
 
 class PoolState(NamedTuple):
     """What the pool carries from layer to layer.
 
     Attributes:
-        tokens: arrays (tokens, ...) of the rows that were active in the last layer: the hidden
-            states, and with CLS pooling the keys and values of the layer that was started; as
-            `to_bits` returns them.
+        tokens: the tokens of the rows that were active in the last layer.
         starts: where the tokens of each row of the batch start in these arrays.
     """
 
-    tokens: Any
+    tokens: PoolTokens
     starts: Int[Array, " rows"]
 
 
@@ -82,7 +103,7 @@ def pooled_early_exit(
         sizes: the sizes of chunks.
         control: how the test "has every row exited?" is compiled.
     """
-    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.longest))
+    pool = PooledLayers.of(model, batch, sizes)
     done = batch.lengths == 0
     return run_layers(model, pool.embedded(), done, criterion, row, pool.run_layer, control)
 
@@ -95,7 +116,7 @@ def pooled_all_exit_logits(
     Args:
         model, batch, sizes: as for `pooled_early_exit`.
     """
-    pool = PooledLayers(model, batch, sizes, model.side_inputs(sizes.longest))
+    pool = PooledLayers.of(model, batch, sizes)
     layers, done = jnp.arange(model.config.num_hidden_layers), batch.lengths == 0
     return jax.lax.scan(
         lambda state, layer: pool.run_layer(layer, state, done), pool.embedded(), layers
@@ -104,15 +125,17 @@ def pooled_all_exit_logits(
 
 @dataclasses.dataclass(frozen=True)
 class PooledLayers:
-    """The layers of a model over a ragged batch.
-
-    `side` is for rows of up to `sizes.longest` tokens.
-    """
+    """The layers of a model over a ragged batch."""
 
     model: EarlyExitModel
     batch: RaggedBatch
     sizes: ChunkSizes
     side: SideInputs
+
+    @classmethod
+    def of(cls, model: EarlyExitModel, batch: RaggedBatch, sizes: ChunkSizes) -> "PooledLayers":
+        """Return the layers, with the side inputs for the longest row."""
+        return cls(model, batch, sizes, model.side_inputs(-(-sizes.longest // STEP) * STEP))
 
     @property
     def reads_first_token(self) -> bool:
@@ -123,26 +146,27 @@ class PooledLayers:
         """Return the state before the first layer."""
         batch, config = self.batch, self.model.config
         num_tokens, chunk = jnp.sum(batch.lengths), self.sizes.tokens[0]
-        size = len(batch.input_ids) + chunk  # A chunk's window may extend beyond the last token.
+        # A chunk or a block may extend beyond the last token.
+        size = len(batch.input_ids) + max(chunk, self.sizes.block_tokens)
 
         def zeros(*shape: int) -> Array:
             # Derived from the batch, so that the arrays are sharded as the batch is.
-            zero = to_bits((0 * num_tokens).astype(self.model.dtype))
+            zero = store(0 * num_tokens, self.model.dtype)
             return jnp.broadcast_to(zero, (size, *shape))
 
         def embed_chunk(index, hidden):
             names = (batch.input_ids, batch.token_type_ids, batch.positions)
             ids, segments, positions = (slices(values, index * chunk, chunk) for values in names)
             embedded = self.model.embeddings(ids, segments, positions)
-            return jax.lax.dynamic_update_slice_in_dim(hidden, to_bits(embedded), index * chunk, 0)
+            embedded = store(embedded, self.model.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(hidden, embedded, index * chunk, 0)
 
         with full_precision(self.model.dtype):
             chunks = (num_tokens + chunk - 1) // chunk
             hidden = jax.lax.fori_loop(0, chunks, embed_chunk, zeros(config.hidden_size))
         heads = config.num_attention_heads
-        features = config.hidden_size // heads
-        keys_values = (zeros(heads, features), zeros(heads, features))
-        tokens = (hidden, keys_values) if self.reads_first_token else hidden
+        of_heads = [zeros(heads, config.hidden_size // heads) for _ in range(3)]
+        tokens = PoolTokens(hidden, *of_heads)
         return PoolState(tokens, jnp.cumsum(batch.lengths) - batch.lengths)
 
     def run_layer(
@@ -156,127 +180,112 @@ class PooledLayers:
         state = PoolState(tokens, rows.in_batch_order(rows.offsets))
         return state, rows.in_batch_order(logits)
 
-    def _take(self, stored: Array, index: Array) -> Array:
-        """Return values of one of the arrays of `PoolState.tokens`."""
-        return from_bits(take(stored, index), self.model.dtype)
+    def _read(self, stored: Array, index: Array) -> Array:
+        return read(stored, index, self.model.dtype)
 
-    def run_tokens(self, layer: Layer, tokens: Any, rows: ActiveRows) -> Any:
-        """Run the first part of a layer, chunk by chunk; return the tokens of the active rows."""
-        first = jnp.zeros_like(rows.num_rows)
-        rests = run_while_more_than(self.sizes.tokens)
-        for shape, rest in zip(chunk_shapes(self.sizes), rests, strict=True):
+    def run_tokens(self, layer: Layer, tokens: PoolTokens, rows: ActiveRows) -> PoolTokens:
+        """Run the first part of a layer; return the tokens of the active rows at their offsets."""
+        starts, num_inner = rows.sources, self.model.config.inner_group_num
+        if self.reads_first_token:
+            tokens = self._finish_previous_layer(layer, tokens, rows)
+            starts, num_inner = rows.offsets, num_inner - 1
+        call = self._with_parameters_of(layer)
+        for inner in range(num_inner):
+            tokens = self._run_inner(call, inner, layer, tokens, rows, starts)
+            starts = rows.offsets
+        if not self.reads_first_token:
+            return tokens
+        side = self.side.of_layer(layer)
 
-            def some_remain(carry, rest=rest):
-                first, _ = carry
-                start = jnp.where(first < rows.num_rows, take(rows.offsets, first), rows.num_tokens)
-                return rows.num_tokens - start > rest
+        def start(tokens, positions):
+            keys, values = call(
+                lambda group, *operands: group.inner[-1].keys_values(*operands),
+                tokens.hidden,
+                side,
+                positions,
+            )
+            return {"keys": keys, "values": values}
 
-            def run_chunk(carry, shape=shape):
-                first, tokens = carry
-                chunk = shape.chunk_from(rows, first)
-                of_rows = [
-                    slices(starts, first, shape.rows)
-                    for starts in (rows.sources, rows.batch_offsets)
-                ]
-                source, batch_index = map(chunk.tokens_from, of_rows)
-                mask = take(self.batch.attention_mask, batch_index) != 0
+        return self._map(start, tokens, rows, rows.offsets)
 
-                computed = self._run_chunk(
-                    layer,
-                    jax.tree.map(lambda values: self._take(values, source), tokens),
-                    chunk.position,
-                    functools.partial(shape.attend, chunk, mask),
-                )
-                start, is_in_chunk = rows.offsets[first], jnp.arange(shape.tokens)
-                is_in_chunk = is_in_chunk < chunk.num_tokens
-                tokens = jax.tree.map(
-                    lambda values, updates: _write(values, to_bits(updates), start, is_in_chunk),
-                    tokens,
-                    computed,
-                )
-                return first + chunk.num_rows, tokens
+    def _finish_previous_layer(
+        self, layer: Layer, tokens: PoolTokens, rows: ActiveRows
+    ) -> PoolTokens:
+        """Finish the layer before `layer`, of which `tokens` has the keys and values."""
+        # Layer 0 has no previous layer, and loops over no rows.
+        num_rows, num_tokens = (
+            jnp.where(layer > 0, count, jnp.zeros_like(count))
+            for count in (rows.num_rows, rows.num_tokens)
+        )
+        started = rows._replace(num_rows=num_rows, num_tokens=num_tokens)
+        previous = jnp.maximum(layer - 1, 0)
+        call = self._with_parameters_of(previous)
+        return self._run_inner(
+            call, -1, previous, tokens, started, rows.sources, has_keys_values=True
+        )
 
-            first, tokens = jax.lax.while_loop(some_remain, run_chunk, (first, tokens))
-        return tokens
+    def _with_parameters_of(self, layer: Layer) -> Callable[..., Any]:
+        """Return a function that calls `function(group, *operands)` with a layer's parameters."""
+        if not self.sizes.copies_parameters:
+            return functools.partial(on_group, self.model, layer)
+        group = copied_group(self.model, layer)
+        return lambda function, *operands: function(group, *operands)
 
-    def _run_chunk(
+    def _map(self, function, tokens: PoolTokens, rows: ActiveRows, starts: Array) -> PoolTokens:
+        return map_tokens(function, tokens, rows, starts, self.sizes.tokens, self.model.dtype)
+
+    def _run_inner(
         self,
+        call: Callable[..., Any],
+        inner: int,
         layer: Layer,
-        tokens: Any,
-        positions: Int[Array, " tokens"],
-        attend: Callable[..., TokenHeads],
-    ) -> Any:
-        """Run the first part of a layer for the tokens of one chunk.
+        tokens: PoolTokens,
+        rows: ActiveRows,
+        starts: Int[Array, " rows"],
+        has_keys_values: bool = False,
+    ) -> PoolTokens:
+        """Run one of the transformer layers of `layer`; only ALBERT may have several.
 
         Args:
+            call: the result of `_with_parameters_of(layer)`.
+            inner: the index of the transformer layer.
             layer: the layer, from 0.
-            tokens: the arrays of `PoolState.tokens` for these tokens.
-            positions: the position of each token in its row.
-            attend: (side inputs, query, keys, values) -> the attention of each token to its row.
+            tokens: the tokens.
+            rows: the active rows.
+            starts: where they start in `tokens`.
+            has_keys_values: whether `tokens` has the keys and values of this layer.
         """
-        num_inner = self.model.config.inner_group_num
-        if not self.reads_first_token:
-            for inner in range(num_inner):
-                tokens = self._inner_layer(layer, inner, tokens, positions, attend)
-            return tokens
+        side, dtype = self.side.of_layer(layer), self.model.dtype
 
-        def finish_previous_layer(hidden, keys_values):
-            side = self.side.of_layer(layer - 1)
-            query = self._query(layer - 1, hidden, positions)
-            return self._finish(layer - 1, hidden, attend(side, query, *keys_values))
+        def project(tokens, positions):
+            def in_group(group, *operands):
+                layer = group.inner[inner]
+                query = layer.query(*operands)
+                return (query,) if has_keys_values else (query, *layer.keys_values(*operands))
 
-        hidden, keys_values = tokens
-        hidden = jax.lax.cond(
-            layer > 0,
-            finish_previous_layer,
-            lambda hidden, keys_values: hidden,
-            hidden,
-            keys_values,
-        )
-        for inner in range(num_inner - 1):
-            hidden = self._inner_layer(layer, inner, hidden, positions, attend)
-        return hidden, self._keys_values(layer, hidden, positions)
+            query, *new = call(in_group, tokens.hidden, side, positions)
+            keys, values = new or (tokens.keys, tokens.values)
+            return {"hidden": tokens.hidden, "query": query, "keys": keys, "values": values}
 
-    def _inner_layer(self, layer: Layer, inner: int, hidden: Tokens, positions, attend) -> Tokens:
-        """Run one of the transformer layers of `layer`; only ALBERT may have several."""
-        query = self._query(layer, hidden, positions, inner)
-        keys_values = self._keys_values(layer, hidden, positions, inner)
-        context = attend(self.side.of_layer(layer), query, *keys_values)
-        return self._finish(layer, hidden, context, inner)
+        def finish(tokens, positions):
+            del positions
+            hidden = call(
+                lambda group, *operands: group.inner[inner].finish(*operands),
+                tokens.hidden,
+                tokens.query,
+            )
+            return {"hidden": hidden}
 
-    def _query(self, layer: Layer, hidden: Tokens, positions, inner: int = -1) -> TokenHeads:
-        return on_group(
-            self.model,
-            layer,
-            lambda group, *operands: group.inner[inner].query(*operands),
-            hidden,
-            self.side.of_layer(layer),
-            positions,
-        )
-
-    def _keys_values(self, layer: Layer, hidden: Tokens, positions, inner: int = -1):
-        return on_group(
-            self.model,
-            layer,
-            lambda group, *operands: group.inner[inner].keys_values(*operands),
-            hidden,
-            self.side.of_layer(layer),
-            positions,
-        )
-
-    def _finish(self, layer: Layer, hidden: Tokens, context: TokenHeads, inner: int = -1):
-        return on_group(
-            self.model,
-            layer,
-            lambda group, hidden, context: group.inner[inner].finish(hidden, context),
-            hidden,
-            context,
-        )
+        tokens = self._map(project, tokens, rows, starts)
+        attend = Attention(self.sizes.block_tokens, self.sizes.lengths)
+        mask = jnp.asarray(self.batch.attention_mask)
+        context = attend(tokens.query, tokens.keys, tokens.values, rows, mask, side, dtype)
+        return self._map(finish, tokens._replace(query=context), rows, rows.offsets)
 
     def run_exits(
         self,
         layer: Layer,
-        tokens: Any,
+        tokens: PoolTokens,
         rows: ActiveRows,
         starts: Int[Array, " rows"],
         exits: Int[Array, " rows"] | None = None,
@@ -294,6 +303,7 @@ class PooledLayers:
         # The last chunk may have rows beyond the last row.
         logits = zero_logits(self.model, jnp.pad(self.batch.lengths, (0, sizes[0])))
         carry = jnp.zeros_like(rows.num_rows), logits
+        call = self._with_parameters_of(layer) if self.reads_first_token else None
         for size, rest in zip(sizes, run_while_more_than(sizes), strict=True):
 
             def some_remain(carry, rest=rest):
@@ -302,6 +312,7 @@ class PooledLayers:
             def run(carry, size=size):
                 first, logits = carry
                 chunk_logits = self._exit_logits(
+                    call,
                     layer,
                     tokens,
                     lengths=slices(rows.lengths, first, size),
@@ -316,10 +327,11 @@ class PooledLayers:
         _, logits = carry
         return logits[:num_rows]
 
-    def _exit_logits(self, layer, tokens, lengths, offsets, batch_offsets, exits):
+    def _exit_logits(self, call, layer, tokens, lengths, offsets, batch_offsets, exits):
         """Return the logits of some rows.
 
         Args:
+            call: the result of `_with_parameters_of(layer)`.
             layer: the layer, from 0.
             tokens: the arrays of all active rows.
             lengths: the tokens of each row.
@@ -327,40 +339,32 @@ class PooledLayers:
             batch_offsets: where each row starts in the batch.
             exits: the exit of each row, from 0; None for the exit of `layer`.
         """
-        model, mask = self.model, self.batch.attention_mask
-
-        def token_mask(index, is_token):
-            return is_token & (take(mask, index - offsets[:, None] + batch_offsets[:, None]) != 0)
-
+        mask = jnp.asarray(self.batch.attention_mask)
+        of_rows = RowTokens(lengths, offsets, batch_offsets, mask)
         if not self.reads_first_token:
-            features = over_rows(
-                self.sizes.lengths,
-                lengths,
-                offsets,
-                lambda index, is_token: model.exit_features(
-                    self._take(tokens, index), token_mask(index, is_token)
-                ),
+            features = of_rows.mean(
+                self.model.config.hidden_size,
+                lambda index: self.model.exit_hidden(self._read(tokens.hidden, index)),
             )
             return self._classify(layer, exits, features)
-        all_hidden, (keys, values) = tokens
-        hidden = self._take(all_hidden, offsets)
-        side = self.side.of_layer(layer)
-        query = self._query(layer, hidden, jnp.zeros_like(offsets))
-        context = over_rows(
-            self.sizes.lengths,
-            lengths,
-            offsets,
-            lambda index, is_token: attention(
-                query[:, None],
-                self._take(keys, index),
-                self._take(values, index),
-                token_mask(index, is_token),
-                side,
-            )[:, 0].astype(query.dtype),
+        hidden, side = self._read(tokens.hidden, offsets), self.side.of_layer(layer)
+        query = call(
+            lambda group, *operands: group.inner[-1].query(*operands),
+            hidden,
+            side,
+            jnp.zeros_like(offsets),
         )
-        first_token = self._finish(layer, hidden, context)[:, None]
-        mask = jnp.ones_like(first_token[..., 0], bool)
-        return self._classify(layer, exits, model.exit_features(first_token, mask))
+        context = of_rows.attention_of_first_tokens(
+            query,
+            lambda index: (self._read(tokens.keys, index), self._read(tokens.values, index)),
+            side,
+        )
+        hidden = call(
+            lambda group, *operands: group.inner[-1].finish(*operands),
+            hidden,
+            context.astype(hidden.dtype),
+        )
+        return self._classify(layer, exits, self.model.exit_hidden(hidden))
 
     def _classify(
         self,
@@ -374,13 +378,3 @@ class PooledLayers:
         every_exit = jnp.arange(self.model.config.num_hidden_layers)
         by_exit = jax.vmap(self.model.classify, in_axes=(0, None))(every_exit, features)
         return by_exit[jnp.minimum(exits, every_exit[-1]), jnp.arange(len(features))]
-
-
-def _write(
-    values: Array, updates: Array, start: Int[Array, ""], is_in_chunk: Bool[Array, " tokens"]
-) -> Array:
-    """Write the tokens of a chunk to `start` and after it."""
-    window = jax.lax.dynamic_slice_in_dim(values, start, len(updates))
-    is_in_chunk = is_in_chunk.reshape(-1, *[1] * (updates.ndim - 1))
-    window = jnp.where(is_in_chunk, updates, window)
-    return jax.lax.dynamic_update_slice_in_dim(values, window, start, 0)

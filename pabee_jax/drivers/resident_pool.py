@@ -111,7 +111,7 @@ def empty(
     zero_rows = jnp.zeros(max_rows, jnp.int32)
     zero_tokens = jnp.zeros(max_tokens, jnp.int32)
     batch = _tokenless(zero_tokens, zero_rows)
-    layers = PooledLayers(model, batch, sizes, model.side_inputs(sizes.longest))
+    layers = PooledLayers.of(model, batch, sizes)
 
     def for_rows(leaf: ArrayLike) -> Array:
         return jnp.broadcast_to(leaf, (max_rows, *jnp.shape(leaf)))
@@ -150,7 +150,7 @@ def admit(
         criterion: the setting of each new row: a criterion whose fields have the row axis first.
         sizes: the sizes of chunks.
     """
-    layers = PooledLayers(model, new, sizes, model.side_inputs(sizes.longest))
+    layers = PooledLayers.of(model, new, sizes)
     embedded = layers.embedded()
     new_lengths, new_mask = jnp.asarray(new.lengths), jnp.asarray(new.attention_mask)
     is_new = new_lengths > 0
@@ -189,7 +189,7 @@ def advance(
         sizes: the sizes of chunks.
     """
     batch = _tokenless(rows.attention_mask, rows.lengths)
-    layers = PooledLayers(model, batch, sizes, model.side_inputs(sizes.longest))
+    layers = PooledLayers.of(model, batch, sizes)
     mixed = shares_all_layers(model)
 
     def some_remain(carry):

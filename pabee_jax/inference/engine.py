@@ -133,10 +133,7 @@ class Engine:
         defaults, longest = backend(classifier.mesh), classifier.pretrained.max_length
         self.max_tokens = max(config.max_tokens or defaults.engine_tokens, 2 * longest)
         self.max_rows = config.max_rows or self.max_tokens // TOKENS_PER_ROW
-        chunk_tokens = max(self.max_tokens // 2, longest)
-        self._sizes = ChunkSizes.of(
-            chunk_tokens, longest, defaults.smallest_engine_chunk, block_factor=2
-        )
+        self._sizes = defaults.small_sizes(longest)
         self.num_waiting = self._waiting_bytes = 0
         # The rows in the queue. Callers append rows, and only the engine's thread removes them.
         self._queue: collections.deque[_Waiting] = collections.deque()

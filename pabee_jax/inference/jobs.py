@@ -144,5 +144,5 @@ def _ragged_job(
     def run(batch, row):
         return programs.ragged(plan, batch, row)
 
-    sizes = plan.rows_per_device, plan.tokens_per_device, plan.longest
+    sizes = plan.rows_per_device, plan.tokens_per_device, plan.sizes.longest
     return ragged_job(rows, part, *sizes, mesh, run)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pabee_jax.distributed.sharding import DATA
-from pabee_jax.drivers.shapes import ChunkSizes
+from pabee_jax.drivers.shapes import ChunkSizes, sequence_lengths
 from pabee_jax.errors import InputError, shown
 from pabee_jax.io import host_memory
 from pabee_jax.models.config import ModelConfig
@@ -23,40 +23,64 @@ class Backend:
 
     Attributes:
         chunk_tokens: tokens of a chunk of the large pool.
-        small_pool_chunks: tokens of the largest and of the smallest chunk of the small pool;
-            absent, it has the chunks of the large pool.
+        small_chunks: the sizes of the chunks of a small pool and of an engine (`inference.engine`).
+        small_block: the tokens of their blocks of attention, unless a row is longer.
+        small_pool_copies_parameters: their `ChunkSizes.copies_parameters`.
         pool_tokens: tokens of a pool per device, if the memory suffices.
         loop_rows: largest number of rows per device for which driver `auto` uses `loop`, and `full`
             pads rows; above it, `auto` uses `pool`, and `full` runs without padding.
-        engine_tokens: tokens of the pool of an engine (`inference.engine`).
-        smallest_engine_chunk: tokens of the smallest chunk of an engine.
+        engine_tokens: tokens of the pool of an engine.
+        length_step: the shortest length class.
+        length_growth: the factor by which a length class may exceed the class before.
     """
 
     chunk_tokens: int
-    small_pool_chunks: tuple[int, int] | None
+    small_chunks: tuple[int, ...]
+    small_block: int
+    small_pool_copies_parameters: bool
     pool_tokens: int
     loop_rows: int
     engine_tokens: int
-    smallest_engine_chunk: int
+    length_step: int
+    length_growth: float
+
+    def small_sizes(self, longest: int) -> ChunkSizes:
+        """Return the sizes of a small pool and of an engine."""
+        block, copies = max(self.small_block, longest), self.small_pool_copies_parameters
+        return ChunkSizes(self.small_chunks, self._lengths(longest), block, copies)
+
+    def large_sizes(self, longest: int, chunk_tokens: int | None) -> ChunkSizes:
+        """Return the sizes of a large pool; absent, `chunk_tokens` is the default."""
+        sizes = ChunkSizes.of(chunk_tokens or self.chunk_tokens, longest)
+        return dataclasses.replace(sizes, lengths=self._lengths(longest))
+
+    def _lengths(self, longest: int) -> tuple[int, ...]:
+        return sequence_lengths(longest, self.length_step, self.length_growth)
 
 
 _CPU = Backend(
     chunk_tokens=1024,
-    small_pool_chunks=(512, 64),
+    small_chunks=(256, 128, 64),
+    small_block=128,
+    small_pool_copies_parameters=False,
     pool_tokens=16_384,
     loop_rows=2,
     engine_tokens=1024,
-    smallest_engine_chunk=32,
+    length_step=8,
+    length_growth=1.25,
 )
-# Not measured. A GPU needs larger matrix products to be fully used, and every dynamic loop costs a
-# synchronization with the host.
+# Not measured. A GPU needs larger matrix products to be fully used, every dynamic loop costs a
+# synchronization with the host, and a length class takes seconds to compile.
 ACCELERATOR = Backend(
     chunk_tokens=16_384,
-    small_pool_chunks=None,
+    small_chunks=(4096, 256),
+    small_block=4096,
+    small_pool_copies_parameters=True,
     pool_tokens=524_288,
     loop_rows=8,
     engine_tokens=16_384,
-    smallest_engine_chunk=256,
+    length_step=64,
+    length_growth=2.0,
 )
 # Few rows run in a second, smaller pool: clearing the memory of a whole pool takes longer than
 # running a few rows (89 ms for 512 rows of 64 tokens, BERT-base, CPU).
@@ -75,24 +99,20 @@ class PoolPlan:
         devices: the number of devices that share the rows.
         rows_per_device: the most rows on a device.
         tokens_per_device: the most tokens on a device.
-        chunk_tokens: tokens that run together on a device.
-        longest: the most tokens of a row.
+        sizes: the sizes of the program.
         bytes_per_device: memory of the pool on each device, without the weights.
-        smallest_chunk: tokens of the smallest chunk for the last tokens; see `ChunkSizes.of`.
     """
 
     devices: int
     rows_per_device: int
     tokens_per_device: int
-    chunk_tokens: int
-    longest: int
+    sizes: ChunkSizes
     bytes_per_device: int
-    smallest_chunk: int | None = None
 
     @property
-    def sizes(self) -> ChunkSizes:
-        """The sizes of chunks."""
-        return ChunkSizes.of(self.chunk_tokens, self.longest, self.smallest_chunk)
+    def chunk_tokens(self) -> int:
+        """The tokens that run together on a device."""
+        return self.sizes.tokens[0]
 
     @property
     def rows(self) -> int:
@@ -107,7 +127,7 @@ class PoolPlan:
         """
         if self.devices == 1:
             return self.tokens_per_device
-        return self.devices * (self.tokens_per_device - self.longest)
+        return self.devices * (self.tokens_per_device - self.sizes.longest)
 
     def __str__(self):
         return (
@@ -169,53 +189,54 @@ def pool_plans(
         mesh: devices over which the rows are sharded.
         longest: the most tokens of a row.
         bytes_per_value: size of the compute type; 4 for float32.
-        chunk_tokens: tokens of a chunk; absent, the device's default. A chunk is never shorter than
-            a row.
+        chunk_tokens: tokens of a chunk; absent, the device's default.
 
     Raises:
         InputError: `chunk_tokens` is below 1.
     """
     check_size("chunk_tokens", chunk_tokens)
     defaults, devices = backend(mesh), mesh.shape[DATA]
-    given = chunk_tokens or defaults.chunk_tokens
     fewest_tokens = 2 * longest
 
-    def plan(tokens: int, chunk: int = given, smallest: int | None = None) -> PoolPlan:
-        tokens, chunk = max(tokens, fewest_tokens), max(chunk, longest)
+    def plan(tokens: int, sizes: ChunkSizes) -> PoolPlan:
+        tokens = max(tokens, fewest_tokens)
         rows = max(1, tokens // TOKENS_PER_ROW)
-        pool_bytes = _pool_bytes(config, rows, tokens, chunk, longest, bytes_per_value)
-        return PoolPlan(devices, rows, tokens, chunk, longest, pool_bytes, smallest)
+        pool_bytes = _pool_bytes(config, rows, tokens, sizes, bytes_per_value)
+        return PoolPlan(devices, rows, tokens, sizes, pool_bytes)
 
-    large, free_bytes = plan(defaults.pool_tokens), _free_bytes(mesh)
+    sizes = defaults.large_sizes(longest, chunk_tokens)
+    large, free_bytes = plan(defaults.pool_tokens, sizes), _free_bytes(mesh)
     allowed_bytes = math.inf if free_bytes is None else _MEMORY_SHARE * free_bytes
     while large.tokens_per_device > fewest_tokens and large.bytes_per_device > allowed_bytes:
-        large = plan(large.tokens_per_device // 2)
-    small_tokens = large.tokens_per_device // _SMALL_POOL_DIVISOR
-    if defaults.small_pool_chunks is None:
-        return plan(small_tokens), large
-    largest, smallest = defaults.small_pool_chunks
-    # Long rows have fewer sizes, each of which adds a copy of the layers to the program.
-    return plan(small_tokens, min(given, largest), max(smallest, longest // 2)), large
+        large = plan(large.tokens_per_device // 2, sizes)
+    if chunk_tokens is None:
+        sizes = defaults.small_sizes(longest)
+    return plan(large.tokens_per_device // _SMALL_POOL_DIVISOR, sizes), large
 
 
-def _pool_bytes(
-    config: ModelConfig, rows: int, tokens: int, chunk: int, longest: int, size: int
-) -> int:
-    """Return the bytes of a pool's inputs, of its tokens' arrays and of one chunk's activations.
+def _pool_bytes(config: ModelConfig, rows: int, tokens: int, sizes: ChunkSizes, size: int) -> int:
+    """Return the bytes of a pool's inputs, its tokens' arrays, and the activations of one chunk.
 
-    With CLS pooling, the pool also stores the keys and values of all tokens (see `drivers.pool`).
-
-    The activations of a chunk are, per token: hidden states, keys, values and residual, the
-    intermediate activations of the feed-forward, and three arrays of attention scores, which are
-    float32 whatever the compute type.
+    A pool stores hidden states, queries, keys and values. The activations of a chunk are, per
+    token: hidden states, keys, values and residual, and the intermediate activations of the
+    feed-forward. A block of attention has copies of its queries, keys and values, and three arrays
+    of attention scores, which are float32 whatever the compute type.
     """
     inputs = 4 * (4 * tokens + 2 * rows)
-    arrays = 3 if config.exit_pooling == "cls" else 1
-    stored = arrays * size * (tokens + chunk) * config.hidden_size
+    chunk, block = sizes.tokens[0], sizes.block_tokens
+    # A chunk or a block may extend beyond the last token.
+    stored = 4 * size * (tokens + max(chunk, block)) * config.hidden_size
     expansions = 2 if config.is_gated else 1
-    per_token = size * (6 * config.hidden_size + expansions * config.intermediate_size)
-    per_token += 4 * 3 * config.num_attention_heads * longest
-    return inputs + stored + chunk * per_token
+    of_chunk = size * (6 * config.hidden_size + expansions * config.intermediate_size)
+    # A layer's parameters are copied, with CLS pooling also those of the layer before.
+    copies = 2 if config.exit_pooling == "cls" else 1
+    if config.num_hidden_groups == 1 or not sizes.copies_parameters:
+        copies = 0
+    of_layer = 4 * config.hidden_size + (1 + expansions) * config.intermediate_size
+    weights = copies * config.inner_group_num * size * config.hidden_size * of_layer
+    of_block = 4 * size * config.hidden_size
+    of_block += 4 * 3 * config.num_attention_heads * sizes.longest
+    return inputs + stored + weights + chunk * of_chunk + block * of_block
 
 
 def _free_bytes(mesh: Mesh) -> int | None:

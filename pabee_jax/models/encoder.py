@@ -178,12 +178,15 @@ class EarlyExitModel(nnx.Module):
         """Return what an exit reads, in float32: the first token, or the mean over the tokens."""
         if self.config.exit_pooling == "cls":
             hidden = hidden[:, :1]
-        hidden = hidden.astype(jnp.float32)
-        if self.final_norm is not None:
-            hidden = self.final_norm(hidden)
+        hidden = self.exit_hidden(hidden)
         return (
             hidden[:, 0] if self.config.exit_pooling == "cls" else _mean_over_tokens(hidden, mask)
         )
+
+    def exit_hidden(self, hidden: Float[Array, "*tokens hidden"]) -> Float[Array, "*tokens hidden"]:
+        """Return the hidden states that an exit reads, in float32."""
+        hidden = hidden.astype(jnp.float32)
+        return hidden if self.final_norm is None else self.final_norm(hidden)
 
     def classify(
         self,

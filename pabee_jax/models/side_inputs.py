@@ -43,19 +43,34 @@ class SideInputs(NamedTuple):
             self.position_bias, *(None if values is None else values[layer] for values in of_layers)
         )
 
+    def of_heads_as_rows(self, rows: int, length: int) -> "SideInputs":
+        """Return the side inputs of rows with one head: of the first head, of the second, ..."""
+        if self.position_bias is None:
+            return self
+        bias = self.position_bias[:, None, None, :length, :length]
+        heads, *_, queries, keys = bias.shape
+        bias = jnp.broadcast_to(bias, (heads, rows, 1, queries, keys))
+        return self._replace(position_bias=bias.reshape(heads * rows, 1, queries, keys))
+
     def on_scores(
-        self, scores: Float[Array, "batch heads queries keys"], mask: Bool[Array, "batch keys"]
+        self,
+        scores: Float[Array, "batch heads queries keys"],
+        mask: Bool[Array, "batch keys"],
+        first_key: int | Int[Array, ""] = 0,
     ) -> Float[Array, "batch heads queries keys"]:
         """Return attention scores with the position bias, and without the tokens out of reach.
 
-        Query i and key i are token i of a row.
+        Query i is token i of a row, and key i is token `first_key + i`.
         """
         queries, keys = scores.shape[-2:]
         if self.position_bias is not None:
-            scores = scores + self.position_bias[:, :queries, :keys]
+            bias = self.position_bias[..., :queries, :]
+            scores = scores + jax.lax.dynamic_slice_in_dim(
+                bias, first_key, keys, axis=bias.ndim - 1
+            )
         within_reach = mask[:, None, None, :]
         if self.window is not None:
-            distance = jnp.abs(jnp.arange(queries)[:, None] - jnp.arange(keys))
+            distance = jnp.abs(jnp.arange(queries)[:, None] - first_key - jnp.arange(keys))
             within_reach = within_reach & (distance <= self.window)
         return jnp.where(within_reach, scores, jnp.finfo(jnp.float32).min)
 
