@@ -212,7 +212,7 @@ class PooledLayers:
         self, layer: Layer, tokens: PoolTokens, rows: ActiveRows
     ) -> PoolTokens:
         """Finish the layer before `layer`, of which `tokens` has the keys and values."""
-        # Layer 0 has no previous layer, and loops over no rows.
+        # Layer 0 has no previous layer: the loops run over no rows. No row has moved yet.
         num_rows, num_tokens = (
             jnp.where(layer > 0, count, jnp.zeros_like(count))
             for count in (rows.num_rows, rows.num_tokens)
